@@ -1,0 +1,40 @@
+"""The errors of Isthmus, told apart by who can mend them.
+
+Everything that a user, a peer or the network can cause is an `IsthmusError` and is shown as one line.
+Faults of our own are assertions, and keep their traceback.
+"""
+
+from __future__ import annotations
+
+
+class IsthmusError(Exception):
+    """Base of every error that is reported without a traceback (exit code 1 unless a subclass says otherwise)."""
+
+
+class ConfigError(IsthmusError, ValueError):
+    """A user's mistake. The message names the key, the value, and what was expected (exit code 2)."""
+
+
+class ProtocolError(IsthmusError):
+    """A peer said something that the protocol does not allow."""
+
+    def __init__(self, message: str, *, peer: str = "", generation: int | None = None) -> None:
+        where = f"{peer}: " if peer else ""
+        when = f" (generation {generation})" if generation is not None else ""
+        super().__init__(f"{where}{message}{when}")
+        self.peer = peer
+        self.generation = generation
+
+
+class RunAborted(IsthmusError):
+    """The run ended before its last step; the message says why and names who was lost."""
+
+
+class PeerSilent(IsthmusError):
+    """A peer owes an acknowledgement and has not been heard for longer than the deadline."""
+
+    def __init__(self, peer: str, silent_s: float) -> None:
+        super().__init__(
+            f"{peer} has not answered for {silent_s:g} s: its process is gone, hangs, or cannot be reached"
+        )
+        self.peer = peer
