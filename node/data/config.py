@@ -1,0 +1,69 @@
+"""The `[data]` section: which corpus, which tokenizer, how much of it, and where the token store is kept.
+
+Only names and bounds are checked here, without touching the disk or the network, so that a coordinator may
+check a config whose files lie on the nodes. What the names open is in `node.data.sources`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from pathlib import Path
+from typing import Annotated, Literal
+
+from msgspec import Meta
+
+from netem.config import Section
+from netem.errors import ConfigError
+
+EMBEDDED_CORPUS = "novels"
+HUB_CORPORA = ("fineweb", "c4", "bookcorpus")
+KNOWN_CORPORA = (EMBEDDED_CORPUS, *HUB_CORPORA)
+
+
+class DataConfig(Section, frozen=True, kw_only=True):
+    """Corpus, tokenizer and token store of a run."""
+
+    corpus: Annotated[
+        str,
+        Meta(
+            min_length=1,
+            description="novels (embedded, offline), fineweb, c4 or bookcorpus (Hugging Face hub, streamed), "
+            "or a .txt, .jsonl or .parquet file (.txt and .jsonl also .gz or .xz) or a folder of them",
+        ),
+    ] = EMBEDDED_CORPUS
+    tokenizer: Annotated[Literal["gpt2", "bytes"], Meta(description="gpt2: 50257 tokens; bytes: 257 tokens")] = "gpt2"
+    text_field: Annotated[
+        str,
+        Meta(
+            min_length=1,
+            description="the field of a JSONL, Parquet or hub row that holds the document's text",
+        ),
+    ] = "text"
+    max_tokens: Annotated[
+        int,
+        Meta(
+            ge=0,
+            description="stop reading after this many tokens; 0: read all (of a hub corpus, 100 million)",
+        ),
+    ] = 0
+    cache: Annotated[
+        str, Meta(description="folder of the token store; empty: $ISTHMUS_CACHE, or else ~/.cache/isthmus")
+    ] = ""
+
+    def check(self, path: str) -> None:
+        """Raise `ConfigError` for a corpus that is neither a known name nor written as a path."""
+        if self.corpus in KNOWN_CORPORA or any(mark in self.corpus for mark in "./\\~"):
+            return
+        near = difflib.get_close_matches(self.corpus, KNOWN_CORPORA, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"write ./{self.corpus} if you mean a file or folder"
+        raise ConfigError(f"{path}corpus = {self.corpus!r}: expected {', '.join(KNOWN_CORPORA)} or a path; {hint}")
+
+
+def cache_folder(config: DataConfig) -> Path:
+    """Where token stores are kept: the setting, else $ISTHMUS_CACHE, else ~/.cache/isthmus."""
+    chosen = config.cache or os.environ.get("ISTHMUS_CACHE") or "~/.cache/isthmus"
+    try:
+        return Path(chosen).expanduser()
+    except RuntimeError:
+        raise ConfigError(f"data.cache = {chosen!r}: this user has no home folder; give a full path") from None

@@ -1,0 +1,150 @@
+"""Tokenizers: GPT-2's, built offline from the embedded merges, and plain bytes.
+
+Both turn whole documents into ids and back, and know one special token, end-of-text, which only the token
+store adds (`node.data.build`): text that happens to spell `<|endoftext|>` is ordinary text.
+The merges are read by `node.data.embedded`.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import tiktoken
+
+from netem.errors import ConfigError
+from node.data.embedded import load_merges
+
+TokenArray = npt.NDArray[np.unsignedinteger[Any]]
+
+END_OF_TEXT = "<|endoftext|>"
+_PIECE_CHARS = 1 << 20
+# GPT-2's pattern never joins a visible character to the space after it, so a cut there changes no token.
+_SAFE_CUT = re.compile(r"(?<=[A-Za-z0-9.,;:!?])(?=[ \n])")
+# Equivalent to the pattern of the original release, and faster (tiktoken_ext.openai_public, r50k).
+_GPT2_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
+
+
+class Tokenizer(Protocol):
+    """What the data room asks of a tokenizer."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids, end-of-text included: every id is below it."""
+
+    @property
+    def eot(self) -> int:
+        """The id of end-of-text."""
+
+    def encode_document(self, text: str) -> TokenArray:
+        """Ids of `text`, [tokens], without end-of-text; unsigned, see `token_dtype`."""
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of `ids`; broken UTF-8 becomes U+FFFD. Raises `ValueError` for an id that does not exist."""
+
+
+def make_tokenizer(name: str) -> Tokenizer:
+    """The tokenizer called `name`, "gpt2" or "bytes". Raises `ConfigError` for any other."""
+    if name == "gpt2":
+        return _gpt2()
+    if name == "bytes":
+        return ByteTokenizer()
+    raise ConfigError(f"data.tokenizer = {name!r}: expected gpt2 or bytes")
+
+
+def token_dtype(vocab_size: int) -> np.dtype[Any]:
+    """The narrowest of uint16 and uint32, little-endian, that holds every id."""
+    return np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
+
+
+class Gpt2Tokenizer:
+    """OpenAI's GPT-2 byte-level BPE, from the text of its `vocab.bpe`."""
+
+    name = "gpt2"
+
+    def __init__(self, merges: str) -> None:
+        ranks = _ranks(merges)
+        self.eot = len(ranks)
+        self.vocab_size = len(ranks) + 1
+        self._encoding = tiktoken.Encoding(
+            "gpt2", pat_str=_GPT2_PATTERN, mergeable_ranks=ranks, special_tokens={END_OF_TEXT: self.eot}
+        )
+
+    def encode_document(self, text: str) -> TokenArray:
+        # In pieces: a whole book at once would cost several times its size in temporary memory.
+        pieces = [self._encode(piece) for piece in _pieces(text)]
+        return np.concatenate(pieces).astype(token_dtype(self.vocab_size))
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return self._encoding.decode(_checked(ids, self.vocab_size))
+
+    def _encode(self, text: str) -> npt.NDArray[np.uint32]:
+        # No special token is disallowed and none is allowed, so all text is ordinary.
+        try:
+            return self._encoding.encode_to_numpy(text, disallowed_special=())
+        except UnicodeEncodeError:  # lone surrogates, which are no characters
+            return self._encoding.encode_to_numpy(_utf8(text).decode("utf-8"), disallowed_special=())
+
+
+class ByteTokenizer:
+    """The 256 bytes of UTF-8 and end-of-text; any text in any language, five times the tokens of GPT-2's."""
+
+    name = "bytes"
+    vocab_size = 257
+    eot = 256
+
+    def encode_document(self, text: str) -> TokenArray:
+        return np.frombuffer(_utf8(text), dtype=np.uint8).astype(token_dtype(self.vocab_size))
+
+    def decode(self, ids: Iterable[int]) -> str:
+        marker = END_OF_TEXT.encode()
+        content = b"".join(marker if i == self.eot else bytes([i]) for i in _checked(ids, self.vocab_size))
+        return content.decode("utf-8", "replace")
+
+
+@functools.cache
+def _gpt2() -> Gpt2Tokenizer:
+    return Gpt2Tokenizer(load_merges())
+
+
+def _ranks(merges: str) -> dict[bytes, int]:
+    """Bytes of every token by id: the 256 bytes in GPT-2's order, then the merges in theirs."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in printable]
+    # vocab.bpe writes a printable byte as that character, and the n-th other byte as character 256 + n.
+    byte_of = {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(others)}
+    ranks = {bytes([byte]): rank for rank, byte in enumerate([*printable, *others])}
+    for line in merges.splitlines()[1:]:  # the first line is the version
+        left, right = line.split(" ")
+        ranks[bytes(byte_of[char] for char in left + right)] = len(ranks)
+    return ranks
+
+
+def _pieces(text: str) -> Iterator[str]:
+    start = 0
+    while len(text) - start > _PIECE_CHARS:
+        cut = _SAFE_CUT.search(text, start + _PIECE_CHARS)
+        if cut is None:
+            break
+        yield text[start : cut.start()]
+        start = cut.start()
+    yield text[start:]
+
+
+def _utf8(text: str) -> bytes:
+    return text.encode("utf-8", "replace")
+
+
+def _checked(ids: Iterable[int], vocab_size: int) -> list[int]:
+    checked = [int(i) for i in ids]
+    for i in checked:
+        if not 0 <= i < vocab_size:
+            raise ValueError(f"token {i}: expected 0 to {vocab_size - 1}")
+    return checked
