@@ -1,0 +1,16 @@
+"""netem: the network floor. Bytes and seconds; no tensors, no training.
+
+Endpoints exchange messages over ZeroMQ, in order and exactly once, at the rate and latency of a profile. What a
+network does is arithmetic in modules without I/O or clock; one thread per endpoint carries it out. Reading order:
+
+    units, profile    what a network is, as people write it and in numbers
+    bucket            when bytes have left, at a rate
+    segments, frames  a message cut into segments; the header of each
+    link              reliability and credit between two endpoints
+    shaper            whose segment is next, when it has left, when it arrives
+    assembly          segments back into messages, in lent buffers
+    sockets           ZeroMQ, and what it does not do for us
+    endpoint          the thread that joins them: what the upper floors use
+    host              what this machine can carry, said aloud
+    limits, counters, config, errors   caps; totals; settings from TOML; what can go wrong and who mends it
+"""

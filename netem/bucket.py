@@ -1,0 +1,56 @@
+"""The token bucket as arithmetic on time: `reserve(nbytes, ready) -> departure`.
+
+The virtual-scheduling form (GCRA, ITU-T I.371): one number, the time at which everything reserved so far will
+have been sent at the exact rate, stands for the bucket's level. Deadlines are absolute, so a caller that comes
+late loses nothing: it passes the time at which its bytes were ready, not the time at which it woke up. Idle time
+earns no credit beyond the burst. There is no clock in here; `netem.shaper` decides who reserves and when.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+
+class TokenBucket:
+    """One rate limit: a link, or one direction of a NIC. `rate_bps=None` is unshaped.
+
+    Between two departures d1 ≤ d2, the bytes that depart after d1 and up to d2 are at most
+    ``rate · (d2 - d1) + burst``. With a burst of 0 a departure is the end of the segment's serialisation.
+    """
+
+    __slots__ = ("_burst_s", "_busy_until", "_seconds_per_byte", "rate_bps")
+
+    def __init__(self, rate_bps: float | None, burst_bytes: int = 0) -> None:
+        assert rate_bps is None or rate_bps > 0
+        assert burst_bytes >= 0
+        self.rate_bps = rate_bps
+        self._seconds_per_byte = 0.0 if rate_bps is None else 8.0 / rate_bps
+        self._burst_s = burst_bytes * self._seconds_per_byte
+        self._busy_until = float("-inf")
+
+    @property
+    def free_at(self) -> float:
+        """From when on a reservation would not wait for those before it. A scheduler need not decide earlier."""
+        return self._busy_until - self._burst_s
+
+    def duration(self, nbytes: int) -> float:
+        """Seconds that `nbytes` take at the rate."""
+        return nbytes * self._seconds_per_byte
+
+    def reserve(self, nbytes: int, ready: float) -> float:
+        """Book `nbytes` that could leave from `ready` on; return the time at which the last of them has left."""
+        start = self._busy_until if self._busy_until > ready else ready
+        self._busy_until = start + nbytes * self._seconds_per_byte
+        departure = self._busy_until - self._burst_s
+        return departure if departure > ready else ready
+
+
+def reserve_jointly(buckets: Iterable[TokenBucket], nbytes: int, ready: float) -> float:
+    """Book `nbytes` on all of `buckets` for the same moment; return the departure, which is the latest of theirs.
+
+    Not one after the other: shaping twice in a row would double the time of what fits in one segment.
+    """
+    buckets = tuple(buckets)
+    for bucket in buckets:
+        ready = max(ready, bucket.free_at)
+    return max((bucket.reserve(nbytes, ready) for bucket in buckets), default=ready)

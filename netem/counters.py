@@ -1,0 +1,37 @@
+"""What crossed each link, counted where it was written and read.
+
+`payload_bytes` are those of the buffers given to `Endpoint.send`; `wire_bytes` are all frames: headers, tags,
+acknowledgements and resends too, but not TCP/IP and ZMTP, which a real network would add (about 3 %).
+Totals only ever rise: rates are differences, taken by whoever reports them.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class LinkCounters(msgspec.Struct):
+    """Totals for one peer. The sent side first, then the received side (`received_*`, `dropped`, `duplicates`)."""
+
+    payload_bytes: int = 0
+    wire_bytes: int = 0
+    messages: int = 0
+    """Messages whose last segment has been written."""
+    segments: int = 0
+    """Frames written: data, acknowledgements and resends."""
+    resent_bytes: int = 0
+    """The part of `wire_bytes` that was sent before (a lost connection, or an acknowledgement that took too long)."""
+    lateness_s: float = 0.0
+    """Sum over `segments` of the time by which each was written after its emulated arrival; see `mean_lateness_s`."""
+    lateness_max_s: float = 0.0
+    received_payload_bytes: int = 0
+    received_wire_bytes: int = 0
+    received_messages: int = 0
+    dropped: int = 0
+    """Messages of an older generation or not admitted, and frames that were damaged or of another run."""
+    duplicates: int = 0
+    """Segments that had arrived before, or came after a gap; their sender repeats what is needed."""
+
+    @property
+    def mean_lateness_s(self) -> float:
+        return self.lateness_s / self.segments if self.segments else 0.0

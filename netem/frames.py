@@ -1,0 +1,109 @@
+"""The segment header: MessagePack on the wire, a typed struct in the program.
+
+A frame is two ZeroMQ parts: this header, and the raw payload of one segment (empty for an acknowledgement).
+Decoding trusts nothing: sizes are capped before parsing, types and ranges are checked by the struct, and what
+does not fit raises `ProtocolError` before anything is allocated for it. Read `netem.link` next for the meaning of
+sequence, ack and incarnation.
+"""
+
+from __future__ import annotations
+
+import zlib
+from enum import IntEnum
+from typing import Annotated, Final
+
+import msgpack
+import msgspec
+
+from netem.errors import ProtocolError
+from netem.limits import MAX_SEGMENT_BYTES
+
+VERSION: Final = 1
+_OVERHEAD_BYTES: Final = 256  # every field but the tag, at its largest
+
+Whole = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+
+
+class Kind(IntEnum):
+    DATA = 0
+    ACK = 1
+
+
+class Header(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False):
+    """All fields of a segment. `offset` and `total_bytes` are bytes of the message's payload."""
+
+    version: Whole
+    run_id: Annotated[str, msgspec.Meta(max_length=64)]
+    kind: Kind
+    generation: Whole
+    incarnation: Whole
+    """Which life of the sender speaks; a restarted process has a higher one."""
+    heard: Whole
+    """Which life of the receiver the sender knows, and `ack` refers to; 0 if none yet."""
+    sequence: Whole
+    """Number of this segment on the link; of the next one, for an acknowledgement."""
+    ack: Whole
+    """Every segment below this number has arrived."""
+    message: Whole = 0
+    offset: Whole = 0
+    total_bytes: Whole = 0
+    checksum: Annotated[int, msgspec.Meta(ge=0, lt=2**32)] = 0
+    tag: bytes = b""
+    """Opaque to netem; on the first segment of a message only."""
+
+
+def encode(header: Header) -> bytes:
+    """The header's wire form."""
+    return encode_fields(*msgspec.structs.astuple(header))
+
+
+def encode_fields(*fields: object) -> bytes:
+    """As `encode`, from the fields in their order: the hot path, which has no use for the struct."""
+    packed: bytes = msgpack.packb(fields)
+    return packed
+
+
+def decode(data: bytes | memoryview, *, max_tag_bytes: int) -> Header:
+    """Parse and validate a header. Raises `ProtocolError`; the caller adds the peer's name."""
+    if len(data) > max_tag_bytes + _OVERHEAD_BYTES:
+        raise ProtocolError(f"a header of {len(data)} bytes, at most {max_tag_bytes + _OVERHEAD_BYTES} are allowed")
+    try:
+        tree = msgpack.unpackb(
+            data, max_str_len=256, max_bin_len=max_tag_bytes, max_array_len=16, max_map_len=0, max_ext_len=0
+        )
+        if not isinstance(tree, list) or not tree or tree[0] != VERSION:
+            raise ProtocolError(f"a frame that is not of version {VERSION}")
+        header = msgspec.convert(tree, Header)
+    except (ValueError, TypeError, OverflowError, RecursionError) as error:
+        raise ProtocolError(f"a malformed header: {error}") from None
+    _check(header)
+    return header
+
+
+def _check(header: Header) -> None:
+    if header.tag and header.offset:
+        raise ProtocolError("a tag on a later segment of a message")
+    if header.offset > header.total_bytes:
+        raise ProtocolError(f"a segment at byte {header.offset} of a message of {header.total_bytes} bytes")
+    if header.kind is Kind.ACK and (header.total_bytes or header.tag):
+        raise ProtocolError("an acknowledgement with a payload")
+    if header.incarnation == 0:
+        raise ProtocolError("a sender without an incarnation")
+
+
+def check_payload(header: Header, nbytes: int) -> None:
+    """Raise `ProtocolError` where a payload of `nbytes` cannot belong to `header`."""
+    if nbytes > MAX_SEGMENT_BYTES:
+        raise ProtocolError(f"a segment of {nbytes} bytes, at most {MAX_SEGMENT_BYTES} are allowed")
+    if header.kind is Kind.ACK:
+        if nbytes:
+            raise ProtocolError(f"an acknowledgement with a payload of {nbytes} bytes")
+    elif header.offset + nbytes > header.total_bytes:
+        raise ProtocolError(f"{nbytes} bytes at byte {header.offset} of a message of {header.total_bytes} bytes")
+    elif not nbytes and header.total_bytes:
+        raise ProtocolError(f"an empty segment of a message of {header.total_bytes} bytes")
+
+
+def intact(header: Header, payload: memoryview) -> bool:
+    """Whether the payload is the one that the checksum was made of."""
+    return zlib.crc32(payload) == header.checksum

@@ -1,0 +1,194 @@
+"""The ZeroMQ sockets of one endpoint, and a wait that is precise: the only module that imports zmq.
+
+One ROUTER is bound, for all who dial us; one DEALER dials each peer. What libzmq does not do by itself is written
+where it bites. Opened by the thread that builds the endpoint, then touched by its I/O thread alone, except `wake`.
+Waiting is `select` on one descriptor behind which all others stand: it takes microseconds where zmq's poller takes
+whole milliseconds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import select
+import selectors
+from collections.abc import Iterator
+
+import zmq
+
+from netem.errors import ConfigError
+from netem.limits import COPY_BYTES, MAX_SEGMENT_BYTES, Limits
+from netem.segments import Payload
+
+_ADDRESS = re.compile(r"tcp://(?P<host>\[[^\]]+\]|[^:/\s]+):(?P<port>\d{1,5}|\*)", re.ASCII)
+_EVERYWHERE = {"*", "0.0.0.0", "[::]"}
+Frame = zmq.Frame
+
+# As plain integers: combining zmq's enum members costs as much as a send.
+_EVENTS = int(zmq.EVENTS)
+_POLLIN = int(zmq.POLLIN)
+_NOBLOCK = int(zmq.NOBLOCK)
+_MORE = int(zmq.SNDMORE) | _NOBLOCK
+_BURST = 32  # frames read in one go, so that pacing gets its turn
+
+
+class Sockets:
+    """`address` is where the ROUTER is bound, empty without one."""
+
+    def __init__(self, name: str, bind: str | None, limits: Limits) -> None:
+        self._name = name.encode()
+        self._max_frame_bytes = max(MAX_SEGMENT_BYTES, limits.max_tag_bytes) + 1024
+        self._dealers: dict[str, zmq.Socket[bytes]] = {}
+        self._addresses: dict[str, str] = {}
+        self._router: zmq.Socket[bytes] | None = None
+        self._context = zmq.Context()
+        self._selector = selectors.DefaultSelector()
+        self._wake_reader, self._wake_writer = os.pipe()
+        os.set_blocking(self._wake_reader, False)
+        os.set_blocking(self._wake_writer, False)
+        self._selector.register(self._wake_reader, selectors.EVENT_READ)
+        self.address = ""
+        if bind is not None:
+            try:
+                self._router = self._bind(bind)
+            except BaseException:
+                self.close(0)
+                raise
+            self.address = _text(self._router.getsockopt(zmq.LAST_ENDPOINT))
+
+    def connect(self, peer: str, address: str) -> None:
+        """Dial `peer`; what is written before it answers waits in the socket. Again with the same address: nothing."""
+        if self._addresses.get(peer) == address:
+            return
+        self.disconnect(peer)
+        dealer = self._open(zmq.DEALER)
+        dealer.routing_id = self._name
+        dealer.reconnect_ivl = 20
+        dealer.reconnect_ivl_max = 500
+        dealer.connect(address)
+        self._dealers[peer] = dealer
+        self._addresses[peer] = address
+
+    def disconnect(self, peer: str) -> None:
+        dealer = self._dealers.pop(peer, None)
+        if dealer is not None:
+            del self._addresses[peer]
+            self._selector.unregister(_descriptor(dealer))
+            dealer.close(linger=0)
+
+    def write(self, peer: str, header: bytes, payload: Payload) -> bool:
+        """Hand a frame to ZeroMQ, which does not block. False if it has no way to the peer: the frame is lost."""
+        try:
+            socket = self._dealers.get(peer)
+            if socket is None:
+                socket = self._router
+                if socket is None:
+                    return False
+                socket.send(peer.encode(), _MORE)
+            socket.send(header, _MORE)
+            socket.send(payload, _NOBLOCK, copy=len(payload) <= COPY_BYTES)
+        except zmq.ZMQError as error:
+            if error.errno in (errno.EHOSTUNREACH, errno.EAGAIN):
+                return False
+            raise
+        return True
+
+    def read(self) -> Iterator[tuple[str, list[Frame]]]:
+        """Some of the frames that are there: the sender's name and the parts after it."""
+        if self._router is not None:
+            for parts in _drain(self._router):
+                yield parts[0].bytes.decode("utf-8", "backslashreplace"), parts[1:]
+        for peer, dealer in self._dealers.items():
+            for parts in _drain(dealer):
+                yield peer, parts
+
+    def wait(self, timeout_s: float) -> None:
+        """Sleep until a frame, a `wake` or the timeout.
+
+        Call it only after `read` has found nothing: a ZeroMQ descriptor tells of changes, not of what is there.
+        """
+        select.select([self._selector], [], [], max(timeout_s, 0.0))
+
+    def wake(self) -> None:
+        """End the `wait` of the I/O thread. From any thread."""
+        with contextlib.suppress(BlockingIOError):  # full: it has been woken often enough
+            os.write(self._wake_writer, b"\0")
+
+    def woken(self) -> None:
+        """Take back what `wake` wrote."""
+        with contextlib.suppress(BlockingIOError):
+            os.read(self._wake_reader, 4096)
+
+    def close(self, linger_s: float) -> None:
+        """Close everything within about `linger_s`, in which what has been written may still leave."""
+        for socket in (self._router, *self._dealers.values()):
+            if socket is not None:
+                socket.close(linger=round(linger_s * 1000))
+        self._context.term()
+        self._selector.close()
+        os.close(self._wake_reader)
+        os.close(self._wake_writer)
+
+    def _bind(self, bind: str) -> zmq.Socket[bytes]:
+        if parse_address(bind, "bind") in _EVERYWHERE:
+            raise ConfigError(
+                f"bind = {bind!r}: name one interface, such as tcp://127.0.0.1:0 on this machine or tcp://eth0:5555"
+            )
+        router = self._open(zmq.ROUTER)
+        router.router_mandatory = True  # or what cannot be routed is dropped in silence
+        router.router_handover = True  # or a peer that returns under its name is never heard
+        try:
+            router.bind(bind)
+        except zmq.ZMQError as error:
+            self._selector.unregister(_descriptor(router))
+            router.close(linger=0)
+            raise ConfigError(f"bind = {bind!r}: {_mend(error)}") from None
+        return router
+
+    def _open(self, kind: int) -> zmq.Socket[bytes]:
+        socket = self._context.socket(kind)
+        socket.linger = 0
+        # Marks count messages, not bytes, and a ROUTER drops at its own. Credit bounds what is under way.
+        socket.sndhwm = 0
+        socket.rcvhwm = 0
+        socket.maxmsgsize = self._max_frame_bytes
+        self._selector.register(_descriptor(socket), selectors.EVENT_READ)
+        return socket
+
+
+def parse_address(address: str, key: str) -> str:
+    """The host of "tcp://host:port". Raises `ConfigError`."""
+    match = _ADDRESS.fullmatch(address)
+    if match is None or (match["port"] != "*" and int(match["port"]) > 65535):
+        raise ConfigError(f"{key} = {address!r}: expected tcp://HOST:PORT, such as tcp://127.0.0.1:5555")
+    return match["host"]
+
+
+def _drain(socket: zmq.Socket[bytes]) -> Iterator[list[Frame]]:
+    for _ in range(_BURST):
+        if not int(socket.getsockopt(_EVENTS)) & _POLLIN:
+            return
+        yield socket.recv_multipart(_NOBLOCK, copy=False)
+
+
+def _descriptor(socket: zmq.Socket[bytes]) -> int:
+    return int(socket.getsockopt(zmq.FD))
+
+
+def _text(option: bytes | int) -> str:
+    assert isinstance(option, bytes)
+    return option.rstrip(b"\0").decode()
+
+
+def _mend(error: zmq.ZMQError) -> str:
+    if error.errno == errno.EADDRINUSE:
+        return (
+            "the port is in use; stop the process that has it (ss -ltnp), or take another port, or 0 for any free one"
+        )
+    if error.errno in (errno.EADDRNOTAVAIL, errno.ENODEV):
+        return "this machine has no such interface; give one of its addresses (ip addr), or tcp://127.0.0.1:PORT"
+    if error.errno == errno.EACCES:
+        return "ports below 1024 need rights; take a higher one"
+    return f"cannot be bound: {error.strerror}"
