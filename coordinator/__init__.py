@@ -1,0 +1,14 @@
+"""The coordinator: who is here, who owns which chunk, when a step starts, whether an averaging round counts.
+
+Knows names, chunks, steps and digests; no tensors, no training, and of the network only `netem.endpoint`.
+Reading order:
+
+1. `messages`    what is said on the wire, and how it is checked
+2. `assignment`  chunks to ranks; `ring` the schedule of an all-reduce (both pure arithmetic)
+3. `membership`, `barrier`, `rounds`   three small machines: who is here, who is ready, what is agreed
+4. `events`, `run`   the coordinator's protocol: those three in one table of (phase, event)
+5. `member`      the node's side of the same protocol
+6. `server`, `client`   thin shells that add an endpoint, a clock and threads; `recorder` writes metrics
+
+`config` is the section [coordinator].
+"""

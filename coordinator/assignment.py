@@ -1,0 +1,128 @@
+"""Which rank owns which chunk, and who reads from whom: pure arithmetic on small integers.
+
+A chunk is one of the C equal parts of a context; a rank is a node's place in the world. Under causal masking
+chunk j is read by the chunks after it, so its payload goes only to the ranks that own one of those. Nothing
+here moves bytes; the exchange of the node floor asks these questions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from netem.errors import ConfigError
+
+Mode = Literal["contiguous", "zigzag"]
+
+
+class Assignment:
+    """Chunks to ranks, fixed for one generation.
+
+    `chunks_of_rank[r]` are the chunks of rank r. Together they are 0 … C−1, each once; no rank is without.
+    Raises `ConfigError` where that is not so.
+    """
+
+    def __init__(self, chunks_of_rank: Sequence[Sequence[int]]) -> None:
+        self._chunks = tuple(tuple(sorted(chunks)) for chunks in chunks_of_rank)
+        owned = sorted(chunk for chunks in self._chunks for chunk in chunks)
+        if not owned or owned != list(range(len(owned))) or not all(self._chunks):
+            raise ConfigError(
+                f"assignment = {self.to_lists()}: each chunk from 0 up needs one owner, each rank a chunk"
+            )
+        self._owner = [0] * len(owned)
+        for rank, chunks in enumerate(self._chunks):
+            for chunk in chunks:
+                self._owner[chunk] = rank
+
+    @property
+    def n_chunks(self) -> int:
+        """C, the chunks of a context."""
+        return len(self._owner)
+
+    @property
+    def n_ranks(self) -> int:
+        """N, the ranks of the world."""
+        return len(self._chunks)
+
+    def owner(self, chunk: int) -> int:
+        """The rank that owns `chunk`."""
+        return self._owner[self._known(chunk)]
+
+    def chunks(self, rank: int) -> tuple[int, ...]:
+        """The chunks of `rank`, rising."""
+        return self._chunks[rank]
+
+    def readers_of(self, chunk: int) -> tuple[int, ...]:
+        """The ranks, rising, without the owner, that own any chunk after `chunk`: where its payload goes."""
+        owner = self.owner(chunk)
+        return tuple(rank for rank, own in enumerate(self._chunks) if rank != owner and own[-1] > chunk)
+
+    def sources_of(self, rank: int) -> tuple[int, ...]:
+        """The chunks, rising, that `rank` reads and does not own: `rank in readers_of(chunk)`."""
+        last = self._chunks[rank][-1]
+        return tuple(chunk for chunk in range(last) if self._owner[chunk] != rank)
+
+    def weights(self) -> list[float]:
+        """Each rank's share of the chunks, and so of the tokens; they sum to 1. These weigh an average."""
+        return [len(own) / self.n_chunks for own in self._chunks]
+
+    def to_lists(self) -> list[list[int]]:
+        """Chunks by rank, as the roster carries them; `Assignment(lists)` is the way back."""
+        return [list(chunks) for chunks in self._chunks]
+
+    def _known(self, chunk: int) -> int:
+        if not 0 <= chunk < self.n_chunks:
+            raise IndexError(f"chunk {chunk} of {self.n_chunks}")
+        return chunk
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Assignment) and self._chunks == other._chunks
+
+    def __hash__(self) -> int:
+        return hash(self._chunks)
+
+    def __repr__(self) -> str:
+        return f"Assignment({self.to_lists()})"
+
+
+def assign(chunks: int, nodes: int, mode: Mode = "contiguous", chunks_per_node: Sequence[int] = ()) -> Assignment:
+    """Give `chunks` chunks to `nodes` ranks.
+
+    `contiguous` gives nearly equal runs, the earlier ranks one more where they do not divide; `zigzag`
+    deals the chunks to and fro, so that with C = 2N rank i owns i and 2N−1−i; `chunks_per_node` gives
+    contiguous runs of these lengths. Raises `ConfigError` where a rank would own nothing or the counts do
+    not add up.
+    """
+    if nodes > chunks:
+        raise ConfigError(
+            f"coordinator.nodes = {nodes}: more nodes than chunks ({chunks}), some would own nothing; "
+            f"set coordinator.nodes to at most {chunks}, or cut the context into more chunks (model.chunks)"
+        )
+    if chunks_per_node:
+        if len(chunks_per_node) != nodes or sum(chunks_per_node) != chunks or min(chunks_per_node) < 1:
+            raise ConfigError(
+                f"coordinator.chunks_per_node = {list(chunks_per_node)}: expected {nodes} counts "
+                f"of at least 1 that sum to the {chunks} chunks of the model"
+            )
+        return Assignment(_runs(chunks_per_node))
+    if mode == "zigzag":
+        return Assignment(_dealt(chunks, nodes))
+    share, rest = divmod(chunks, nodes)
+    return Assignment(_runs([share + (rank < rest) for rank in range(nodes)]))
+
+
+def _runs(counts: Sequence[int]) -> list[list[int]]:
+    runs: list[list[int]] = []
+    start = 0
+    for count in counts:
+        runs.append(list(range(start, start + count)))
+        start += count
+    return runs
+
+
+def _dealt(chunks: int, nodes: int) -> list[list[int]]:
+    hands: list[list[int]] = [[] for _ in range(nodes)]
+    for chunk in range(chunks):
+        place = chunk % (2 * nodes)
+        hands[min(place, 2 * nodes - 1 - place)].append(chunk)
+    return hands

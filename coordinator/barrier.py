@@ -1,0 +1,89 @@
+"""The barrier before one step: who is ready, who is not, and whether they agree. A small machine without I/O.
+
+The deadline runs from the first member that is ready: a step may take as long as it takes, but the slowest
+node may lag behind the fastest only so far. `differing` is shared with `rounds`; `run` gives the orders.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable, Mapping, Sequence
+
+from coordinator.messages import Ready
+from netem.errors import ProtocolError
+
+
+class BarrierState(enum.Enum):
+    """EMPTY until the first member is ready, FULL once all are."""
+
+    EMPTY = "empty"
+    FILLING = "filling"
+    FULL = "full"
+
+
+class Barrier:
+    """Waits for all of `names` to have done `step` steps."""
+
+    def __init__(self, names: Iterable[str], step: int, timeout_s: float) -> None:
+        self.step = step
+        self._names = list(names)
+        self._timeout_s = timeout_s
+        self._first = ""
+        self._deadline_s = float("inf")
+        self._ready: dict[str, Ready] = {}
+
+    @property
+    def state(self) -> BarrierState:
+        """How full it is."""
+        if not self._ready:
+            return BarrierState.EMPTY
+        return BarrierState.FULL if len(self._ready) == len(self._names) else BarrierState.FILLING
+
+    def ready(self, name: str, message: Ready, now_s: float) -> None:
+        """Note that a member is ready. Raises `ProtocolError` for a second time, or another step."""
+        if name in self._ready:
+            raise ProtocolError(f"ready twice for step {self.step}", peer=name)
+        if message.step != self.step:
+            raise ProtocolError(f"ready for step {message.step} where the run is at step {self.step}", peer=name)
+        if not self._ready:
+            self._first, self._deadline_s = name, now_s + self._timeout_s
+        self._ready[name] = message
+
+    def overdue(self, now_s: float) -> str | None:
+        """The reason to give up, naming the laggards, once the deadline has passed; else None."""
+        if self.state is not BarrierState.FILLING or now_s <= self._deadline_s:
+            return None
+        late = ", ".join(name for name in self._names if name not in self._ready)
+        return f"step {self.step}: {late} not ready within {self._timeout_s:g} s of {self._first}"
+
+    def disagreement(self) -> str | None:
+        """Which digest differs and for whom, of all that is in; None where equal keys have equal values."""
+        keys = sorted({key for message in self._ready.values() for key in message.digests})
+        for key in keys:
+            told = {name: m.digests[key] for name, m in self._ready.items() if key in m.digests}
+            if (text := differing(told)) is not None:
+                return f"step {self.step}: {key} is not the same on all nodes: {text}"
+        return None
+
+    def metrics(self) -> dict[str, dict[str, float]]:
+        """What the members measured, by name; members that reported nothing are left out."""
+        return {name: self._ready[name].metrics for name in self._names if self._ready[name].metrics}
+
+
+def differing(told: Mapping[str, str]) -> str | None:
+    """Who says what, the largest group first, where not all say the same; None where they do.
+
+    ``node-0, node-1 have 33cd; node-2 has 91ab``. Who is right is not for a count to say.
+    """
+    groups: dict[str, list[str]] = {}
+    for name, value in told.items():
+        groups.setdefault(value, []).append(name)
+    if len(groups) < 2:
+        return None
+    ordered = sorted(groups.items(), key=lambda item: -len(item[1]))
+    return "; ".join(_group(names, value) for value, names in ordered)
+
+
+def _group(names: Sequence[str], value: str) -> str:
+    verb = "has" if len(names) == 1 else "have"
+    return f"{', '.join(names)} {verb} {value[:16] or 'none'}"

@@ -1,0 +1,234 @@
+"""A node's conversation with the coordinator, for the trainer's thread: blocking calls with deadlines.
+
+`Session` wraps the machine `Member` with a lock, a clock and a timer thread. It owns no endpoint: it is
+given a `send` and is fed by the node's receiver (`on_message`, on the I/O thread), so a node has one
+endpoint for control and bulk. Heartbeats come from the timer thread and go on while the trainer computes.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Mapping
+
+from coordinator.config import CoordinatorConfig
+from coordinator.member import End, Member, State
+from coordinator.messages import (
+    CONTROL_TAG,
+    COORDINATOR,
+    PROTOCOL_VERSION,
+    Commit,
+    Failed,
+    Go,
+    Join,
+    Leave,
+    NodeMessage,
+    Ready,
+    Roster,
+    Saved,
+    Send,
+    Stop,
+    Vote,
+    decode_from_coordinator,
+    encode,
+    shorten,
+)
+from netem.endpoint import Endpoint
+from netem.errors import ConfigError, IsthmusError, ProtocolError, RunAborted
+
+
+def sender(endpoint: Endpoint) -> Send:
+    """How a session speaks through a node's endpoint that is connected to the peer `COORDINATOR`."""
+
+    def send(body: bytes) -> None:
+        endpoint.send(COORDINATOR, CONTROL_TAG, [body], urgent=True)
+
+    return send
+
+
+class Session:
+    """One node in one run. The blocking calls belong to one thread, the trainer's.
+
+    Every blocking call raises `RunAborted` with the reason once the run has ended otherwise than by its
+    last step. `address` is where this node's endpoint listens; `rank` is a wish, −1 for none.
+    """
+
+    def __init__(
+        self,
+        config: CoordinatorConfig,
+        send: Send,
+        *,
+        name: str,
+        address: str,
+        config_digest: str,
+        rank: int = -1,
+    ) -> None:
+        self._config = config
+        self._wire = send
+        self._join = Join(
+            name=name,
+            token=config.token,
+            version=PROTOCOL_VERSION,
+            config_digest=config_digest,
+            address=address,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            rank=rank,
+        )
+        self._member = Member(config)
+        self._changed = threading.Condition()
+        self._callbacks: list[Callable[[str], None]] = []
+        self._closed = threading.Event()
+        self._timer = threading.Thread(target=self._keep_time, name=f"{name}-heartbeat", daemon=True)
+
+    # The trainer's thread.
+
+    def join(self) -> tuple[int, Roster]:
+        """Ask to be let in, and wait until the world is complete; gives this node's rank and the roster.
+
+        Raises `ConfigError` where the coordinator refuses or cannot be reached.
+        """
+        self._say(self._join)
+        self._timer.start()
+        # The coordinator ends a rendezvous by itself; this is for one that is alive and says nothing.
+        limit_s = 2 * self._config.join_timeout_s + self._config.heartbeat_timeout_s
+        self._wait_while((State.JOINING, State.WAITING), limit_s)
+        ending = self._member.ending
+        if ending is not None and ending.how is End.REFUSED:
+            raise ConfigError(f"the coordinator refuses this node: {ending.reason}")
+        if ending is not None and ending.how is End.UNREACHABLE:
+            raise ConfigError(f"{ending.reason}; is it running, and is its address right?")
+        self.raise_if_over()
+        assert self._member.roster is not None
+        return self._member.rank, self._member.roster
+
+    def ready(
+        self, step: int, metrics: Mapping[str, float] | None = None, digests: Mapping[str, str] | None = None
+    ) -> Go | Stop:
+        """Say that `step` steps are done, and wait for the next one, or for the end in good order."""
+        self._say(Ready(step=step, metrics=dict(metrics or {}), digests=dict(digests or {})))
+        self._wait_while((State.READY,), self._config.step_timeout_s + self._config.heartbeat_timeout_s)
+        if self._member.ending is not None and self._member.ending.how is End.FINISHED:
+            return Stop(ok=True, reason=self._member.ending.reason)
+        self.raise_if_over()
+        assert self._member.go is not None
+        return self._member.go
+
+    def vote(self, round_id: int, ok: bool, digest: str = "", reason: str = "") -> Commit:
+        """Say how the round went here, and wait for the verdict. Raises `RunAborted` where it is an abort."""
+        self._say(Vote(round_id=round_id, ok=ok, digest=digest, reason=shorten(reason)))
+        self._wait_while((State.VOTED,), self._config.step_timeout_s + self._config.heartbeat_timeout_s)
+        self.raise_if_over()
+        return Commit(round_id=round_id)
+
+    def saved(self, step: int) -> None:
+        """Say that this node's part of the checkpoint after `step` steps is on disk. Does not wait."""
+        self._say(Saved(step=step))
+
+    def leave(self, reason: str = "") -> None:
+        """Go in good order; before the end it ends the run for all. Does not raise; may be called twice."""
+        self._part(Leave(reason=shorten(reason)))
+
+    def fail(self, reason: str) -> None:
+        """Tell the coordinator that this node cannot go on. Does not raise; may be called twice."""
+        self._part(Failed(reason=shorten(reason)))
+
+    def raise_if_over(self) -> None:
+        """Raise `RunAborted` where the run has ended otherwise than by its last step."""
+        reason = self.abort_reason
+        if reason is not None:
+            raise RunAborted(reason)
+
+    @property
+    def abort_reason(self) -> str | None:
+        """Why the run ended, where it did so otherwise than by its last step; else None. From any thread."""
+        ending = self._member.ending
+        return None if ending is None or ending.how is End.FINISHED else ending.reason
+
+    # Any thread.
+
+    def on_abort(self, callback: Callable[[str], None]) -> None:
+        """Have `callback(reason)` called once when the run is aborted, at once if it is already.
+
+        It is called on whichever thread finds out (I/O, timer, trainer) and must not block.
+        """
+        with self._changed:
+            reason = self.abort_reason
+            if reason is None:
+                self._callbacks.append(callback)
+        if reason is not None:
+            callback(reason)
+
+    def on_message(self, body: bytes | bytearray | memoryview) -> None:
+        """Take in a control message. Nonsense ends the run here; it does not raise."""
+        try:
+            message = decode_from_coordinator(body)
+            with self._changed:
+                self._member.receive(message, time.monotonic())
+        except ProtocolError as error:
+            with self._changed:
+                self._member.lose(str(error))
+        self._settle()
+
+    def on_failure(self, error: IsthmusError) -> None:
+        """The node's endpoint failed, or its link to the coordinator did: the run is over here."""
+        with self._changed:
+            self._member.lose(str(error))
+        self._settle()
+
+    # Inside.
+
+    def _say(self, message: NodeMessage) -> None:
+        with self._changed:
+            self.raise_if_over()
+            out = self._member.send(message, time.monotonic())
+        self._put(out)
+
+    def _part(self, message: Leave | Failed) -> None:
+        with self._changed:
+            out = self._member.send(message, time.monotonic())
+        self._closed.set()
+        self._put(out)
+        self._settle()
+        if self._timer.is_alive() and self._timer is not threading.current_thread():
+            self._timer.join(timeout=5.0)
+
+    def _put(self, messages: list[NodeMessage]) -> None:
+        """Send outside the lock: the I/O thread may be waiting for it."""
+        try:
+            for message in messages:
+                self._wire(encode(message))
+        except IsthmusError as error:
+            self.on_failure(error)
+
+    def _wait_while(self, states: tuple[State, ...], limit_s: float) -> None:
+        with self._changed:
+            if not self._changed.wait_for(lambda: self._member.state not in states, limit_s):
+                self._member.lose(f"the coordinator lives, but gave no answer within {limit_s:g} s")
+        self._settle()
+
+    def _settle(self) -> None:
+        """Wake whoever waits; tell the subscribers, once, where the run has been aborted."""
+        with self._changed:
+            self._changed.notify_all()
+            reason = self.abort_reason
+            callbacks = self._callbacks if reason is not None else []
+            if callbacks:
+                self._callbacks = []
+        for callback in callbacks:
+            assert reason is not None
+            callback(reason)
+
+    def _keep_time(self) -> None:
+        """The timer thread: heartbeats, and the watch on the coordinator."""
+        pause_s = min(0.25, self._config.heartbeat_interval_s / 2)
+        while not self._closed.wait(pause_s):
+            with self._changed:
+                beats = self._member.tick(time.monotonic())
+                over = self._member.ending is not None
+            self._put(beats)
+            if over:
+                self._settle()
+                return

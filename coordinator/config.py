@@ -1,0 +1,104 @@
+"""The section [coordinator]: where it listens, how many nodes it waits for, and how long for anything.
+
+Only settings and their checks are here; `run` and `member` act on them. The token is a secret: whoever saves
+a resolved configuration leaves it out (`SECRETS` names such keys).
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from typing import Annotated, Literal
+
+import msgspec
+
+from netem.config import Section
+from netem.errors import ConfigError
+
+SECRETS = ("coordinator.token",)
+
+_Count = Annotated[int, msgspec.Meta(ge=1)]
+_ADDRESS = re.compile(r"tcp://(?P<host>\[[0-9A-Fa-f:.%]+\]|[^:/\[\]]+):(?P<port>\d{1,5})")
+
+
+class CoordinatorConfig(Section, frozen=True, kw_only=True):
+    """Rendezvous, ownership of chunks, and deadlines. All times are seconds of the wall clock."""
+
+    address: Annotated[
+        str,
+        msgspec.Meta(description="where the coordinator listens, tcp://INTERFACE:PORT; port 0 picks a free one"),
+    ] = "tcp://127.0.0.1:0"
+    nodes: Annotated[int, msgspec.Meta(ge=1, le=1000, description="how many nodes make the world")] = 1
+    token: Annotated[
+        str,
+        msgspec.Meta(max_length=512, description="the run's secret; may be empty on a loopback address only"),
+    ] = ""
+    assignment: Annotated[
+        Literal["contiguous", "zigzag"],
+        msgspec.Meta(description="contiguous: neighbouring chunks together; zigzag: balances causal work"),
+    ] = "contiguous"
+    chunks_per_node: Annotated[
+        tuple[_Count, ...],
+        msgspec.Meta(description="chunks each rank owns, in contiguous runs, e.g. [3, 1]; empty: equal shares"),
+    ] = ()
+    join_timeout_s: Annotated[float, msgspec.Meta(gt=0, description="how long to wait for all nodes to join")] = 120.0
+    heartbeat_interval_s: Annotated[float, msgspec.Meta(gt=0, description="time between signs of life")] = 1.0
+    heartbeat_timeout_s: Annotated[
+        float, msgspec.Meta(gt=0, description="a node or coordinator silent for this long is lost")
+    ] = 15.0
+    step_timeout_s: Annotated[
+        float,
+        msgspec.Meta(gt=0, description="how far the slowest node may lag behind the first, in a step or round"),
+    ] = 300.0
+    progress_timeout_s: Annotated[
+        float, msgspec.Meta(gt=0, description="a step that no node finishes within this time ends the run")
+    ] = 3600.0
+
+    def check(self, path: str) -> None:
+        """Raise `ConfigError` for an address without interface, a missing token, or settings at odds."""
+        host = self._host(path)
+        if not self.token and not _is_loopback(host):
+            raise ConfigError(
+                f'{path}token = "": {host} can be reached from other machines; give a secret token, '
+                "the same to the coordinator and to every node"
+            )
+        if self.heartbeat_timeout_s < 2 * self.heartbeat_interval_s:
+            raise ConfigError(
+                f"{path}heartbeat_timeout_s = {self.heartbeat_timeout_s}: expected at least twice "
+                f"{path}heartbeat_interval_s ({self.heartbeat_interval_s})"
+            )
+        if not self.chunks_per_node:
+            return
+        if len(self.chunks_per_node) != self.nodes:
+            raise ConfigError(
+                f"{path}chunks_per_node = {list(self.chunks_per_node)}: expected {self.nodes} counts, "
+                f"one for each of {path}nodes"
+            )
+        if self.assignment != "contiguous":
+            raise ConfigError(
+                f'{path}assignment = "{self.assignment}": {path}chunks_per_node gives contiguous runs; '
+                'set assignment = "contiguous" or leave chunks_per_node out'
+            )
+
+    def _host(self, path: str) -> str:
+        match = _ADDRESS.fullmatch(self.address)
+        if match is None or int(match["port"]) > 65535:
+            raise ConfigError(
+                f'{path}address = "{self.address}": expected tcp://INTERFACE:PORT, such as tcp://127.0.0.1:0'
+            )
+        host = match["host"].strip("[]")
+        if host in ("*", "0.0.0.0", "::"):
+            raise ConfigError(
+                f'{path}address = "{self.address}": name one interface, by its address or its name '
+                "(tcp://10.0.0.5:7070, tcp://eth0:7070); listening on all of them is not offered"
+            )
+        return host
+
+
+def _is_loopback(host: str) -> bool:
+    if host in ("localhost", "lo"):
+        return True
+    try:
+        return ipaddress.ip_address(host.partition("%")[0]).is_loopback
+    except ValueError:
+        return False

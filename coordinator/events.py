@@ -1,0 +1,86 @@
+"""What the coordinator's machine takes in (events) and gives out (actions): a vocabulary without behaviour.
+
+`run` is the machine; `server` makes the events of what happens and does what the actions say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from coordinator.messages import CoordinatorMessage, NodeMessage
+
+# Events.
+
+
+class Received(NamedTuple):
+    """A node said something. The time given with it is that of its arrival."""
+
+    peer: str
+    message: NodeMessage
+
+
+class PeerLost(NamedTuple):
+    """The transport gave a node up."""
+
+    peer: str
+    reason: str
+
+
+class Faulted(NamedTuple):
+    """A node that lives broke the protocol; `reason` names it."""
+
+    peer: str
+    reason: str
+
+
+class Cancelled(NamedTuple):
+    """Someone on this side ends the run: Ctrl-C, a full disk."""
+
+    reason: str
+
+
+class Tick(NamedTuple):
+    """Time has passed. All that arrived before has been handled."""
+
+
+Event = Received | PeerLost | Faulted | Cancelled | Tick
+
+# Actions.
+
+
+class Send(NamedTuple):
+    """Say `message` to the node `peer`."""
+
+    peer: str
+    message: CoordinatorMessage
+
+
+class Forget(NamedTuple):
+    """The node `peer` is gone: drop what is queued for it."""
+
+    peer: str
+
+
+class Record(NamedTuple):
+    """What the nodes measured, after `step` steps, by node name and key."""
+
+    step: int
+    generation: int
+    nodes: Mapping[str, Mapping[str, float]]
+
+
+class CheckpointComplete(NamedTuple):
+    """Every node has its part of the checkpoint after `step` steps on disk."""
+
+    step: int
+
+
+class Finish(NamedTuple):
+    """The last action: all is said."""
+
+    ok: bool
+    reason: str
+
+
+Action = Send | Forget | Record | CheckpointComplete | Finish

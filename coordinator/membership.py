@@ -1,0 +1,161 @@
+"""Who is here: the rendezvous of N nodes, as a small machine without I/O.
+
+It decides who is let in, tells a person why not, counts generations, and finds the silent. Ranks are
+settled when the world is complete: wishes first, then the rest in name order, so that ranks do not depend
+on who came first. It sends nothing; `run` turns what it says into messages.
+"""
+
+from __future__ import annotations
+
+import hmac
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from coordinator.config import CoordinatorConfig
+from coordinator.messages import COORDINATOR, PROTOCOL_VERSION, Join, RosterEntry
+
+
+@dataclass
+class Seat:
+    """One member: how it introduced itself, and when it was last heard (seconds, the caller's clock)."""
+
+    join: Join
+    heard_s: float
+
+
+class Membership:
+    """The members of one run, by name.
+
+    `generation` rises whenever a node joins, leaves or is lost. It is 0 only before anybody came: nodes that know no
+    world yet, and the coordinator itself, stamp their messages 0, which no endpoint takes for out of date.
+    """
+
+    def __init__(self, config: CoordinatorConfig, config_digest: str) -> None:
+        self._config = config
+        self._config_digest = config_digest
+        self._seats: dict[str, Seat] = {}
+        self.generation = 0
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._seats
+
+    def __len__(self) -> int:
+        return len(self._seats)
+
+    @property
+    def names(self) -> list[str]:
+        """Members in name order, numbers by value: node-2 before node-10."""
+        return sorted(self._seats, key=name_order)
+
+    @property
+    def complete(self) -> bool:
+        """All expected nodes are here."""
+        return len(self._seats) == self._config.nodes
+
+    def refusal(self, peer: str, join: Join) -> str | None:
+        """Why this joiner cannot come in, for a person to read; None where it can.
+
+        A stranger without the token learns nothing about the run.
+        """
+        if join.version != PROTOCOL_VERSION:
+            return (
+                f"{join.name} speaks protocol version {join.version}, this run version {PROTOCOL_VERSION}; "
+                "install the same isthmus on all machines"
+            )
+        if not hmac.compare_digest(join.token.encode(), self._config.token.encode()):
+            return f"{join.name} does not have this run's token; set coordinator.token as the coordinator has it"
+        if join.name != peer or join.name == COORDINATOR:
+            return f"{join.name!r} is not a name that the connection of {peer!r} may bear"
+        if join.config_digest != self._config_digest:
+            return (
+                f"the configuration of {join.name} differs from the coordinator's "
+                f"({_short(join.config_digest)}, not {_short(self._config_digest)}); "
+                "start all from the same file"
+            )
+        return self._clash(join)
+
+    def admit(self, join: Join, now_s: float) -> None:
+        """Seat a joiner that `refusal` had nothing against."""
+        assert join.name not in self._seats
+        assert not self.complete
+        self._seats[join.name] = Seat(join, now_s)
+        self.generation += 1
+
+    def remove(self, name: str) -> None:
+        """Take a member out; it left or was lost."""
+        del self._seats[name]
+        self.generation += 1
+
+    def hear(self, name: str, now_s: float) -> None:
+        """Note a sign of life. Arrival times may come out of order, and never turn the clock back."""
+        seat = self._seats[name]
+        seat.heard_s = max(seat.heard_s, now_s)
+
+    def silent(self, now_s: float) -> list[str]:
+        """Members unheard for longer than the heartbeat timeout, in name order."""
+        timeout_s = self._config.heartbeat_timeout_s
+        return [name for name in self.names if now_s - self._seats[name].heard_s > timeout_s]
+
+    def ranked(self) -> list[RosterEntry]:
+        """All members of a complete world by rank: wishes first, the others in name order."""
+        assert self.complete
+        wishes = {seat.join.rank: name for name, seat in self._seats.items() if seat.join.rank >= 0}
+        others = iter(name for name in self.names if self._seats[name].join.rank < 0)
+        order = [wishes[rank] if rank in wishes else next(others) for rank in range(len(self._seats))]
+        return [
+            RosterEntry(name=name, rank=rank, address=self._seats[name].join.address) for rank, name in enumerate(order)
+        ]
+
+    def describe(self, names: Sequence[str]) -> str:
+        """Names with their process, as a person looks for it: ``node-2 (pid 71 on atlas)``."""
+        return ", ".join(self._describe(name) for name in names)
+
+    def waiting_text(self) -> str:
+        """How far the rendezvous is: ``2 of 4 nodes joined: node-0, node-2; still waited for 2 more``."""
+        missing = self._config.nodes - len(self._seats)
+        here = f": {', '.join(self.names)}" if self._seats else ""
+        count = f"{len(self._seats)} of {self._config.nodes} nodes joined"
+        return f"{count}{here}; still waited for {self._whom(missing)}"
+
+    def _clash(self, join: Join) -> str | None:
+        nodes = self._config.nodes
+        if join.name in self._seats:
+            return (
+                f"a node named {join.name} is already here ({self._describe(join.name)}); "
+                "give each node its own name, or wait until the old one is gone"
+            )
+        for name, seat in self._seats.items():
+            if seat.join.address == join.address:
+                return f"{name} already listens at {join.address}; give {join.name} an address of its own"
+            if seat.join.rank == join.rank >= 0:
+                return f"rank {join.rank} is taken by {name}; give {join.name} another rank, or none"
+        if join.rank >= nodes:
+            return f"rank {join.rank} is not in a world of {nodes}; ask for 0 to {nodes - 1}, or for none"
+        if self.complete:
+            return f"the run is full: it has its {nodes} nodes ({', '.join(self.names)})"
+        return None
+
+    def _describe(self, name: str) -> str:
+        join = self._seats[name].join
+        process = f"pid {join.pid}" if join.pid else ""
+        where = f"on {join.host}" if join.host else ""
+        detail = " ".join(part for part in (process, where) if part)
+        return f"{name} ({detail})" if detail else name
+
+    def _whom(self, missing: int) -> str:
+        """Name the missing where the names are the usual ``node-0`` to ``node-N``, else only count them."""
+        usual = [f"node-{number}" for number in range(self._config.nodes)]
+        if all(name in usual for name in self._seats):
+            return ", ".join(name for name in usual if name not in self._seats)
+        return f"{missing} more"
+
+
+def name_order(name: str) -> tuple[tuple[int, int, str], ...]:
+    """Sort key under which node-2 comes before node-10; total, also where digits meet letters."""
+    parts = re.findall(r"\d+|\D+", name)
+    return tuple((0, int(part), part) if part.isdigit() else (1, 0, part) for part in parts)
+
+
+def _short(digest: str) -> str:
+    return digest[:12] or "none"

@@ -1,0 +1,190 @@
+"""The coordinator as it runs: `Run` with an endpoint, a clock and callbacks around it.
+
+The endpoint's I/O thread only puts what arrives, with its time, on a queue; the loop in the calling thread
+hands events and ticks to the machine and carries out its actions. No decision is taken here: those are in
+`run`.
+"""
+
+from __future__ import annotations
+
+import queue
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import NamedTuple
+
+from coordinator.config import CoordinatorConfig
+from coordinator.events import (
+    Action,
+    Cancelled,
+    CheckpointComplete,
+    Event,
+    Faulted,
+    Finish,
+    Forget,
+    PeerLost,
+    Received,
+    Record,
+    Send,
+    Tick,
+)
+from coordinator.messages import (
+    CONTROL_TAG,
+    COORDINATOR,
+    CoordinatorMessage,
+    Refused,
+    control_buffer,
+    decode_from_node,
+    encode,
+    shorten,
+)
+from coordinator.run import Run, RunPlan
+from netem.endpoint import Endpoint
+from netem.errors import IsthmusError, PeerSilent, ProtocolError
+from netem.profile import Profile
+
+_FLUSH_TIMEOUT_S = 2.0
+_MAX_BATCH = 10_000  # arrivals between two ticks; a flood must not stop the clock
+
+
+class RunOutcome(NamedTuple):
+    """How the run ended, and why it did where not `ok`."""
+
+    ok: bool
+    reason: str
+
+
+class _Arrival(NamedTuple):
+    peer: str
+    body: memoryview
+    arrived_s: float
+
+
+class _Inbox:
+    """The endpoint's receiver. Runs on the I/O thread, so it only looks at sizes and queues."""
+
+    def __init__(self) -> None:
+        self.queue: queue.SimpleQueue[_Arrival | Event] = queue.SimpleQueue()
+
+    def admit(self, peer: str, generation: int, tag: bytes, total_bytes: int) -> memoryview | None:
+        buffer = control_buffer(tag, total_bytes, peer)
+        if buffer is None:
+            raise ProtocolError("bulk sent to the coordinator, which takes control messages only", peer=peer)
+        return buffer
+
+    def deliver(self, peer: str, generation: int, tag: bytes, buffer: memoryview) -> None:
+        self.queue.put(_Arrival(peer, buffer, time.monotonic()))
+
+    def failed(self, error: IsthmusError) -> None:
+        if isinstance(error, PeerSilent):
+            self.queue.put(PeerLost(error.peer, str(error)))
+        elif isinstance(error, ProtocolError) and error.peer:
+            self.queue.put(Faulted(error.peer, str(error)))
+        else:
+            self.queue.put(Cancelled(f"the network failed: {error}"))
+
+
+class CoordinatorServer:
+    """One run's coordinator. Binds at once (`address`); `serve` blocks until the run is over.
+
+    `record` and `checkpoint_complete` are called on the serving thread; an `OSError` from them ends the
+    run. Raises `ConfigError` where the chunks cannot be assigned or the address cannot be bound.
+    """
+
+    def __init__(
+        self,
+        config: CoordinatorConfig,
+        plan: RunPlan,
+        *,
+        run_id: str,
+        profile: Profile,
+        record: Callable[[Record], None],
+        checkpoint_complete: Callable[[int], None],
+    ) -> None:
+        self._record = record
+        self._checkpoint_complete = checkpoint_complete
+        self._tick_s = min(0.25, config.heartbeat_interval_s / 2)
+        self._run = Run(config, plan, time.monotonic())
+        self._inbox = _Inbox()
+        self._outcome: RunOutcome | None = None
+        self._endpoint = Endpoint(COORDINATOR, run_id, profile, self._inbox, bind=config.address)
+        self.address = self._endpoint.address
+
+    def serve(self) -> RunOutcome:
+        """Run to the end, then close the endpoint. Call once."""
+        try:
+            while self._outcome is None:
+                self._turn()
+            self._endpoint.flush(_FLUSH_TIMEOUT_S)
+            return self._outcome
+        finally:
+            self._endpoint.close()
+
+    def stop(self, reason: str) -> None:
+        """End the run from another thread or a signal handler; all nodes are told `reason`."""
+        self._inbox.queue.put(Cancelled(reason))
+
+    def _turn(self) -> None:
+        """Handle what has arrived, in order and at its time of arrival; then let time pass."""
+        try:
+            item = self._inbox.queue.get(timeout=self._tick_s)
+            for _ in range(_MAX_BATCH):
+                self._take(item)
+                item = self._inbox.queue.get_nowait()
+        except queue.Empty:
+            pass
+        self._handle(Tick(), time.monotonic())
+
+    def _take(self, item: _Arrival | Event) -> None:
+        if not isinstance(item, _Arrival):
+            self._handle(item, time.monotonic())
+            return
+        try:
+            event: Event = Received(item.peer, decode_from_node(item.body, item.peer))
+        except ProtocolError as error:
+            if item.peer not in self._run.membership:
+                # Most likely another version of isthmus: it understands at least that.
+                self._send(item.peer, Refused(reason=shorten(f"not understood: {error}; is it the same isthmus?")))
+                return
+            event = Faulted(item.peer, str(error))
+        self._handle(event, item.arrived_s)
+
+    def _handle(self, event: Event, now_s: float) -> None:
+        """Feed the machine, and what follows from carrying out its actions, until it is quiet."""
+        pending = deque([event])
+        while pending and self._outcome is None:
+            event = pending.popleft()
+            try:
+                actions = self._run.handle(event, now_s)
+            except ProtocolError as error:
+                pending.append(Faulted(error.peer, str(error)))
+                continue
+            for action in actions:
+                consequence = self._carry_out(action)
+                if consequence is not None:
+                    pending.append(consequence)
+
+    def _carry_out(self, action: Action) -> Event | None:
+        """Do what the machine says; gives the event that a failure to do so is."""
+        try:
+            match action:
+                case Send(peer, message):
+                    return self._send(peer, message)
+                case Forget(peer):
+                    self._endpoint.forget(peer)
+                case Record():
+                    self._record(action)
+                case CheckpointComplete(step):
+                    self._checkpoint_complete(step)
+                case Finish(ok, reason):
+                    self._outcome = RunOutcome(ok, reason)
+        except OSError as error:
+            return Cancelled(f"the coordinator cannot write its files: {error}")
+        return None
+
+    def _send(self, peer: str, message: CoordinatorMessage) -> Event | None:
+        try:
+            self._endpoint.send(peer, CONTROL_TAG, [encode(message)], urgent=True)
+        except IsthmusError as error:
+            return PeerLost(peer, str(error))
+        return None

@@ -1,0 +1,259 @@
+"""Coordinator and nodes over real endpoints on 127.0.0.1, in threads; who is killed is a process.
+
+Run as a script, this file is such a process: ``python test_coordinator.py COORDINATOR_ADDRESS NAME``.
+"""
+
+from __future__ import annotations
+
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from coordinator.client import Session, sender
+from coordinator.config import CoordinatorConfig
+from coordinator.events import Record
+from coordinator.messages import CONTROL_TAG, COORDINATOR, Go, Refused, Stop, control_buffer, decode_from_coordinator
+from coordinator.recorder import Recorder
+from coordinator.run import RunPlan
+from coordinator.server import CoordinatorServer, RunOutcome
+from netem.endpoint import Endpoint
+from netem.errors import ConfigError, IsthmusError, RunAborted
+from netem.profile import Profile
+
+RUN_ID = "test-run"
+
+
+class Receiver:
+    """A node's receiver, as far as control goes."""
+
+    session: Session
+
+    def admit(self, peer: str, generation: int, tag: bytes, total_bytes: int) -> memoryview | None:
+        return control_buffer(tag, total_bytes, peer)
+
+    def deliver(self, peer: str, generation: int, tag: bytes, buffer: memoryview) -> None:
+        self.session.on_message(buffer)
+
+    def failed(self, error: IsthmusError) -> None:
+        self.session.on_failure(error)
+
+
+def settings(**changes: Any) -> CoordinatorConfig:
+    defaults: dict[str, Any] = {
+        "nodes": 3,
+        "token": "secret",
+        "join_timeout_s": 30.0,
+        "heartbeat_interval_s": 0.2,
+        "heartbeat_timeout_s": 2.0,
+        "step_timeout_s": 30.0,
+    }
+    return CoordinatorConfig(**(defaults | changes))
+
+
+@contextmanager
+def node(address: str, name: str, config: CoordinatorConfig) -> Iterator[tuple[Session, Endpoint]]:
+    """A node's endpoint and session, closed in good order."""
+    receiver = Receiver()
+    endpoint = Endpoint(name, RUN_ID, Profile(), receiver, bind="tcp://127.0.0.1:0")
+    session = Session(config, sender(endpoint), name=name, address=endpoint.address, config_digest="cfg")
+    receiver.session = session
+    endpoint.connect(COORDINATOR, address)
+    try:
+        yield session, endpoint
+    finally:
+        session.leave()
+        endpoint.flush(1.0)
+        endpoint.close()
+
+
+def train(address: str, name: str, config: CoordinatorConfig, pause_s: float = 0.0) -> list[Go]:
+    """A trainer that computes nothing: every step with its rounds, to the end."""
+    gos: list[Go] = []
+    with node(address, name, config) as (session, endpoint):
+        _rank, roster = session.join()
+        endpoint.set_generation(roster.generation)
+        assert name in [entry.name for entry in roster.members]
+        step = 0
+        while True:
+            metrics = {"loss_sum": 4.0, "tokens": 2.0} if step else {}
+            answer = session.ready(step, metrics, {"weights": f"w{step}"})
+            if isinstance(answer, Stop):
+                return gos
+            gos.append(answer)
+            time.sleep(pause_s)
+            for round_ in answer.rounds:
+                session.vote(round_.round_id, True, f"digest-{round_.round_id}")
+            step = answer.step + 1
+            session.saved(step)
+
+
+class Swarm:
+    """A server on a thread, and what it recorded."""
+
+    def __init__(self, config: CoordinatorConfig, steps: int, folder: Path) -> None:
+        self.checkpoints: list[int] = []
+        self.records: list[Record] = []
+        self._recorder = Recorder(folder)
+        self.server = CoordinatorServer(
+            config,
+            RunPlan(chunks=4, steps=steps, batch=2, config_digest="cfg", rounds_for=lambda step: ["weights"]),
+            run_id=RUN_ID,
+            profile=Profile(),
+            record=self._record,
+            checkpoint_complete=self.checkpoints.append,
+        )
+        self.address = self.server.address
+        self._pool = ThreadPoolExecutor(8)
+        self.outcome: Future[RunOutcome] = self._pool.submit(self.server.serve)
+
+    def train(self, name: str, config: CoordinatorConfig, pause_s: float = 0.0) -> Future[list[Go]]:
+        return self._pool.submit(train, self.address, name, config, pause_s)
+
+    def close(self) -> None:
+        self.server.stop("the test is over")
+        self.outcome.result(20)
+        self._pool.shutdown()
+        self._recorder.close()
+
+    def _record(self, record: Record) -> None:
+        self.records.append(record)
+        self._recorder.record(record)
+
+
+@contextmanager
+def swarm(config: CoordinatorConfig, steps: int, folder: Path) -> Iterator[Swarm]:
+    one = Swarm(config, steps, folder)
+    try:
+        yield one
+    finally:
+        one.close()
+        assert [thread.name for thread in threading.enumerate() if "heartbeat" in thread.name] == []
+
+
+def test_three_nodes_do_five_steps_with_a_round_each(tmp_path: Path) -> None:
+    config = settings()
+    with swarm(config, 5, tmp_path) as one:
+        runs = [one.train(f"node-{rank}", config) for rank in range(3)]
+        for run in runs:
+            gos = run.result(60)
+            assert [(go.step, go.cursor) for go in gos] == [(step, 2 * step) for step in range(5)]
+            assert gos[0].rounds[0].weights == [0.5, 0.25, 0.25]
+        assert one.outcome.result(20) == RunOutcome(True, "")
+        assert one.checkpoints == [1, 2, 3, 4, 5]
+        assert [record.step for record in one.records] == [1, 2, 3, 4, 5]
+        assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 5
+
+
+def test_wrong_token_wrong_config_and_a_late_joiner_get_their_reasons(tmp_path: Path) -> None:
+    config = settings(nodes=1)
+    with swarm(config, 50, tmp_path) as one:
+        with pytest.raises(ConfigError, match="other does not have this run's token"):
+            one.train("other", settings(token="guess")).result(30)
+        run = one.train("node-0", config, pause_s=0.05)
+        while not one.checkpoints:
+            time.sleep(0.02)
+        with pytest.raises(ConfigError, match=r"the run is full: it has its 1 nodes \(node-0\)"):
+            one.train("node-1", config).result(30)
+        assert len(run.result(60)) == 50
+
+
+def test_a_node_killed_mid_step_is_named_to_the_others_within_the_deadline(tmp_path: Path) -> None:
+    config = settings()
+    with swarm(config, 100_000, tmp_path) as one:
+        runs = [one.train(f"node-{rank}", config, pause_s=0.02) for rank in range(2)]
+        victim = subprocess.Popen([sys.executable, __file__, one.address, "node-2"])
+        try:
+            while not one.checkpoints:
+                time.sleep(0.02)
+            victim.send_signal(signal.SIGKILL)
+            killed_s = time.monotonic()
+            for run in runs:
+                with pytest.raises(RunAborted, match=rf"node-2 \(pid {victim.pid} on .*\) was lost: silent for 2 s"):
+                    run.result(30)
+            assert 1.0 < time.monotonic() - killed_s < 6.0
+            outcome = one.outcome.result(20)
+            assert not outcome.ok
+            assert "node-2" in outcome.reason
+            assert "the last complete step is" in outcome.reason
+        finally:
+            victim.kill()
+            victim.wait(10)
+
+
+def test_a_coordinator_that_is_not_there_is_one_clear_line() -> None:
+    with pytest.raises(ConfigError, match=r"no answer from the coordinator within 0\.3 s"):
+        train("tcp://127.0.0.1:9", "node-0", settings(join_timeout_s=0.3))
+
+
+def test_a_coordinator_that_is_stopped_tells_its_nodes_why(tmp_path: Path) -> None:
+    config = settings(nodes=1)
+    with swarm(config, 100_000, tmp_path) as one:
+        run = one.train("node-0", config, pause_s=0.01)
+        while not one.checkpoints:
+            time.sleep(0.02)
+        one.server.stop("interrupted by Ctrl-C")
+        with pytest.raises(RunAborted, match="interrupted by Ctrl-C; the last complete step is"):
+            run.result(30)
+        assert not one.outcome.result(20).ok
+
+
+class Stranger:
+    """Speaks control that is none, and keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.told: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+
+    def admit(self, peer: str, generation: int, tag: bytes, total_bytes: int) -> memoryview | None:
+        return memoryview(bytearray(total_bytes))
+
+    def deliver(self, peer: str, generation: int, tag: bytes, buffer: memoryview) -> None:
+        self.told.put(bytes(buffer))
+
+    def failed(self, error: IsthmusError) -> None:
+        raise AssertionError(error)
+
+
+@pytest.mark.parametrize("nonsense", ["body", "bulk"])
+def test_a_stranger_who_speaks_nonsense_does_not_disturb_the_run(tmp_path: Path, nonsense: str) -> None:
+    config = settings(nodes=1)
+    with swarm(config, 3, tmp_path) as one:
+        stranger = Stranger()
+        endpoint = Endpoint("old", RUN_ID, Profile(), stranger, bind=None)
+        try:
+            endpoint.connect(COORDINATOR, one.address)
+            endpoint.send(COORDINATOR, CONTROL_TAG if nonsense == "body" else b"bulk", [b"\x81\xa4type\xa5hello"])
+            if nonsense == "body":
+                answer = decode_from_coordinator(stranger.told.get(timeout=10))
+                assert isinstance(answer, Refused)
+                assert "not understood" in answer.reason
+                assert "is it the same isthmus?" in answer.reason
+            assert len(one.train("node-0", config).result(30)) == 3
+        finally:
+            endpoint.close()
+
+
+def test_a_member_who_speaks_nonsense_is_named(tmp_path: Path) -> None:
+    config = settings(nodes=1)
+    with swarm(config, 3, tmp_path) as one:
+        with node(one.address, "node-0", config) as (session, _endpoint):
+            session.join()
+            session._wire(b"\xc1")
+            with pytest.raises(RunAborted, match="node-0: a control message that is not MessagePack"):
+                session.ready(0)
+        outcome = one.outcome.result(20)
+        assert "node-0" in outcome.reason
+        assert "not MessagePack" in outcome.reason
+
+
+if __name__ == "__main__":
+    train(sys.argv[1], sys.argv[2], settings(), pause_s=0.02)

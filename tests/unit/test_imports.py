@@ -1,0 +1,68 @@
+"""The house rules about imports: state machines have no I/O, clock or chance; floors import downwards only."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+IMPURE = {"zmq", "asyncio", "torch", "time", "random", "threading", "socket", "select", "selectors", "secrets"}
+PURE_MODULES = [
+    "netem.units",
+    "netem.bucket",
+    "netem.segments",
+    "netem.frames",
+    "netem.link",
+    "netem.shaper",
+    "netem.assembly",
+    "netem.profile",
+    "netem.limits",
+    "netem.counters",
+    "netem.config",
+    "netem.errors",
+]
+BELOW = {"netem": set(), "coordinator": {"netem"}, "node": {"coordinator", "netem"}}
+
+
+def imports_of(path: Path) -> set[str]:
+    """Every module that a file imports, at the top or inside a function, by its full name."""
+    found = set()
+    for tree in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(tree, ast.Import):
+            found |= {alias.name for alias in tree.names}
+        elif isinstance(tree, ast.ImportFrom):
+            assert tree.level == 0, f"{path}: relative import"
+            found |= {str(tree.module)} | {f"{tree.module}.{alias.name}" for alias in tree.names}
+    return found
+
+
+def path_of(module: str) -> Path:
+    return ROOT / Path(*module.split(".")).with_suffix(".py")
+
+
+@pytest.mark.parametrize("module", PURE_MODULES)
+def test_a_state_machine_imports_nothing_impure(module: str) -> None:
+    """Directly, or through a module of ours that it imports."""
+    seen, waiting = set(), {module}
+    while waiting:
+        name = waiting.pop()
+        seen.add(name)
+        for found in imports_of(path_of(name)):
+            assert found.split(".")[0] not in IMPURE, f"{module} imports {found} through {name}"
+            if found.split(".")[0] in BELOW and path_of(found).is_file() and found not in seen:
+                waiting.add(found)
+
+
+@pytest.mark.parametrize("floor", BELOW)
+def test_floors_import_downwards_only(floor: str) -> None:
+    files = sorted((ROOT / floor).rglob("*.py"))
+    assert files
+    for path in files:
+        for found in imports_of(path):
+            top = found.split(".")[0]
+            assert top not in BELOW or top == floor or top in BELOW[floor], f"{path}: {found}"
+
+
+def test_only_one_module_speaks_zmq() -> None:
+    users = {path.relative_to(ROOT).as_posix() for path in (ROOT / "netem").rglob("*.py") if "zmq" in imports_of(path)}
+    assert users == {"netem/sockets.py"}
