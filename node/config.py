@@ -1,0 +1,246 @@
+"""The whole configuration tree, and the sections that the node floor owns.
+
+`Config` joins what every component owns: `[net]` (netem), `[coordinator]`, `[data]`, and here `[run]`,
+`[model]`, `[compress]` and `[train]`. It is loaded by `load_config`, saved with every run, and its digest is
+what nodes compare when they join. The machinery (strictness, overrides, messages) is in `netem.config`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from coordinator.assignment import Assignment, assign
+from coordinator.config import SECRETS, CoordinatorConfig
+from netem.config import Section, Tree, apply_overrides, convert, dump_toml, load_toml
+from netem.errors import ConfigError
+from netem.profile import NetConfig
+from node.data.config import DataConfig
+
+
+class RunConfig(Section, frozen=True, kw_only=True):
+    """[run]: what the run is called, where it writes, what it computes on."""
+
+    name: Annotated[str, Meta(description="Name of the run; its folder is outputs/NAME.", min_length=1)] = "run"
+    outputs: Annotated[str, Meta(description="Folder that receives the folders of runs.")] = "outputs"
+    seed: Annotated[int, Meta(description="Seed of weights, batches and rotations.", ge=0)] = 0
+    device: Annotated[str, Meta(description="cpu, cuda, or cuda:N. On cuda the compute runs in bf16.")] = "cpu"
+    threads: Annotated[int, Meta(description="CPU threads of each node; 0 leaves it to torch.", ge=0)] = 0
+    resume: Annotated[bool, Meta(description="Go on from the last complete checkpoint of outputs/NAME.")] = False
+
+    def check(self, path: str) -> None:
+        kind, _, index = self.device.partition(":")
+        if kind not in ("cpu", "cuda") or (index and not index.isdigit()):
+            raise ConfigError(f"{path}device = {self.device!r}: expected cpu, cuda or cuda:N")
+        if "/" in self.name or self.name in (".", ".."):
+            raise ConfigError(f"{path}name = {self.name!r}: expected a plain folder name, without slashes")
+
+    @property
+    def folder(self) -> Path:
+        """Where everything of this run is written."""
+        return Path(self.outputs) / self.name
+
+
+class ModelConfig(Section, frozen=True, kw_only=True):
+    """[model]: a Llama-3 decoder over a context that is cut into equal chunks."""
+
+    layers: Annotated[int, Meta(description="Decoder layers.", ge=1)] = 4
+    d_model: Annotated[int, Meta(description="Width of the residual stream.", ge=8)] = 128
+    heads: Annotated[int, Meta(description="Query heads.", ge=1)] = 4
+    kv_heads: Annotated[int, Meta(description="Key and value heads (grouped-query attention).", ge=1)] = 4
+    head_dim: Annotated[int, Meta(description="Width of one head; 0 means d_model / heads.", ge=0)] = 0
+    ffn_dim: Annotated[int, Meta(description="Inner width of the SwiGLU block.", ge=8)] = 384
+    context: Annotated[int, Meta(description="Tokens in one context (T).", ge=2)] = 1024
+    chunks: Annotated[int, Meta(description="Equal parts of the context (C), the unit of ownership.", ge=1)] = 4
+    rope_theta: Annotated[float, Meta(description="Base of the rotary position embedding.", gt=0)] = 500_000.0
+    norm_eps: Annotated[float, Meta(description="Epsilon of RMSNorm.", gt=0)] = 1e-5
+    tied: Annotated[bool, Meta(description="Share the token embedding with the output head.")] = True
+
+    def check(self, path: str) -> None:
+        if self.context % self.chunks:
+            lower = max(self.context // self.chunks, 1) * self.chunks
+            raise ConfigError(
+                f"{path}context = {self.context}: does not divide into {path}chunks = {self.chunks} equal parts; "
+                f"{lower} or {lower + self.chunks} would"
+            )
+        if self.heads % self.kv_heads:
+            raise ConfigError(f"{path}heads = {self.heads}: expected a multiple of {path}kv_heads = {self.kv_heads}")
+        if not self.head_dim and self.d_model % self.heads:
+            raise ConfigError(
+                f"{path}d_model = {self.d_model}: expected a multiple of {path}heads = {self.heads}, "
+                f"or {path}head_dim set"
+            )
+        if self.head_size % 2:
+            raise ConfigError(f"{path}head_dim = {self.head_size}: expected an even number (RoPE turns pairs)")
+
+    @property
+    def head_size(self) -> int:
+        """head_dim, with its default filled in."""
+        return self.head_dim or self.d_model // self.heads
+
+    @property
+    def d_kv(self) -> int:
+        """Width of K, and of V, over all heads."""
+        return self.kv_heads * self.head_size
+
+    @property
+    def chunk_tokens(self) -> int:
+        """Tokens in one chunk (n = T / C)."""
+        return self.context // self.chunks
+
+
+class CompressConfig(Section, frozen=True, kw_only=True):
+    """[compress]: what crosses the network in place of K and V (the paper's section 4)."""
+
+    mode: Annotated[
+        Literal["subspace", "dense", "local"],
+        Meta(description="subspace: compressed; dense: K and V as they are; local: no remote attention, no bytes."),
+    ] = "subspace"
+    k_share: Annotated[
+        float, Meta(description="Share of K that is compressed away; the rank is the rest.", ge=0, lt=1)
+    ] = 0.98
+    v_share: Annotated[float, Meta(description="Share of V that is compressed away.", ge=0, lt=1)] = 0.95
+    scope: Annotated[
+        Literal["layer", "head"],
+        Meta(description="One subspace over all heads of a layer, or one for each head."),
+    ] = "layer"
+    basis: Annotated[
+        Literal["activations", "weights"],
+        Meta(description="Principal directions of what is sent (K and V), or of the weights that make them."),
+    ] = "activations"
+    rotation: Annotated[
+        Literal["geodesic", "taylor2", "fixed", "random"],
+        Meta(description="How a chunk turns the shared basis."),
+    ] = "geodesic"
+    generator_norm: Annotated[
+        Literal["frobenius", "spectral"],
+        Meta(description="Norm that scales the generator of taylor2 and random."),
+    ] = "frobenius"
+    clip: Annotated[float, Meta(description="Bound on the rotation parameter, |theta| <= clip.", ge=0)] = 0.5
+    dense_last_layers: Annotated[int, Meta(description="Last layers that send K and V uncompressed.", ge=0)] = 1
+    wire_dtype: Annotated[
+        Literal["float32", "bfloat16"], Meta(description="Number format of payloads and of their gradients.")
+    ] = "float32"
+    warmup_steps: Annotated[int, Meta(description="Uncompressed steps before the basis is taken.", ge=0)] = 50
+    warmup_share: Annotated[float, Meta(description="Share of the context length used in those steps.", gt=0, le=1)] = (
+        0.25
+    )
+    calibration_batches: Annotated[
+        int, Meta(description="Batches from which the activations' second moments are taken.", ge=1)
+    ] = 4
+
+
+class TrainConfig(Section, frozen=True, kw_only=True):
+    """[train]: optimizer, schedule, and how often things happen."""
+
+    steps: Annotated[int, Meta(description="Optimizer steps, warm start included.", ge=1)] = 300
+    batch: Annotated[int, Meta(description="Contexts in one step.", ge=1)] = 1
+    lr: Annotated[float, Meta(description="Peak learning rate of AdamW.", gt=0)] = 3e-4
+    lr_warmup_steps: Annotated[int, Meta(description="Steps of linear warm-up.", ge=0)] = 20
+    lr_final_share: Annotated[float, Meta(description="Share of lr left at the last step.", ge=0, le=1)] = 0.1
+    weight_decay: Annotated[float, Meta(description="AdamW weight decay (matrices only).", ge=0)] = 0.01
+    beta1: Annotated[float, Meta(ge=0, lt=1, description="AdamW beta1.")] = 0.9
+    beta2: Annotated[float, Meta(ge=0, lt=1, description="AdamW beta2.")] = 0.95
+    grad_clip: Annotated[float, Meta(description="Bound on the gradient's global norm; 0 is none.", ge=0)] = 1.0
+    sync_every: Annotated[
+        int,
+        Meta(description="Steps between averagings (c). 1 averages gradients: exact context parallelism.", ge=1),
+    ] = 20
+    checkpoint_every: Annotated[int, Meta(description="Steps between checkpoints; 0 is only at the end.", ge=0)] = 0
+    eval_every: Annotated[
+        int, Meta(description="Steps between held-out evaluations; 0 is only at start and end.", ge=0)
+    ] = 0
+    eval_batches: Annotated[int, Meta(description="Held-out batches of one evaluation.", ge=1)] = 8
+
+    def check(self, path: str) -> None:
+        if self.checkpoint_every % self.sync_every:
+            raise ConfigError(
+                f"{path}checkpoint_every = {self.checkpoint_every}: expected a multiple of "
+                f"{path}sync_every = {self.sync_every}, so that a checkpoint holds agreed weights"
+            )
+
+
+class Config(Section, frozen=True, kw_only=True):
+    """Everything that a run depends on."""
+
+    run: RunConfig = RunConfig()
+    model: ModelConfig = ModelConfig()
+    compress: CompressConfig = CompressConfig()
+    train: TrainConfig = TrainConfig()
+    data: DataConfig = DataConfig()
+    net: NetConfig = NetConfig()
+    coordinator: CoordinatorConfig = CoordinatorConfig()
+
+    def check(self, path: str) -> None:
+        self.assignment()
+        if self.compress.mode == "subspace":
+            self._check_warm_start()
+
+    def _check_warm_start(self) -> None:
+        if self.compress.warmup_steps >= self.train.steps:
+            raise ConfigError(
+                f"compress.warmup_steps = {self.compress.warmup_steps}: expected fewer than "
+                f'train.steps = {self.train.steps}, or compress.mode = "dense"'
+            )
+        if self.compress.dense_last_layers >= self.model.layers:
+            raise ConfigError(
+                f"compress.dense_last_layers = {self.compress.dense_last_layers}: leaves none of "
+                f"model.layers = {self.model.layers} to compress"
+            )
+
+    def assignment(self) -> Assignment:
+        """The first assignment of chunks to ranks. Raises `ConfigError` where it does not come out."""
+        owners = self.coordinator
+        return assign(self.model.chunks, owners.nodes, owners.assignment, owners.chunks_per_node)
+
+    @property
+    def compressed_layers(self) -> int:
+        """How many layers, from the first, compress what they send."""
+        return self.model.layers - self.compress.dense_last_layers if self.compress.mode == "subspace" else 0
+
+    @property
+    def warmup_steps(self) -> int:
+        """Steps before compression starts: none unless the mode compresses."""
+        return self.compress.warmup_steps if self.compress.mode == "subspace" else 0
+
+    @property
+    def warmup_chunk_tokens(self) -> int:
+        """Tokens in a chunk during the warm start: the chunks stay as many, and become shorter."""
+        return max(1, round(self.model.chunk_tokens * self.compress.warmup_share))
+
+    def digest(self) -> str:
+        """Digest of what must be equal on all nodes. Where a node runs and how it is reached may differ."""
+        tree = to_tree(self)
+        for key in ("outputs", "device", "threads"):
+            tree["run"].pop(key)
+        tree["coordinator"].pop("address")
+        tree["coordinator"].pop("token")
+        tree["data"].pop("cache", None)
+        return hashlib.blake2b(dump_toml(tree).encode(), digest_size=16).hexdigest()
+
+
+def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
+    """Read a config file (or the defaults), lay the command line's overrides over it, and check all of it."""
+    tree = load_toml(path) if path else {}
+    return convert(Config, apply_overrides(tree, overrides))
+
+
+def to_tree(config: Section) -> Tree:
+    """The config as plain nested values, every default resolved."""
+    tree = msgspec.to_builtins(config)
+    assert isinstance(tree, dict)
+    return tree
+
+
+def save_config(config: Config, path: Path) -> None:
+    """Write the resolved config, without its secrets."""
+    tree = to_tree(config)
+    for key in SECRETS:
+        section, _, name = key.partition(".")
+        tree[section].pop(name)
+    path.write_text(dump_toml(tree), encoding="utf-8")

@@ -1,0 +1,233 @@
+"""What arrives at a node: validated before a byte is allocated, held until the trainer asks for it.
+
+The endpoint's I/O thread calls `admit` and `deliver`; the trainer's thread waits in `first_of` and `take`. Every
+wait has a deadline, and ends at once when the run is aborted. What may be held is bounded: each payload of the
+passes about now once, at the size that the configuration gives it, and ring shards up to a cap.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from coordinator import ring
+from coordinator.assignment import Assignment
+from coordinator.messages import COORDINATOR, control_buffer
+from netem.errors import IsthmusError, ProtocolError, RunAborted
+from node.exchange.payload import WIRE_DTYPES, PayloadFormat
+from node.exchange.tags import ChunkTag, RingTag, decode_tag
+from node.schedule import PassSpec
+
+PASSES_AHEAD = 2
+"""How far a peer may be ahead of us: one forward-only pass may run ahead of its readers, and the next may begin."""
+
+MAX_RING_MESSAGE_BYTES = 16 << 20
+
+
+class ChunkKey(NamedTuple):
+    """One expected payload: which pass, whose."""
+
+    kind: str
+    pass_no: int
+    layer: int
+    chunk: int
+    rank: int
+
+
+class RingKey(NamedTuple):
+    """One expected shard of an averaging round."""
+
+    round_id: int
+    hop: int
+    bucket: int
+
+
+Key = ChunkKey | RingKey
+
+
+class World(NamedTuple):
+    """Who is who in this generation, as seen by one rank."""
+
+    assignment: Assignment
+    rank: int
+    names: tuple[str, ...]
+
+
+class Conversation(Protocol):
+    """The node's side of the coordinator's protocol (`coordinator.client.Session`)."""
+
+    def on_message(self, body: memoryview) -> None: ...
+
+    def on_failure(self, error: IsthmusError) -> None: ...
+
+    def on_abort(self, callback: Callable[[str], None]) -> None: ...
+
+
+class Inbox:
+    """A `netem.endpoint.Receiver`: control messages go to the conversation, tensors wait here."""
+
+    def __init__(self, payload: PayloadFormat, ring_cap_bytes: int) -> None:
+        self._payload = payload
+        self._conversation: Conversation | None = None
+        self._ring_cap_bytes = ring_cap_bytes
+        self._ring_held_bytes = 0
+        self._changed = threading.Condition()
+        self._held: dict[Key, memoryview] = {}
+        self._admitted: set[Key] = set()
+        self._world: World | None = None
+        self._pass_no = 0
+        self._failure: IsthmusError | None = None
+        self.waited_s = 0.0
+
+    def follow(self, conversation: Conversation) -> None:
+        """Hand control messages to `conversation`, and end every wait when it says that the run is over."""
+        self._conversation = conversation
+        conversation.on_abort(lambda reason: self.abort(RunAborted(reason)))
+
+    # The trainer's thread.
+
+    def enter(self, world: World) -> None:
+        """The roster is known; tensors may come."""
+        with self._changed:
+            self._world = world
+
+    def begin(self, pass_no: int) -> None:
+        """Pass `pass_no` begins here: whatever is left of passes that nobody will ask for again is dropped."""
+        with self._changed:
+            self._pass_no = pass_no
+            oldest = pass_no - PASSES_AHEAD
+            for keys in (self._held, self._admitted):
+                for key in [key for key in keys if isinstance(key, ChunkKey) and key.pass_no < oldest]:
+                    keys.pop(key) if isinstance(keys, dict) else keys.discard(key)
+
+    def first_of(self, keys: Iterable[Key], timeout_s: float) -> Key:
+        """Wait until one of `keys` has arrived; the first of them, in their order, that has."""
+        wanted = tuple(keys)
+        with self._changed:
+            self._wait(lambda: any(key in self._held for key in wanted), wanted, timeout_s)
+            return next(key for key in wanted if key in self._held)
+
+    def take(self, key: Key, timeout_s: float) -> memoryview:
+        """Wait for `key` and hand its bytes over."""
+        with self._changed:
+            self._wait(lambda: key in self._held, (key,), timeout_s)
+            buffer = self._held.pop(key)
+            if isinstance(key, RingKey):
+                self._ring_held_bytes -= len(buffer)
+                self._admitted.discard(key)  # a chunk's stays until its pass is over, so that no second one is let in
+            return buffer
+
+    def abort(self, error: IsthmusError) -> None:
+        """Every wait, now and later, ends with `error`. The first one stays."""
+        with self._changed:
+            self._failure = self._failure or error
+            self._changed.notify_all()
+
+    def _wait(self, arrived: Callable[[], bool], keys: tuple[Key, ...], timeout_s: float) -> None:
+        began = time.monotonic()
+        done = self._changed.wait_for(lambda: arrived() or self._failure is not None, timeout_s)
+        if isinstance(keys[0], ChunkKey):
+            self.waited_s += time.monotonic() - began  # averaging has its own clock
+        if not done:
+            raise RunAborted(f"waited {timeout_s:g} s for {self._describe(keys[0])}: coordinator.step_timeout_s")
+        if not arrived():
+            assert self._failure is not None
+            raise self._failure
+
+    def _describe(self, key: Key) -> str:
+        if isinstance(key, RingKey):
+            return f"hop {key.hop} of averaging round {key.round_id} from {self._previous()}"
+        assert self._world is not None
+        what = {"kv": "keys and values", "grad": "gradient", "done": "acknowledgement"}[key.kind]
+        return f"the {what} of chunk {key.chunk}, layer {key.layer} from {self._world.names[key.rank]}"
+
+    def _previous(self) -> str:
+        """The node before this one in the ring."""
+        assert self._world is not None
+        return self._world.names[ring.previous_position(len(self._world.names), self._world.rank)]
+
+    # The I/O thread: netem.endpoint.Receiver.
+
+    def admit(self, peer: str, generation: int, tag: bytes, total_bytes: int) -> memoryview | None:
+        if peer == COORDINATOR:
+            return control_buffer(tag, total_bytes, peer)
+        named = decode_tag(tag, peer)
+        with self._changed:
+            if self._world is None:
+                raise ProtocolError("a tensor came before the roster", peer=peer, generation=generation)
+            if peer not in self._world.names:
+                raise ProtocolError("is not a member of this run", peer=peer, generation=generation)
+            if isinstance(named, RingTag):
+                key: Key | None = self._admit_ring(named, total_bytes, peer)
+            else:
+                key = self._admit_chunk(named, total_bytes, peer)
+            if key is None:
+                return None
+            if key in self._admitted:
+                raise ProtocolError(f"{self._describe(key)} came twice", peer=peer, generation=generation)
+            self._admitted.add(key)
+            if isinstance(key, RingKey):
+                self._ring_held_bytes += total_bytes
+        return memoryview(np.empty(total_bytes, np.uint8))  # type: ignore[arg-type]
+
+    def deliver(self, peer: str, generation: int, tag: bytes, buffer: memoryview) -> None:
+        if peer == COORDINATOR:
+            if self._conversation:
+                self._conversation.on_message(buffer)
+            return
+        named = decode_tag(tag, peer)
+        with self._changed:
+            assert self._world is not None
+            self._held[self._key(named, self._world.names.index(peer))] = buffer
+            self._changed.notify_all()
+
+    def failed(self, error: IsthmusError) -> None:
+        """A peer spoke nonsense or is silent, or the endpoint broke: this node cannot go on."""
+        if self._conversation:
+            self._conversation.on_failure(error)
+        self.abort(error)
+
+    def _key(self, tag: ChunkTag | RingTag, rank: int) -> Key:
+        if isinstance(tag, RingTag):
+            return RingKey(tag.round_id, tag.hop, tag.bucket)
+        return ChunkKey(tag.kind, tag.pass_no, tag.layer, tag.chunk, rank)
+
+    def _admit_ring(self, tag: RingTag, total_bytes: int, peer: str) -> Key:
+        """A shard comes from the node before this one in the ring, and there is room for it."""
+        if peer != self._previous():
+            raise ProtocolError("sent a ring shard, and is not the node before this one in the ring", peer=peer)
+        if not 0 < total_bytes <= MAX_RING_MESSAGE_BYTES:
+            raise ProtocolError(f"a ring shard of {total_bytes} bytes", peer=peer)
+        if self._ring_held_bytes + total_bytes > self._ring_cap_bytes:
+            raise ProtocolError(f"more than {self._ring_cap_bytes} bytes of ring shards unasked for", peer=peer)
+        return RingKey(tag.round_id, tag.hop, tag.bucket)
+
+    def _admit_chunk(self, tag: ChunkTag, total_bytes: int, peer: str) -> Key | None:
+        """The tag must name a payload that this peer owes us, with the very shapes that the configuration gives it."""
+        assert self._world is not None
+        assignment, me, names = self._world
+        rank = names.index(peer)
+        if tag.pass_no < self._pass_no - PASSES_AHEAD:
+            return None
+        if tag.pass_no > self._pass_no + PASSES_AHEAD:
+            raise ProtocolError(f"is at pass {tag.pass_no}, this node at {self._pass_no}", peer=peer)
+        if tag.chunk >= assignment.n_chunks or tag.layer >= self._payload.layers:
+            raise ProtocolError(f"chunk {tag.chunk}, layer {tag.layer}: there is no such thing", peer=peer)
+        owner, readers = assignment.owner(tag.chunk), assignment.readers_of(tag.chunk)
+        owed = owner == rank and me in readers if tag.kind == "kv" else owner == me and rank in readers
+        if not owed:
+            raise ProtocolError(f"sent {tag.kind} of chunk {tag.chunk}, which it does not owe this node", peer=peer)
+        spec = PassSpec(tag.tokens, tag.compressed)
+        if spec not in self._payload.passes:
+            raise ProtocolError(f"chunks of {tag.tokens} tokens, compressed={tag.compressed}: unexpected", peer=peer)
+        tensors = () if tag.kind == "done" else self._payload.tensors(tag.layer, spec)
+        expected_bytes = sum(tensor.nbytes for tensor in tensors)
+        if tag.shapes != tuple(tensor.shape for tensor in tensors) or total_bytes != expected_bytes:
+            raise ProtocolError(f"shapes {tag.shapes} in {total_bytes} bytes, expected {tensors}", peer=peer)
+        if WIRE_DTYPES[tag.dtype] is not self._payload.dtype:
+            raise ProtocolError(f"numbers in {tag.dtype}, expected {self._payload.dtype}", peer=peer)
+        return ChunkKey(tag.kind, tag.pass_no, tag.layer, tag.chunk, rank)

@@ -1,0 +1,60 @@
+"""The names of tensors on the wire: short msgpack arrays that netem carries without looking inside.
+
+A tag is decoded with the `msgpack` package, then validated into a typed struct, before anything is allocated for
+what follows it.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgpack
+import msgspec
+from msgspec import Meta
+
+from netem.errors import ProtocolError
+
+Index = Annotated[int, Meta(ge=0, le=1 << 40)]
+
+
+class ChunkTag(msgspec.Struct, frozen=True, array_like=True, tag="chunk", forbid_unknown_fields=True):
+    """A chunk's payload on its way to a reader ("kv"), or that payload's gradient on its way back ("grad").
+
+    After a pass without gradients a reader says "done" instead, with nothing behind it.
+    """
+
+    kind: Literal["kv", "grad", "done"]
+    pass_no: Index
+    layer: Index
+    chunk: Index
+    tokens: Index
+    compressed: bool
+    dtype: Literal["float32", "bfloat16"]
+    shapes: tuple[tuple[Index, ...], ...]
+
+
+class RingTag(msgspec.Struct, frozen=True, array_like=True, tag="ring", forbid_unknown_fields=True):
+    """A shard of a vector that an averaging round sends round the ring."""
+
+    round_id: Index
+    hop: Index
+    bucket: Index
+
+
+Tag = ChunkTag | RingTag
+
+
+def encode_tag(tag: Tag) -> bytes:
+    """The tag's bytes."""
+    packed: bytes = msgpack.packb(msgspec.to_builtins(tag))
+    return packed
+
+
+def decode_tag(data: bytes, peer: str) -> Tag:
+    """Validate a tag that came from `peer`. Raises `ProtocolError`."""
+    try:
+        tree = msgpack.unpackb(data, use_list=True, max_str_len=64, max_array_len=64, max_map_len=0)
+        named: Tag = msgspec.convert(tree, ChunkTag | RingTag, strict=True)
+    except (ValueError, msgpack.UnpackException, msgspec.ValidationError) as error:
+        raise ProtocolError(f"a tensor came with a malformed tag: {error}", peer=peer) from None
+    return named

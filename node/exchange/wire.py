@@ -1,0 +1,119 @@
+"""Tensors to buffers and back: what joins the chunk exchange and the averaging ring to a `netem` endpoint.
+
+On the CPU nothing is copied on the way out (the endpoint holds the tensor's memory until it is acknowledged), and
+what arrives becomes a tensor over the buffer that it was received into. On a GPU both cross through host memory.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from netem.errors import ProtocolError
+from node.exchange.inbox import ChunkKey, Inbox, Key, RingKey, World
+from node.exchange.payload import PayloadFormat, TensorSpec
+from node.exchange.tags import ChunkTag, RingTag, Tag, encode_tag
+from node.schedule import PassSpec
+
+
+class Sender(Protocol):
+    """The part of `netem.endpoint.Endpoint` that sends."""
+
+    def send(self, peer: str, tag: bytes, buffers: Sequence[memoryview] = (), *, urgent: bool = False) -> None: ...
+
+
+class Wire:
+    """One node's way to its peers. Counts payload bytes by what they are for (`sent_bytes`)."""
+
+    def __init__(
+        self, sender: Sender, inbox: Inbox, world: World, payload: PayloadFormat, dtype: str, timeout_s: float
+    ) -> None:
+        self.sent_bytes: Counter[str] = Counter()
+        self._sender = sender
+        self._inbox = inbox
+        self._world = world
+        self._payload = payload
+        self._dtype = dtype
+        self._timeout_s = timeout_s
+        self._pass_no = 0
+        self._trains = True
+        inbox.enter(world)
+
+    def begin(self, pass_no: int, trains: bool) -> None:
+        self._pass_no = pass_no
+        self._trains = trains
+        self._inbox.begin(pass_no)
+
+    def send(self, rank: int, kind: str, layer: int, chunk: int, spec: PassSpec, tensors: tuple[Tensor, ...]) -> None:
+        shapes = tuple(tuple(tensor.shape) for tensor in tensors)
+        tag = ChunkTag(kind, self._pass_no, layer, chunk, *spec, self._dtype, shapes)  # type: ignore[arg-type]
+        if not self._trains:
+            self._send(rank, tag, tensors, "evaluation")
+            return
+        self.sent_bytes["uncompressed"] += self._payload.chunk_bytes(layer, PassSpec(spec.tokens, False))
+        compressed = spec.compressed and self._payload.compresses(layer)
+        self._send(rank, tag, tensors, "compressed" if compressed else "dense")
+
+    def first_of(self, kind: str, layer: int, chunks: dict[int, int]) -> int:
+        keys = [ChunkKey(kind, self._pass_no, layer, chunk, rank) for chunk, rank in sorted(chunks.items())]
+        key = self._inbox.first_of(keys, self._timeout_s)
+        assert isinstance(key, ChunkKey)
+        return key.chunk
+
+    def take(
+        self,
+        kind: str,
+        layer: int,
+        chunk: int,
+        rank: int,
+        specs: tuple[TensorSpec, ...],
+        device: torch.device,
+    ) -> tuple[Tensor, ...]:
+        return self._take(ChunkKey(kind, self._pass_no, layer, chunk, rank), specs, device)
+
+    def await_done(self, pass_no: int, chunk: int, rank: int) -> None:
+        """Wait until the reader `rank` has finished with `chunk` in a pass that returns no gradients."""
+        self._inbox.take(ChunkKey("done", pass_no, 0, chunk, rank), self._timeout_s)
+
+    def send_shard(self, rank: int, round_id: int, hop: int, bucket: int, shard: Tensor) -> None:
+        """Part of a vector that an averaging round passes on."""
+        self._send(rank, RingTag(round_id, hop, bucket), (shard,), "averaging")
+
+    def take_shard(self, round_id: int, hop: int, bucket: int, spec: TensorSpec) -> Tensor:
+        (shard,) = self._take(RingKey(round_id, hop, bucket), (spec,), torch.device("cpu"))
+        return shard
+
+    def _send(self, rank: int, tag: Tag, tensors: tuple[Tensor, ...], use: str) -> None:
+        buffers = [as_buffer(tensor) for tensor in tensors]
+        self.sent_bytes[use] += sum(len(buffer) for buffer in buffers)
+        self._sender.send(self._world.names[rank], encode_tag(tag), buffers)
+
+    def _take(self, key: Key, specs: tuple[TensorSpec, ...], device: torch.device) -> tuple[Tensor, ...]:
+        buffer = self._inbox.take(key, self._timeout_s)
+        expected_bytes = sum(spec.nbytes for spec in specs)
+        if len(buffer) != expected_bytes:  # admitted at a size that is right in another pass, or for another shard
+            raise ProtocolError(f"{key} came with {len(buffer)} bytes, expected {expected_bytes}")
+        return split_buffer(buffer, specs, device)
+
+
+def as_buffer(tensor: Tensor) -> memoryview:
+    """The tensor's bytes in row-major order, without a copy where it is contiguous and on the CPU."""
+    flat = tensor.detach().to("cpu").contiguous().reshape(-1)
+    return memoryview(flat.view(torch.uint8).numpy())  # type: ignore[arg-type]
+
+
+def split_buffer(buffer: memoryview, specs: tuple[TensorSpec, ...], device: torch.device) -> tuple[Tensor, ...]:
+    """Tensors over consecutive parts of `buffer`."""
+    flat = torch.frombuffer(buffer, dtype=torch.uint8)
+    tensors, start = [], 0
+    for spec in specs:
+        part = flat[start : start + spec.nbytes]
+        if start % spec.dtype.itemsize:
+            part = part.clone()  # a float32 after an odd number of bfloat16 would lie across words
+        tensors.append(part.view(spec.dtype).reshape(spec.shape).to(device))
+        start += spec.nbytes
+    return tuple(tensors)

@@ -1,0 +1,237 @@
+"""A Llama-3 decoder (RMSNorm, RoPE, SwiGLU, grouped-query attention) over the chunks that this node owns.
+
+Parameter names are those of `transformers`' LlamaForCausalLM, so that weights go over by name; only the heads ψ of
+the compression have no place there. The model is one function of the tokens: which node owns which chunk is the
+exchange's business (`node.exchange.chunks`).
+
+Shapes: C own chunks, B batch, n tokens of a chunk, d width, H query heads, G key/value heads, D head_dim, K = G·D.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from node.config import CompressConfig, Config, ModelConfig
+from node.exchange.chunks import ChunkExchange, Payload
+from node.exchange.payload import WIRE_DTYPES, codec_shapes
+from node.model.attention import ChunkAttention
+from node.model.rope import Rope
+from node.schedule import PassSpec
+from node.seeds import derive
+from node.subspace.basis import group_moments
+from node.subspace.codec import Codec, CodecShape
+from node.subspace.rotation import make_rotation
+
+Moments = dict[tuple[int, str], Tensor]
+
+
+@dataclass
+class Pass:
+    """What one pass over the model shares among its layers."""
+
+    exchange: ChunkExchange
+    spec: PassSpec
+    rope: Rope
+    own_positions_C1n: Tensor
+    moments: Moments | None = field(default=None)  # filled by `Llama.forward` where a caller asks for them
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) · weight, computed in float32."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self._eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x.float(), self.weight.shape, self.weight.float(), self._eps).to(x.dtype)
+
+
+class KeyValueCodecs(nn.Module):
+    """The codecs of one layer's K and V; the payload is K's tensors, then V's."""
+
+    def __init__(self, config: Config, layer: int) -> None:
+        super().__init__()
+        compress = config.compress
+        k_shape, v_shape = codec_shapes(config.model, compress)
+
+        def codec(kind: str, shape: CodecShape) -> Codec:
+            stream = derive(config.run.seed, "rotation", layer, kind)
+            rotation = make_rotation(compress.rotation, stream, compress.generator_norm)
+            return Codec(shape, rotation, compress.clip, WIRE_DTYPES[compress.wire_dtype], stream)
+
+        self.k, self.v = codec("k", k_shape), codec("v", v_shape)
+
+    def encode(self, k_CBnK: Tensor, v_CBnK: Tensor, chunks: tuple[int, ...]) -> Payload:
+        return self.k.encode(k_CBnK, chunks) + self.v.encode(v_CBnK, chunks)
+
+    def decode(self, payload: Payload, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        half = len(payload) // 2
+        return self.k.decode(payload[:half], dtype), self.v.decode(payload[half:], dtype)
+
+
+class Attention(nn.Module):
+    """Grouped-query attention: exact within a chunk, over exchanged payloads to earlier chunks."""
+
+    def __init__(self, config: Config, layer: int, compresses: bool) -> None:
+        super().__init__()
+        model = config.model
+        self._layer, self._head_dim, self._d_kv = layer, model.head_size, model.d_kv
+        self._groups, self._kv_heads = model.heads // model.kv_heads, model.kv_heads
+        self._wire_dtype = WIRE_DTYPES[config.compress.wire_dtype]
+        self._moment_groups = model.kv_heads if config.compress.scope == "head" else 1
+        self.q_proj = nn.Linear(model.d_model, model.heads * model.head_size, bias=False)
+        self.k_proj = nn.Linear(model.d_model, model.d_kv, bias=False)
+        self.v_proj = nn.Linear(model.d_model, model.d_kv, bias=False)
+        self.o_proj = nn.Linear(model.heads * model.head_size, model.d_model, bias=False)
+        self.codecs = KeyValueCodecs(config, layer) if compresses else None
+
+    def forward(self, x_CBnd: Tensor, step: Pass) -> Tensor:
+        exchange = step.exchange
+        k_CBnK, v_CBnK = self.k_proj(x_CBnd), self.v_proj(x_CBnd)
+        if step.moments is not None and self.codecs is not None:
+            for kind, z_CBnK in (("k", k_CBnK), ("v", v_CBnK)):
+                step.moments[self._layer, kind] = group_moments(z_CBnK.float(), self._moment_groups)
+        payload = self._encode(k_CBnK, v_CBnK, step)
+        anchor, payload = exchange.publish(self._layer, payload)
+        # What follows needs no network: it runs while the payloads travel, and in the backward after all is sent.
+        attention = ChunkAttention(blocks=1 + len(exchange.earlier))
+        q_CBnHD = self.q_proj(x_CBnd).unflatten(-1, (-1, self._head_dim))
+        attention.queries(step.rope(q_CBnHD, step.own_positions_C1n).transpose(-3, -2))
+        k_CBHnD, v_CBHnD = self._heads(k_CBnK, v_CBnK, step.own_positions_C1n, step.rope)
+        attention.attend_own(k_CBHnD, v_CBHnD, anchor)
+        for chunk, arrived in exchange.arrivals(self._layer, anchor, payload):
+            k_BnK, v_BnK = self._decode(arrived, k_CBnK.dtype, step)
+            positions_n = step.own_positions_C1n[0, 0] + (chunk - exchange.own[0]) * step.spec.tokens
+            k_BHnD, v_BHnD = self._heads(k_BnK, v_BnK, positions_n, step.rope)
+            slot = 1 + exchange.earlier.index(chunk)
+            attention.attend_chunk(chunk, slot, exchange.first_reader(chunk), k_BHnD, v_BHnD)
+        return self.o_proj(attention.merge().transpose(-3, -2).flatten(-2))  # type: ignore[no-any-return]
+
+    def _heads(self, k_nK: Tensor, v_nK: Tensor, positions: Tensor, rope: Rope) -> tuple[Tensor, Tensor]:
+        """Keys (turned by RoPE) and values of all query heads, [..., H, n, D], from flat ones [..., n, K]."""
+        k_nGD = rope(k_nK.unflatten(-1, (self._kv_heads, self._head_dim)), positions)
+        v_nGD = v_nK.unflatten(-1, (self._kv_heads, self._head_dim))
+        k_HnD, v_HnD = k_nGD.transpose(-3, -2), v_nGD.transpose(-3, -2)
+        if self._groups == 1:
+            return k_HnD, v_HnD
+        return k_HnD.repeat_interleave(self._groups, -3), v_HnD.repeat_interleave(self._groups, -3)
+
+    def _encode(self, k_CBnK: Tensor, v_CBnK: Tensor, step: Pass) -> Payload:
+        if step.spec.compressed and self.codecs is not None:
+            return self.codecs.encode(k_CBnK, v_CBnK, step.exchange.own)
+        return k_CBnK.to(self._wire_dtype), v_CBnK.to(self._wire_dtype)
+
+    def _decode(self, payload: Payload, dtype: torch.dtype, step: Pass) -> tuple[Tensor, Tensor]:
+        if step.spec.compressed and self.codecs is not None:
+            return self.codecs.decode(payload, dtype)
+        k, v = payload
+        return k.to(dtype), v.to(dtype)
+
+
+class FeedForward(nn.Module):
+    """SwiGLU: down(silu(gate(x)) · up(x))."""
+
+    def __init__(self, model: ModelConfig) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(model.d_model, model.ffn_dim, bias=False)
+        self.up_proj = nn.Linear(model.d_model, model.ffn_dim, bias=False)
+        self.down_proj = nn.Linear(model.ffn_dim, model.d_model, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))  # type: ignore[no-any-return]
+
+
+class Layer(nn.Module):
+    """One decoder layer: attention and feed-forward, each after a norm and around a residual."""
+
+    def __init__(self, config: Config, layer: int, compresses: bool) -> None:
+        super().__init__()
+        model = config.model
+        self.input_layernorm = RMSNorm(model.d_model, model.norm_eps)
+        self.self_attn = Attention(config, layer, compresses)
+        self.post_attention_layernorm = RMSNorm(model.d_model, model.norm_eps)
+        self.mlp = FeedForward(model)
+
+    def forward(self, x_CBnd: Tensor, step: Pass) -> Tensor:
+        x_CBnd = x_CBnd + self.self_attn(self.input_layernorm(x_CBnd), step)
+        return x_CBnd + self.mlp(self.post_attention_layernorm(x_CBnd))  # type: ignore[no-any-return]
+
+
+class Llama(nn.Module):
+    """The decoder. Weights are drawn from `run.seed`, the same on every node."""
+
+    def __init__(self, config: Config, vocab_size: int) -> None:
+        super().__init__()
+        model = config.model
+        compressing = config.compressed_layers
+        self._model = model
+        self.embed_tokens = nn.Embedding(vocab_size, model.d_model)
+        self.layers = nn.ModuleList(Layer(config, index, index < compressing) for index in range(model.layers))
+        self.norm = RMSNorm(model.d_model, model.norm_eps)
+        self.lm_head = nn.Linear(model.d_model, vocab_size, bias=False)
+        self._initialise(config.run.seed)
+        if model.tied:
+            self.lm_head.weight = self.embed_tokens.weight
+
+    def forward(
+        self, tokens_CBn: Tensor, exchange: ChunkExchange, spec: PassSpec, moments: Moments | None = None
+    ) -> Tensor:
+        """Logits [C, B, n, vocab] of the own chunks' tokens. `moments`, if given, receives ΣzᵀZ of K and V by layer."""
+        trains = torch.is_grad_enabled()
+        exchange.begin(spec, trains)
+        step = Pass(exchange, spec, self._rope(tokens_CBn.device), self._positions(tokens_CBn, exchange), moments)
+        x_CBnd = self.embed_tokens(tokens_CBn)
+        for layer in self.layers:
+            x_CBnd = layer(x_CBnd, step)
+        if not trains:
+            exchange.finish_forward()
+        return self.lm_head(self.norm(x_CBnd))  # type: ignore[no-any-return]
+
+    def codecs(self) -> Iterator[tuple[tuple[int, str], Codec]]:
+        """((layer, "k" or "v"), codec) of every compressed layer, in order."""
+        for index, layer in enumerate(self.layers):
+            assert isinstance(layer, Layer)
+            if layer.self_attn.codecs is not None:
+                yield (index, "k"), layer.self_attn.codecs.k
+                yield (index, "v"), layer.self_attn.codecs.v
+
+    def weight_moments(self, compress: CompressConfig) -> Moments:
+        """WᵀW of the projections that make K and V (Z = XW), by layer: the paper's source of the basis."""
+        groups = self._model.kv_heads if compress.scope == "head" else 1
+        moments: Moments = {}
+        for (index, kind), _ in self.codecs():
+            projection = self.get_submodule(f"layers.{index}.self_attn.{kind}_proj")
+            assert isinstance(projection, nn.Linear)
+            moments[index, kind] = group_moments(projection.weight.detach().float().mT, groups)
+        return moments
+
+    def _positions(self, tokens_CBn: Tensor, exchange: ChunkExchange) -> Tensor:
+        tokens = tokens_CBn.shape[-1]
+        starts_C = torch.tensor(exchange.own, device=tokens_CBn.device) * tokens
+        within_n = torch.arange(tokens, device=tokens_CBn.device)
+        return (starts_C[:, None] + within_n)[:, None]
+
+    def _rope(self, device: torch.device) -> Rope:
+        if self._rope_tables is None:
+            model = self._model
+            self._rope_tables = Rope(model.head_size, model.context, model.rope_theta, device)
+        return self._rope_tables
+
+    _rope_tables: Rope | None = None
+
+    def _initialise(self, seed: int) -> None:
+        """Normal weights of std 0.02, those that write to the residual stream scaled down by √(2·layers) (GPT-2)."""
+        residual = 0.02 / math.sqrt(2 * self._model.layers)
+        for name, module in self.named_modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                source = torch.Generator().manual_seed(derive(seed, "weights", name))
+                std = residual if name.endswith(("o_proj", "down_proj")) else 0.02
+                nn.init.normal_(module.weight, std=std, generator=source)

@@ -1,0 +1,59 @@
+"""Principal directions of K and V, taken once at the end of the warm start and frozen.
+
+Both kinds of basis are eigenvectors of a moment matrix: of the activations, Σ zᵀz over tokens (what the wire must
+carry), or of the weights, WᵀW in Z = XW (the paper's reading: right singular vectors of W, uncentred).
+No activations travel for this: the moments of all nodes are summed in an averaging round (`node.train.averaging`).
+
+Shapes: G groups (1 for scope "layer", kv_heads for "head"), D width of a group, r rank.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+
+def rank_of(share: float, width: int) -> int:
+    """Rank that is left when `share` of `width` is compressed away; at least one direction."""
+    return max(1, round((1.0 - share) * width))
+
+
+def group_moments(z_K: Tensor, groups: int) -> Tensor:
+    """Second moments Σ zᵀz of rows z [..., K], uncentred, one for each of `groups` equal parts of K: [G, D, D]."""
+    rows_GtD = z_K.reshape(-1, groups, z_K.shape[-1] // groups).transpose(0, 1)
+    with torch.autocast(z_K.device.type, enabled=False):  # in bf16 a sum over tokens would lose the small directions
+        moments: Tensor = rows_GtD.mT @ rows_GtD
+    return moments
+
+
+def principal_directions(moments_GDD: Tensor, count: int) -> Tensor:
+    """The `count` leading eigenvectors of each moment matrix, strongest first: [G, D, count], orthonormal columns.
+
+    Signs are fixed (the largest entry of a direction is positive), so that equal moments give equal directions.
+    """
+    _, vectors_GDD = torch.linalg.eigh(moments_GDD.double())
+    leading = vectors_GDD.flip(-1)[..., :count]
+    largest = leading.abs().argmax(dim=-2, keepdim=True)
+    signs = torch.where(leading.gather(-2, largest) < 0, -1.0, 1.0)
+    directions: Tensor = (leading * signs).float()
+    return directions
+
+
+def kept_energy(moments_GDD: Tensor, basis_GDr: Tensor) -> float:
+    """Share of the activations' energy that lies in the basis: tr(ŪᵀMŪ) / tr(M), between 0 and 1."""
+    moments, basis = moments_GDD.double(), basis_GDr.double()
+    inside = torch.einsum("gdr,gde,ger->", basis, moments, basis)
+    total = moments.diagonal(dim1=-2, dim2=-1).sum()
+    return float(inside / total.clamp_min(1e-30))
+
+
+def digest(tensors: Iterable[Tensor]) -> str:
+    """A digest of the tensors' bytes, for nodes to compare."""
+    state = hashlib.blake2b(digest_size=16)
+    for tensor in tensors:
+        flat = tensor.detach().to("cpu").contiguous().reshape(-1)
+        state.update(flat.view(torch.uint8).numpy().data)
+    return state.hexdigest()

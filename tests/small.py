@@ -1,0 +1,52 @@
+"""Small models with everything in play: a basis that is not trivial, rotation heads that are not zero."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from netem.config import convert
+from node.config import Config
+from node.data.batches import Contexts
+from node.model.llama import Llama
+
+VOCAB = 101
+
+
+def small_config(
+    mode: str = "subspace", *, batch: int = 2, model: dict[str, Any] | None = None, **compress: Any
+) -> Config:
+    """Three layers of GQA, four chunks of 16 tokens; ranks of 6 and 13 of 32."""
+    sizes = {"layers": 3, "d_model": 64, "heads": 4, "kv_heads": 2, "ffn_dim": 96, "context": 64, "chunks": 4}
+    tree = {
+        "model": sizes | (model or {}),
+        "compress": {"mode": mode, "k_share": 0.8, "v_share": 0.6} | compress,
+        "train": {"batch": batch},
+    }
+    return convert(Config, tree)
+
+
+def small_model(config: Config) -> Llama:
+    """The same weights, basis and ψ at every call."""
+    model = Llama(config, VOCAB)
+    for index, (_, codec) in enumerate(model.codecs()):
+        source = torch.Generator().manual_seed(index)
+        rows = torch.randn(codec.shape.groups, 4 * codec.shape.width, codec.shape.width, generator=source)
+        codec.set_moments(rows.mT @ rows)
+        if codec.psi is not None:
+            torch.nn.init.normal_(codec.psi, std=1.0, generator=source)
+    return model
+
+
+def contexts(config: Config, seed: int = 0) -> Contexts:
+    """A batch of random contexts, [batch, context + 1]."""
+    shape = (config.train.batch, config.model.context + 1)
+    return np.random.default_rng(seed).integers(0, VOCAB, shape, dtype=np.int64)
+
+
+def largest_difference(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
+    """Over all tensors of equal names: max |a − b| / max |b|."""
+    assert one.keys() == other.keys()
+    return max(float((one[name] - other[name]).abs().max() / other[name].abs().max()) for name in one)
