@@ -1,0 +1,208 @@
+"""The command line: `isthmus run | coordinator | node | eval | report | settings`.
+
+Parsing and exit codes only; what a command does is in `node.commands`. Exit codes: 0 done, 1 the run failed,
+2 a mistake that the user can mend, 130 interrupted. Mistakes are one line, without a traceback.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from netem.config import describe
+from netem.errors import ConfigError, IsthmusError
+from node.config import Config, load_config
+
+TOKEN_VARIABLE = "ISTHMUS_TOKEN"
+
+FINAL_EVALUATION_TOKENS = 1 << 16
+"""Held-out tokens that `isthmus run` evaluates its last checkpoint on; `isthmus eval` takes all of them."""
+
+_SETTINGS = """\
+Every setting of the config can be given on the command line, in place of the file's:
+  --train.steps 100  --compress.mode dense  --net.profile datacenter-100gbps
+`isthmus settings` lists them all, with their defaults; `isthmus settings train` those of one section.
+"""
+
+_OVERVIEW = """\
+examples:
+  isthmus run configs/demo.toml                            a coordinator and four nodes on this machine
+  isthmus run configs/tiny.toml --coordinator.nodes 2      the same in small, on two nodes
+  isthmus eval outputs/demo                                held-out loss of its last checkpoint
+  isthmus report outputs/demo outputs/demo-2 --out a.png   two runs in one picture
+
+on several machines:
+  one   $ ISTHMUS_TOKEN=… isthmus coordinator run.toml --coordinator.address tcp://10.0.0.5:7070
+  each  $ ISTHMUS_TOKEN=… isthmus node run.toml --join tcp://10.0.0.5:7070 --bind tcp://eth0:0
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; its exit code."""
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    logging.basicConfig(
+        level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S"
+    )
+    try:
+        if options.command not in _CONFIGURED and rest:
+            raise ConfigError(f"{' '.join(rest)}: not understood; see isthmus {options.command} --help")
+        _COMMANDS[options.command](options, rest)
+    except ConfigError as error:
+        print(f"isthmus {options.command}: error: {error}", file=sys.stderr)
+        return 2
+    except IsthmusError as error:
+        print(f"isthmus {options.command}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"isthmus {options.command}: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _run(options: argparse.Namespace, overrides: list[str]) -> None:
+    from node.commands.evaluate import evaluate
+    from node.commands.run import run_swarm
+    from node.report import draw_report
+
+    config = run_swarm(_load(options, overrides))
+    folder = config.run.folder
+    print(f"report:      {draw_report(folder)}")
+    result = evaluate(folder, batches=max(1, FINAL_EVALUATION_TOKENS // (config.model.context * config.train.batch)))
+    print(f"held-out:    loss {result.loss:.4f}, perplexity {result.perplexity:.1f} over {result.tokens} tokens")
+    print(f"everything:  {folder}")
+
+
+def _coordinator(options: argparse.Namespace, overrides: list[str]) -> None:
+    from node.commands.coordinator import run_coordinator
+
+    run_coordinator(_load(options, overrides), watch=sys.stdin.fileno() if options.stop_at_eof else None)
+
+
+def _node(options: argparse.Namespace, overrides: list[str]) -> None:
+    from node.commands.node import run_node
+
+    config = _load(options, overrides)
+    run_node(config, options.join, options.bind, options.advertise, options.name, options.rank)
+
+
+def _eval(options: argparse.Namespace, overrides: list[str]) -> None:
+    from node.commands.evaluate import evaluate
+
+    result = evaluate(options.checkpoint, options.batches, overrides)
+    print(f"step {result.step}: held-out loss {result.loss:.4f} nats a token, perplexity {result.perplexity:.2f}")
+    print(f"over {result.tokens} tokens that were never trained on")
+
+
+def _report(options: argparse.Namespace, _rest: list[str]) -> None:
+    from node.report import draw_comparison, draw_report
+
+    if options.out is None and len(options.runs) > 1:
+        raise ConfigError("--out: several runs go into one picture; give the file to write, such as --out runs.png")
+    if options.out is None:
+        print(draw_report(options.runs[0]))
+    else:
+        print(draw_comparison(options.runs, options.out))
+
+
+def _show_settings(options: argparse.Namespace, _rest: list[str]) -> None:
+    keys = [key for key in describe(Config) if key.path.startswith(f"{options.section}." if options.section else "")]
+    if not keys:
+        sections = sorted({key.path.partition(".")[0] for key in describe(Config)})
+        raise ConfigError(f"{options.section}: no such section; there are {', '.join(sections)}")
+    width = max(len(key.path) for key in keys)
+    section = ""
+    for key in keys:
+        if key.path.partition(".")[0] != section:
+            section = key.path.partition(".")[0]
+            print(f"\n[{section}]")
+        print(f"  {key.path:{width}}  {key.default or '(none)'}")
+        print(f"  {'':{width}}  {key.description}  ({key.type_name})")
+
+
+def _load(options: argparse.Namespace, overrides: list[str]) -> Config:
+    """The config of the file and the command line; the token may come from the environment, out of sight of `ps`."""
+    token = os.environ.get(TOKEN_VARIABLE)
+    secret = [f"--coordinator.token={token}"] if token else []
+    return load_config(options.config, [*overrides, *secret])
+
+
+_COMMANDS = {
+    "run": _run,
+    "coordinator": _coordinator,
+    "node": _node,
+    "eval": _eval,
+    "report": _report,
+    "settings": _show_settings,
+}
+_CONFIGURED = ("run", "coordinator", "node", "eval")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="isthmus",
+        description="Train long-context language models across narrow links.",
+        epilog=_OVERVIEW,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    run = _command(commands, "run", "a whole run on this machine: a coordinator and its nodes", _SETTINGS)
+    _add_config(run)
+
+    lead = _command(commands, "coordinator", "the coordinator of a run: rendezvous, barriers, records", _SETTINGS)
+    _add_config(lead)
+    lead.add_argument("--stop-at-eof", action="store_true", help="end the run when standard input is closed")
+
+    node = _command(commands, "node", "one worker: joins a coordinator and trains until the run ends", _SETTINGS)
+    _add_config(node)
+    node.add_argument("--join", required=True, metavar="ADDRESS", help="the coordinator's address: tcp://HOST:PORT")
+    node.add_argument(
+        "--bind",
+        default="tcp://127.0.0.1:0",
+        metavar="ADDRESS",
+        help="where peers reach this node: tcp://INTERFACE:PORT; port 0 takes a free one (default: %(default)s)",
+    )
+    node.add_argument("--advertise", default="", metavar="HOST", help="the host that peers are told (default: bound)")
+    node.add_argument("--name", default="", help="what the node is called (default: node-RANK, or its host)")
+    node.add_argument("--rank", type=int, default=-1, help="the rank it would like (default: any)")
+
+    evaluation = _command(commands, "eval", "the held-out loss of a checkpoint", _SETTINGS)
+    evaluation.add_argument("checkpoint", type=Path, help="outputs/RUN, or outputs/RUN/checkpoint/step-N")
+    evaluation.add_argument(
+        "--batches", type=int, default=0, help="how many held-out batches (default: 0, which is all of them)"
+    )
+
+    report = _command(commands, "report", "a picture of one run, or of several together", "")
+    report.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="a run's folder, such as outputs/demo")
+    report.add_argument("--out", type=Path, help="the PNG to write (default: report.png in the run's folder)")
+
+    settings = _command(commands, "settings", "every setting, with its default and meaning", "")
+    settings.add_argument("section", nargs="?", default="", help="one section: run, model, compress, train, …")
+    return parser
+
+
+def _command(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, text: str, epilog: str
+) -> argparse.ArgumentParser:
+    return commands.add_parser(
+        name,
+        help=text,
+        description=text[0].upper() + text[1:] + ".",
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+
+
+def _add_config(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", type=Path, metavar="CONFIG", help="a TOML file, such as configs/demo.toml")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

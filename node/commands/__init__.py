@@ -1,0 +1,1 @@
+"""One module for each `isthmus` command; `node.cli` parses, these do."""

@@ -1,0 +1,76 @@
+"""`isthmus eval`: the held-out loss of a checkpoint, computed by one node that owns all chunks."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from netem.config import apply_overrides, convert, load_toml
+from netem.errors import ConfigError
+from node.config import Config
+from node.run_folder import CONFIG, EVALUATION, is_complete, latest_complete, step_of
+
+
+class Evaluation(NamedTuple):
+    """A held-out loss, in nats per token."""
+
+    step: int
+    loss: float
+    tokens: int
+
+    @property
+    def perplexity(self) -> float:
+        return math.exp(min(self.loss, 700.0))
+
+
+def evaluate(path: Path, batches: int, overrides: Sequence[str] = ()) -> Evaluation:
+    """Evaluate a checkpoint, or the last complete one of a run, and write `evaluation.json` beside it.
+
+    `batches` bounds the walk over the held-out tokens; 0 walks them all. The mode is the checkpoint's: compressed
+    once its warm start is over.
+    """
+    checkpoint = find_checkpoint(path)
+    run_folder = checkpoint.parent.parent
+    tree = apply_overrides(load_toml(run_folder / CONFIG), overrides)
+    tree["coordinator"] = {}  # one node, whoever trained it
+    result = _evaluate(convert(Config, tree), checkpoint, batches)
+    facts = result._asdict() | {"perplexity": result.perplexity}
+    (checkpoint / EVALUATION).write_text(json.dumps(facts) + "\n")
+    return result
+
+
+def find_checkpoint(path: Path) -> Path:
+    """The checkpoint that `path` means: itself, or the last complete one of the run's folder."""
+    if not path.is_dir():
+        raise ConfigError(f"{path}: no such folder; give outputs/RUN, or outputs/RUN/checkpoint/step-N")
+    if step_of(path) >= 0:
+        if not is_complete(path):
+            raise ConfigError(f"{path}: is not complete (a node had not saved its part); use another checkpoint")
+        return path
+    found = latest_complete(path)
+    if found is None:
+        raise ConfigError(f"{path}: holds no complete checkpoint; give outputs/RUN, or outputs/RUN/checkpoint/step-N")
+    return found
+
+
+def _evaluate(config: Config, checkpoint: Path, batches: int) -> Evaluation:
+    # torch takes seconds to import: a mistyped path should not.
+    from coordinator.assignment import assign
+    from node.data import open_data
+    from node.exchange.chunks import ChunkExchange
+    from node.exchange.payload import PayloadFormat
+    from node.model.llama import Llama
+    from node.schedule import pass_spec
+    from node.train.checkpoint import load_model
+    from node.train.evaluate import heldout_loss
+
+    corpus = open_data(config.data)
+    model = Llama(config, corpus.tokenizer.vocab_size).to(config.run.device)
+    load_model(checkpoint, model)
+    exchange = ChunkExchange(assign(config.model.chunks, 1), 0, PayloadFormat(config))
+    spec = pass_spec(config, step_of(checkpoint))
+    total, tokens = heldout_loss(model, exchange, corpus.heldout, spec, config.train.batch, batches or 1 << 60)
+    return Evaluation(step_of(checkpoint), total / tokens, tokens)

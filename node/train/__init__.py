@@ -1,0 +1,5 @@
+"""Training: `trainer` is one step straight down the page; the rest are its parts.
+
+`schedule` says what happens at which step, `averaging` moves vectors round the ring, `basis` ends the warm start,
+`optimizer` and `evaluate` do what their names say, `checkpoint` writes and reads what a run resumes from.
+"""

@@ -1,0 +1,108 @@
+"""Checkpoints: what a run resumes from to the same losses, and what `isthmus eval` reads.
+
+    outputs/<run>/checkpoint/step-000200/
+        model.safetensors     the agreed weights and the basis (rank 0 writes it)
+        node-0.safetensors    that node's weights, basis and optimizer moments (each node writes its own)
+        COMPLETE.json         written last, by the coordinator, when every node has saved (`node.run_folder`)
+
+Each node's file is enough for that node, so machines need not share a disk. Tensors only; nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import safetensors
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from netem.errors import ConfigError
+from node.model.llama import Llama
+from node.run_folder import checkpoint_folder
+from node.train.basis import restore_basis
+
+
+class Checkpoints:
+    """The checkpoints of one run, as one node sees them."""
+
+    def __init__(self, run_folder: Path, rank: int) -> None:
+        self._run_folder = run_folder
+        self._rank = rank
+
+    def save(self, step: int, model: Llama, optimizer: torch.optim.Optimizer) -> None:
+        """Write this node's part of the checkpoint after `step` steps."""
+        folder = checkpoint_folder(self._run_folder, step)
+        folder.mkdir(parents=True, exist_ok=True)
+        weights = {name: tensor.detach().cpu().contiguous() for name, tensor in _weights(model).items()}
+        if self._rank == 0:
+            _write(weights, folder / "model.safetensors", {"step": str(step)})
+        moments = _optimizer_tensors(model, optimizer)
+        _write({**weights, **moments}, folder / f"node-{self._rank}.safetensors", {"step": str(step)})
+
+    def load(self, step: int, model: Llama, optimizer: torch.optim.Optimizer) -> None:
+        """Load this node's part of the checkpoint after `step` steps. Raises `ConfigError` where it is not there."""
+        tensors = _read(checkpoint_folder(self._run_folder, step) / f"node-{self._rank}.safetensors")
+        load_weights(model, tensors)
+        _load_optimizer(model, optimizer, tensors)
+
+
+def load_weights(model: Llama, tensors: dict[str, Tensor]) -> None:
+    """Put saved weights and basis into the model. Raises `ConfigError` where they are of another model."""
+    own = _weights(model)
+    for name, tensor in own.items():
+        if name not in tensors or tensors[name].shape != tensor.shape:
+            found = tuple(tensors[name].shape) if name in tensors else "missing"
+            raise ConfigError(
+                f"checkpoint: {name} is {found}, the model wants {tuple(tensor.shape)}: "
+                "it was made with other [model] or [compress] settings"
+            )
+        with torch.no_grad():
+            tensor.copy_(tensors[name])
+    restore_basis(model)
+
+
+def load_model(folder: Path, model: Llama) -> None:
+    """Load the agreed weights of one checkpoint folder."""
+    load_weights(model, _read(folder / "model.safetensors"))
+
+
+def _weights(model: Llama) -> dict[str, Tensor]:
+    """Parameters and basis by name; a tied head is the embedding, and is written once."""
+    state = dict(model.named_parameters())
+    return state | dict(model.named_buffers())
+
+
+def _optimizer_tensors(model: Llama, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = {}
+    for name, parameter in model.named_parameters():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            tensors[f"optimizer.{key}.{name}"] = torch.as_tensor(value).detach().cpu().contiguous()
+    return tensors
+
+
+def _load_optimizer(model: Llama, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    for name, parameter in model.named_parameters():
+        for key in ("step", "exp_avg", "exp_avg_sq"):
+            saved = tensors.get(f"optimizer.{key}.{name}")
+            if saved is not None:
+                place = torch.device("cpu") if key == "step" else parameter.device
+                optimizer.state[parameter][key] = saved.to(place)
+
+
+def _write(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
+    """Write beside the place, then rename: a file of that name is always whole."""
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    save_file(tensors, unfinished, metadata={"format": "pt", **metadata})
+    unfinished.replace(path)
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    try:
+        tensors: dict[str, Tensor] = load_file(path)
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: is missing; every node resumes from the file that it wrote itself") from None
+    except safetensors.SafetensorError as error:
+        raise ConfigError(f"{path}: not a whole safetensors file: {error}") from None
+    return tensors

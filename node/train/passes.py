@@ -1,0 +1,37 @@
+"""One pass of this node over a batch of contexts: its own chunks' tokens in, its part of the loss out.
+
+The loss of a step is the mean over all target tokens of all nodes; a node computes the sum over its own, and the
+sums of all nodes add up to it. Chunk owners see the next token of their last position from the corpus, so nothing
+but the exchange's payloads travels.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from node.data.batches import Contexts
+from node.exchange.chunks import ChunkExchange
+from node.model.llama import Llama, Moments
+from node.schedule import PassSpec
+
+
+def own_tokens(contexts: Contexts, own: tuple[int, ...], spec: PassSpec, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Inputs and targets [C, B, n] of the own chunks, out of contexts [B, T + 1]."""
+    starts = [chunk * spec.tokens for chunk in own]
+    inputs = np.stack([contexts[:, start : start + spec.tokens] for start in starts])
+    targets = np.stack([contexts[:, start + 1 : start + spec.tokens + 1] for start in starts])
+    return torch.from_numpy(inputs).to(device), torch.from_numpy(targets).to(device)
+
+
+def loss_sum(
+    model: Llama, exchange: ChunkExchange, contexts: Contexts, spec: PassSpec, moments: Moments | None = None
+) -> Tensor:
+    """Sum of the next-token losses (nats) of the own chunks' tokens. On a GPU the compute runs in bf16."""
+    device = model.embed_tokens.weight.device
+    inputs_CBn, targets_CBn = own_tokens(contexts, exchange.own, spec, device)
+    with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+        logits_CBnV = model(inputs_CBn, exchange, spec, moments)
+    return F.cross_entropy(logits_CBnV.flatten(0, 2).float(), targets_CBn.flatten(), reduction="sum")

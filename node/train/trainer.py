@@ -1,0 +1,163 @@
+"""A training run as one node sees it: one step straight down the page.
+
+The coordinator says which step begins, on which contexts, and which averaging rounds belong to it; the exchange
+carries payloads inside forward and backward; everything measured goes to the coordinator with the next barrier.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Protocol
+
+import torch
+
+from coordinator.messages import Go, Round, Stop
+from node.config import Config
+from node.data import BatchSampler, Corpus
+from node.exchange.chunks import ChunkExchange
+from node.model.llama import Llama, Moments
+from node.schedule import BASIS, GRADIENTS, MOMENTS, WEIGHTS, evaluates, learning_rate, pass_spec, saves
+from node.subspace.basis import digest
+from node.train import basis
+from node.train.averaging import Averager, flatten, unflatten_into
+from node.train.checkpoint import Checkpoints
+from node.train.evaluate import heldout_loss
+from node.train.optimizer import clip_gradients, make_optimizer, set_learning_rate
+from node.train.passes import loss_sum
+
+Metrics = dict[str, float]
+
+
+class Barrier(Protocol):
+    """What the trainer says to the coordinator (`coordinator.client.Session`)."""
+
+    def ready(self, step: int, metrics: Metrics | None = None, digests: dict[str, str] | None = None) -> Go | Stop: ...
+
+    def saved(self, step: int) -> None: ...
+
+
+class Meter(Protocol):
+    """Counters of this node beyond the trainer's own (`node.meter`): traffic, waiting, CPU, memory."""
+
+    def step_metrics(self) -> Metrics: ...
+
+
+class Trainer:
+    """One node's training. `share` is this node's part of all tokens."""
+
+    def __init__(
+        self,
+        config: Config,
+        corpus: Corpus,
+        model: Llama,
+        exchange: ChunkExchange,
+        averager: Averager,
+        checkpoints: Checkpoints,
+    ) -> None:
+        self.model = model
+        self.optimizer = make_optimizer(model, config.train)
+        self._config = config
+        self._corpus = corpus
+        self._exchange = exchange
+        self._averager = averager
+        self._checkpoints = checkpoints
+        self._parameters = list(model.parameters())
+        self._agreed = flatten(self._parameters)
+        self._share = len(exchange.own) / config.model.chunks
+        self._digests = {"weights": digest([self._agreed])}
+
+    def resume(self, step: int) -> None:
+        """Go on from this run's checkpoint after `step` steps."""
+        self._checkpoints.load(step, self.model, self.optimizer)
+        self._agreed = flatten(self._parameters)
+        self._digests = {"weights": digest([self._agreed]), "basis": basis.basis_digest(self.model)}
+
+    def run(self, first_step: int, barrier: Barrier, meter: Meter) -> None:
+        """Train from `first_step` steps done until the coordinator says stop."""
+        done, metrics = first_step, None
+        while isinstance(go := barrier.ready(done, metrics, self._digests), Go):
+            self._digests = {}
+            began = time.monotonic()
+            metrics = self.step(go)
+            metrics |= {"step_s": time.monotonic() - began} | meter.step_metrics()
+            done = go.step + 1
+            if saves(self._config, done):
+                self._checkpoints.save(done, self.model, self.optimizer)
+                barrier.saved(done)
+
+    def step(self, go: Go) -> Metrics:
+        """One optimizer step, and what the schedule adds to it."""
+        config, number = self._config, go.step + 1
+        rounds = {entry.kind: entry for entry in go.rounds}
+        spec = pass_spec(config, number)
+        sampler = self._sampler(spec.tokens)
+        metrics: Metrics = {}
+        if BASIS in rounds:
+            metrics |= self._take_basis(rounds, go.cursor)
+
+        loss = loss_sum(self.model, self._exchange, sampler.contexts(go.cursor), spec)
+        tokens = config.train.batch * config.model.chunks * spec.tokens
+        self.optimizer.zero_grad()
+        (loss / tokens).backward()
+
+        self._scale_or_average_gradients(rounds.get(GRADIENTS))
+        norm = clip_gradients(self.model, config.train.grad_clip)
+        lr = learning_rate(config, number)
+        set_learning_rate(self.optimizer, lr)
+        self.optimizer.step()
+        if WEIGHTS in rounds:
+            self._average_weights(rounds[WEIGHTS], go)
+        metrics |= {
+            "loss_sum": float(loss.detach()),
+            "tokens": tokens * self._share,
+            "grad_norm": float(norm),
+            "lr": lr,
+        }
+        if evaluates(config, number):
+            total, count = heldout_loss(
+                self.model,
+                self._exchange,
+                self._corpus.heldout,
+                spec,
+                config.train.batch,
+                config.train.eval_batches,
+            )
+            metrics |= {"heldout_loss_sum": total, "heldout_tokens": count}
+        return metrics
+
+    def _take_basis(self, rounds: dict[str, Round], cursor: int) -> Metrics:
+        """End the warm start: from moments to a basis that all nodes share (`node.train.basis`)."""
+        config = self._config
+        moments: Moments
+        if MOMENTS in rounds:
+            sampler = self._sampler(config.warmup_chunk_tokens)
+            moments = basis.activation_moments(config, self.model, self._exchange, sampler, cursor)
+            basis.sum_moments(moments, self._averager, rounds[MOMENTS].round_id)
+        else:
+            moments = self.model.weight_moments(config.compress)
+        basis.share_basis(self.model, moments, self._exchange.rank, self._averager, rounds[BASIS].round_id)
+        self._digests["basis"] = basis.basis_digest(self.model)
+        return dict(basis.energies(self.model, moments))
+
+    def _scale_or_average_gradients(self, entry: Round | None) -> None:
+        """This node's gradient is a part of the global sum. With a round, all get the sum; without, each takes its
+        part times 1 / share, so that the mean over nodes, weighted by their shares, is the global gradient."""
+        gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
+        if entry:
+            unflatten_into(self._averager.total(entry.round_id, flatten(gradients)), gradients)
+        else:
+            torch._foreach_mul_(gradients, 1.0 / self._share)
+
+    def _average_weights(self, entry: Round, go: Go) -> None:
+        """W ← W₀ + Σ wᵢ (Wᵢ − W₀), with W₀ the last agreed weights. What is sent is the difference."""
+        weight = entry.weights[self._exchange.rank]
+        change = (flatten(self._parameters) - self._agreed) * weight
+        self._agreed += self._averager.total(entry.round_id, change)
+        with torch.no_grad():
+            unflatten_into(self._agreed, self._parameters)
+        self._digests["weights"] = digest([self._agreed])
+
+    def _sampler(self, chunk_tokens: int) -> BatchSampler:
+        config = self._config
+        context = config.model.chunks * chunk_tokens
+        return BatchSampler(self._corpus.train, context, config.train.batch, config.run.seed)

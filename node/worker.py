@@ -1,0 +1,145 @@
+"""One node, from joining the run to leaving it: what `isthmus node` does.
+
+It puts the rooms together: corpus, model, endpoint, session with the coordinator, exchange, trainer. One endpoint
+carries control and bulk; its receiver is the inbox.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+import torch
+
+from coordinator.assignment import Assignment
+from coordinator.client import Session, sender
+from coordinator.messages import COORDINATOR, Roster
+from netem.endpoint import Endpoint
+from netem.errors import ConfigError, IsthmusError
+from netem.profile import resolve
+from node.config import Config
+from node.data import Corpus, open_data
+from node.exchange.chunks import ChunkExchange
+from node.exchange.inbox import Inbox, World
+from node.exchange.payload import PayloadFormat
+from node.exchange.wire import Wire
+from node.meter import Meter
+from node.model.llama import Llama
+from node.train.averaging import Averager
+from node.train.checkpoint import Checkpoints
+from node.train.trainer import Trainer
+
+log = logging.getLogger("isthmus.node")
+
+FAREWELL_S = 5.0
+"""How long the last messages may take to leave."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where this node stands in the network, and what it would like to be called."""
+
+    join: str  # the coordinator's address
+    bind: str  # "tcp://INTERFACE:PORT" on which peers reach this node
+    advertise: str  # the host that peers are told; empty: as bound
+    name: str
+    rank: int  # a wish, −1 for none
+
+
+def run_node(config: Config, place: Place) -> None:
+    """Join the run, train, leave. Raises `ConfigError` where this node is refused, `RunAborted` where the run ends."""
+    device = _device(config)
+    corpus = open_data(config.data)
+    log.info("corpus: %d training and %d held-out tokens", len(corpus.train), len(corpus.heldout))
+    payload = PayloadFormat(config)
+    model = Llama(config, corpus.tokenizer.vocab_size).to(device)
+    inbox = Inbox(payload, ring_cap_bytes=_ring_cap_bytes(model))
+    endpoint = Endpoint(place.name, config.run.name, resolve(config.net), inbox, bind=place.bind)
+    try:
+        _take_part(config, place, corpus, payload, model, inbox, endpoint)
+    finally:
+        endpoint.close()
+
+
+def _take_part(
+    config: Config,
+    place: Place,
+    corpus: Corpus,
+    payload: PayloadFormat,
+    model: Llama,
+    inbox: Inbox,
+    endpoint: Endpoint,
+) -> None:
+    endpoint.connect(COORDINATOR, place.join)
+    address = _advertised(endpoint.address, place.advertise)
+    session = Session(
+        config.coordinator,
+        sender(endpoint),
+        name=place.name,
+        address=address,
+        config_digest=config.digest(),
+        rank=place.rank,
+    )
+    inbox.follow(session)
+    try:
+        rank, roster = _join(session, place)
+        log.info("joined as rank %d of %d, listening at %s", rank, len(roster.members), address)
+        wire = _meet(config, rank, roster, inbox, endpoint, payload)
+        assignment = Assignment(roster.assignment)
+        exchange = ChunkExchange(assignment, rank, payload, wire)
+        averager = Averager(rank, assignment.n_ranks, wire, session)
+        trainer = Trainer(config, corpus, model, exchange, averager, Checkpoints(config.run.folder, rank))
+        if roster.start_step:
+            trainer.resume(roster.start_step)
+            log.info("resumed after step %d", roster.start_step)
+        trainer.run(roster.start_step, session, Meter(wire, inbox, averager, endpoint.counters))
+    except IsthmusError as error:
+        session.fail(str(error))
+        raise
+    finally:
+        session.leave()
+        endpoint.flush(FAREWELL_S)
+
+
+def _join(session: Session, place: Place) -> tuple[int, Roster]:
+    try:
+        return session.join()
+    except ConfigError as error:
+        raise ConfigError(f"--join {place.join}: {error}") from None
+
+
+def _meet(
+    config: Config, rank: int, roster: Roster, inbox: Inbox, endpoint: Endpoint, payload: PayloadFormat
+) -> Wire | None:
+    """Dial every peer. A world of one has no wire at all."""
+    endpoint.set_generation(roster.generation)
+    names = tuple(member.name for member in sorted(roster.members, key=lambda member: member.rank))
+    world = World(Assignment(roster.assignment), rank, names)
+    for member in roster.members:
+        if member.rank != rank:
+            endpoint.connect(member.name, member.address)
+    if len(names) == 1:
+        return None
+    timeout_s = config.coordinator.step_timeout_s
+    return Wire(endpoint, inbox, world, payload, config.compress.wire_dtype, timeout_s)
+
+
+def _advertised(bound: str, host: str) -> str:
+    """The address that peers are told: as bound, or with another host in it (behind NAT, in a container)."""
+    return f"tcp://{host}:{bound.rpartition(':')[2]}" if host else bound
+
+
+def _device(config: Config) -> torch.device:
+    device = torch.device(config.run.device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f'run.device = {config.run.device!r}: torch finds no GPU here; set run.device = "cpu"')
+    if config.run.threads:
+        torch.set_num_threads(config.run.threads)
+    return device
+
+
+def _ring_cap_bytes(model: Llama) -> int:
+    """Ring shards that may wait here unasked for: a peer one hop ahead has sent at most one shard of every bucket."""
+    elements = sum(parameter.numel() for parameter in model.parameters())
+    moments = sum(codec.shape.groups * codec.shape.width**2 for _, codec in model.codecs())
+    return 4 * 4 * max(elements, moments, 1 << 20)
