@@ -1,0 +1,72 @@
+# Everything from a fresh clone; `make` alone lists the targets. The virtual environment is made on first use and
+# brought up to date when pyproject.toml or constraints.txt change.
+#
+#   PYTHON=python3.12         the interpreter that makes the environment (3.11 or later)
+#   TORCH_INDEX=URL           another index to take torch from, such as https://download.pytorch.org/whl/cpu
+#   ARGS="-k bucket"          arguments for pytest, or settings for the demo: ARGS="--train.steps 50"
+
+PYTHON ?= python3
+VENV ?= .venv
+TORCH_INDEX ?=
+ARGS ?=
+
+BIN := $(VENV)/bin
+PIP_INSTALL = $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt \
+	$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
+FIGURE_RUN = $(BIN)/isthmus run configs/demo.toml --run.outputs outputs/figure $(ARGS)
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo figure test test-slow check lint types clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
+
+demo: $(VENV)/.installed-run  ## train a small Llama on four local nodes, 300 Mbit/s apart (minutes)
+	$(BIN)/isthmus run configs/demo.toml $(ARGS)
+
+figure: $(VENV)/.installed-run  ## README's figure: the demo compressed, uncompressed, and as if in one site
+	rm -rf outputs/figure
+	$(FIGURE_RUN) --run.name compressed-300mbps
+	$(FIGURE_RUN) --run.name uncompressed-300mbps --compress.mode dense
+	$(FIGURE_RUN) --run.name centralized-100gbps --compress.mode dense --net.profile datacenter-100gbps
+	$(BIN)/isthmus report $(addprefix outputs/figure/,compressed-300mbps uncompressed-300mbps centralized-100gbps) \
+		--out docs/figure.png
+
+test: $(VENV)/.installed-dev  ## the default test suite
+	$(BIN)/pytest $(ARGS)
+
+test-slow: $(VENV)/.installed-dev  ## the tests that take minutes
+	$(BIN)/pytest -m slow $(ARGS)
+
+check: lint types  ## lint and types
+
+lint: $(VENV)/.installed-dev  ## ruff: faults and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.installed-dev  ## mypy, strict
+	$(BIN)/mypy
+
+clean:  ## remove the environment and all caches; outputs/ stays
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find netem coordinator node tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# An environment that was only half made is removed, or it would be taken for a whole one the next time.
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "Isthmus needs Python 3.11 or later, and $(PYTHON) is not: make PYTHON=python3.11 $(MAKECMDGOALS)" >&2; \
+		exit 2; }
+	@$(PYTHON) -m venv $(VENV) || { \
+		rm -rf $(VENV); \
+		echo "no virtual environment could be made; on Debian and Ubuntu: apt install python3-venv" >&2; \
+		exit 2; }
+
+$(VENV)/.installed-run: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP_INSTALL) -e .
+	@touch $@
+
+# Development wants all that a run does, and more: one installation serves both.
+$(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP_INSTALL) -e '.[dev]'
+	@touch $(VENV)/.installed-run $@

@@ -1,0 +1,67 @@
+"""Processes that die: everyone else ends in time and says who was lost; nothing is left running."""
+
+from __future__ import annotations
+
+import signal
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from swarm import QUICK, await_end, await_records, children, isthmus, records, started
+
+TINY = "configs/tiny.toml"
+LONG = ["--train.steps", "500", "--train.checkpoint_every", "3"]
+DEADLINE_S = 4.0 + 10.0  # heartbeat_timeout_s, and time to end
+
+
+def test_kill_of_one_node_ends_all_and_names_it(tmp_path: Path, cache: Path) -> None:
+    run = tmp_path / "tiny"
+    with started(cache, tmp_path / "log", "run", TINY, *QUICK, *LONG, "--run.outputs", tmp_path) as process:
+        await_records(run, 7, process)
+        family = children(process)
+        assert set(family) == {"coordinator", "node-0", "node-1"}
+        family["node-1"].kill()
+        assert await_end(process, DEADLINE_S) == 1
+        assert not any(member.is_running() and member.status() != psutil.STATUS_ZOMBIE for member in family.values())
+    for survivor in ("coordinator", "node-0"):
+        assert "node-1" in (run / "logs" / f"{survivor}.log").read_text().splitlines()[-1]
+    shown = (tmp_path / "log").read_text()
+    assert "node-1 ended with signal SIGKILL" in shown
+    assert "Traceback" not in shown
+    # The last checkpoint resumes.
+    steps = ["--train.steps", "500"]
+    done = isthmus(cache, "eval", run, "--batches", "1")
+    assert done.returncode == 0, done.stderr
+    before = len(records(run))
+    arguments = ["run", TINY, *QUICK, *LONG, *steps, "--run.outputs", tmp_path, "--run.resume", "true"]
+    with started(cache, tmp_path / "log2", *arguments) as process:
+        await_records(run, before + 3, process)
+        assert records(run)[before]["step"] % 3 == 1
+        process.send_signal(signal.SIGINT)
+        await_end(process, DEADLINE_S)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_end_of_the_parent_ends_all(tmp_path: Path, cache: Path, number: signal.Signals) -> None:
+    with started(cache, tmp_path / "log", "run", TINY, *QUICK, *LONG, "--run.outputs", tmp_path) as process:
+        await_records(tmp_path / "tiny", 3, process)
+        family = list(children(process).values())
+        process.send_signal(number)
+        await_end(process, DEADLINE_S)
+        _, alive = psutil.wait_procs(family, timeout=DEADLINE_S)
+        assert not alive
+    assert "Traceback" not in (tmp_path / "log").read_text()
+    for log in (tmp_path / "tiny" / "logs").iterdir():
+        assert "Traceback" not in log.read_text(), log.read_text()
+
+
+def test_kill_of_the_coordinator_ends_all(tmp_path: Path, cache: Path) -> None:
+    with started(cache, tmp_path / "log", "run", TINY, *QUICK, *LONG, "--run.outputs", tmp_path) as process:
+        await_records(tmp_path / "tiny", 3, process)
+        family = children(process)
+        family["coordinator"].kill()
+        began = time.monotonic()
+        assert await_end(process, DEADLINE_S + 10.0) == 1
+        assert time.monotonic() - began < DEADLINE_S + 10.0
+    assert "coordinator" in (tmp_path / "tiny" / "logs" / "node-0.log").read_text().splitlines()[-1]

@@ -1,0 +1,95 @@
+"""Whole runs, as a newcomer starts them: what they write, and that N nodes and a resumed run lose nothing."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from small import largest_difference
+from swarm import QUICK, await_end, await_records, isthmus, records, started
+
+TINY = "configs/tiny.toml"
+
+
+def test_a_run_writes_what_it_promises(tmp_path: Path, cache: Path) -> None:
+    done = isthmus(cache, "run", TINY, *QUICK, "--run.outputs", tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    run = tmp_path / "tiny"
+    assert str(run) in done.stdout
+    assert "held-out" in done.stdout
+    assert [record["step"] for record in records(run)] == list(range(1, 7))
+    assert tomllib.loads((run / "config.toml").read_text())["train"]["steps"] == 6
+    assert "token" not in tomllib.loads((run / "config.toml").read_text())["coordinator"]
+    assert (run / "report.png").read_bytes().startswith(b"\x89PNG")
+    assert list((run / "tensorboard").iterdir())
+    checkpoint = run / "checkpoint" / "step-000006"
+    assert json.loads((checkpoint / "COMPLETE.json").read_text()) == {"step": 6, "nodes": 2}
+    # Both nodes end with the same weights; rank 0's are the run's.
+    one, two, agreed = (
+        load_file(checkpoint / name) for name in ("node-0.safetensors", "node-1.safetensors", "model.safetensors")
+    )
+    assert all(torch.equal(agreed[name], one[name]) and torch.equal(agreed[name], two[name]) for name in agreed)
+    # The last held-out loss that the nodes measured together is what one node measures on the checkpoint.
+    result = isthmus(cache, "eval", run, "--batches", "2")
+    assert result.returncode == 0, result.stderr
+    measured = json.loads((checkpoint / "evaluation.json").read_text())
+    assert measured["step"] == 6
+    assert measured["loss"] == pytest.approx(records(run)[-1]["heldout_loss"], rel=1e-5)
+    # The same name again does not write over the first.
+    again = isthmus(cache, "run", TINY, *QUICK, "--run.outputs", tmp_path, "--train.steps", "3")
+    assert again.returncode == 0, again.stderr
+    assert len(records(tmp_path / "tiny-2")) == 3
+    assert len(records(run)) == 6
+
+
+@pytest.mark.parametrize("mode", ["dense", "subspace"])
+def test_four_processes_equal_one(tmp_path: Path, cache: Path, mode: str) -> None:
+    """c = 1: losses of every step, and after the first step every gradient, by AdamW's first moment (0.1 × gradient)."""
+    exact = [
+        "--train.sync_every",
+        "1",
+        "--train.grad_clip",
+        "0",
+        "--compress.mode",
+        mode,
+        "--train.checkpoint_every",
+        "1",
+    ]
+    exact += ["--compress.warmup_steps", "0", "--compress.basis", "weights", "--train.steps", "3"]
+    for nodes in ("1", "4"):
+        where = ["--run.outputs", tmp_path, "--run.name", f"of-{nodes}", "--coordinator.nodes", nodes]
+        done = isthmus(cache, "run", TINY, *QUICK, *exact, *where)
+        assert done.returncode == 0, done.stderr
+    one, four = records(tmp_path / "of-1"), records(tmp_path / "of-4")
+    assert [record["loss"] for record in four] == pytest.approx([record["loss"] for record in one], rel=1e-5)
+    moments = []
+    for nodes in ("1", "4"):
+        tensors = load_file(tmp_path / f"of-{nodes}" / "checkpoint" / "step-000001" / "node-0.safetensors")
+        moments.append({name: tensor for name, tensor in tensors.items() if ".exp_avg." in name})
+    assert len(moments[0]) > 20
+    difference = largest_difference(moments[1], moments[0])
+    print(f"{mode}: largest difference of a gradient between 1 and 4 processes {difference:.1e}")
+    assert difference < 1e-5
+
+
+def test_a_resumed_run_repeats_the_same_losses(tmp_path: Path, cache: Path) -> None:
+    """Also the same run twice gives the same losses, to the last bit."""
+    where = ["--run.outputs", tmp_path, "--train.checkpoint_every", "3"]
+    whole = isthmus(cache, "run", TINY, *QUICK, *where, "--run.name", "whole")
+    assert whole.returncode == 0, whole.stderr
+    with started(cache, tmp_path / "log", "run", TINY, *QUICK, *where, "--run.name", "cut") as process:
+        await_records(tmp_path / "cut", 4, process)
+        process.terminate()
+        await_end(process, 30)
+    before = len(records(tmp_path / "cut"))
+    resumed = isthmus(cache, "run", TINY, *QUICK, *where, "--run.name", "cut", "--run.resume", "true")
+    assert resumed.returncode == 0, resumed.stderr
+    losses = {record["step"]: record["loss"] for record in records(tmp_path / "whole")}
+    cut = records(tmp_path / "cut")
+    assert [record["step"] for record in cut[before:]] in ([4, 5, 6], [])
+    assert all(record["loss"] == losses[record["step"]] for record in cut)
+    assert cut[-1]["step"] == 6
