@@ -8,6 +8,7 @@ what nodes compare when they join. The machinery (strictness, overrides, message
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
@@ -34,8 +35,7 @@ class RunConfig(Section, frozen=True, kw_only=True):
     resume: Annotated[bool, Meta(description="Go on from the last complete checkpoint of outputs/NAME.")] = False
 
     def check(self, path: str) -> None:
-        kind, _, index = self.device.partition(":")
-        if kind not in ("cpu", "cuda") or (index and not index.isdigit()):
+        if not re.fullmatch(r"cpu|cuda(:\d+)?", self.device):
             raise ConfigError(f"{path}device = {self.device!r}: expected cpu, cuda or cuda:N")
         if "/" in self.name or self.name in (".", ".."):
             raise ConfigError(f"{path}name = {self.name!r}: expected a plain folder name, without slashes")
@@ -180,6 +180,10 @@ class Config(Section, frozen=True, kw_only=True):
         self.assignment()
         if self.compress.mode == "subspace":
             self._check_warm_start()
+        if self.run.device.startswith("cuda") and (self.model.head_size % 8 or self.model.head_size > 256):
+            raise ConfigError(
+                f"model.head_dim = {self.model.head_size}: fused attention on a GPU takes multiples of 8 up to 256"
+            )
 
     def _check_warm_start(self) -> None:
         if self.compress.warmup_steps >= self.train.steps:

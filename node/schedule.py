@@ -61,6 +61,9 @@ def saves(config: Config, step: int) -> bool:
 
 
 def evaluates(config: Config, step: int) -> bool:
-    """Whether the held-out loss is taken after `step`: at the first, the last, and every eval_every."""
+    """Whether the held-out loss is taken after `step`: at the first, the last, and every eval_every.
+
+    During the warm start it is taken at that context length too: the narrow links could not carry more.
+    """
     every = config.train.eval_every
     return step in (1, config.train.steps) or (every > 0 and step % every == 0)

@@ -48,7 +48,7 @@ class Place:
 
 def run_node(config: Config, place: Place) -> None:
     """Join the run, train, leave. Raises `ConfigError` where this node is refused, `RunAborted` where the run ends."""
-    device = _device(config)
+    device = choose_device(config)
     corpus = open_data(config.data)
     log.info("corpus: %d training and %d held-out tokens", len(corpus.train), len(corpus.heldout))
     payload = PayloadFormat(config)
@@ -129,17 +129,21 @@ def _advertised(bound: str, host: str) -> str:
     return f"tcp://{host}:{bound.rpartition(':')[2]}" if host else bound
 
 
-def _device(config: Config) -> torch.device:
+def choose_device(config: Config) -> torch.device:
+    """The device of `run.device`, with `run.threads` set. Raises `ConfigError` where this machine has none such."""
     device = torch.device(config.run.device)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError(f'run.device = {config.run.device!r}: torch finds no GPU here; set run.device = "cpu"')
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"run.device = {config.run.device!r}: this machine has {torch.cuda.device_count()} GPUs")
     if config.run.threads:
         torch.set_num_threads(config.run.threads)
     return device
 
 
 def _ring_cap_bytes(model: Llama) -> int:
-    """Ring shards that may wait here unasked for: a peer one hop ahead has sent at most one shard of every bucket."""
+    """Ring shards that may wait here unasked for. The node before this one gets at most a lap ahead, before it needs
+    what this one sends: that is one vector, and four times as much leaves room."""
     elements = sum(parameter.numel() for parameter in model.parameters())
     moments = sum(codec.shape.groups * codec.shape.width**2 for _, codec in model.codecs())
     return 4 * 4 * max(elements, moments, 1 << 20)

@@ -66,9 +66,11 @@ def _evaluate(config: Config, checkpoint: Path, batches: int) -> Evaluation:
     from node.schedule import pass_spec
     from node.train.checkpoint import load_model
     from node.train.evaluate import heldout_loss
+    from node.worker import choose_device
 
+    device = choose_device(config)
     corpus = open_data(config.data)
-    model = Llama(config, corpus.tokenizer.vocab_size).to(config.run.device)
+    model = Llama(config, corpus.tokenizer.vocab_size).to(device)
     load_model(checkpoint, model)
     exchange = ChunkExchange(assign(config.model.chunks, 1), 0, PayloadFormat(config))
     spec = pass_spec(config, step_of(checkpoint))

@@ -75,7 +75,12 @@ def check_corpus(config: Config) -> None:
     """Tokenise the corpus once, for all nodes, and see that it holds a context. Raises `ConfigError`."""
     corpus = open_data(config.data)
     BatchSampler(corpus.train, config.model.context, config.train.batch, config.run.seed)
-    heldout_count(corpus.heldout, config.model.context)
+    contexts = heldout_count(corpus.heldout, config.model.context)
+    if contexts < config.train.batch:
+        raise ConfigError(
+            f"train.batch = {config.train.batch}: the held-out part of the corpus has only {contexts} contexts of "
+            f"model.context = {config.model.context} tokens; set a smaller batch or name a larger corpus"
+        )
 
 
 def prepare(config: Config) -> Config:

@@ -122,7 +122,7 @@ class Inbox:
             return buffer
 
     def abort(self, error: IsthmusError) -> None:
-        """Every wait, now and later, ends with `error`. The first one stays."""
+        """Every wait for what has not arrived, now and later, ends with `error`. The first one stays."""
         with self._changed:
             self._failure = self._failure or error
             self._changed.notify_all()

@@ -23,6 +23,8 @@ from node.model.llama import Llama
 from node.run_folder import checkpoint_folder
 from node.train.basis import restore_basis
 
+_OTHER_MODEL = "it was made with other [model] or [compress] settings"
+
 
 class Checkpoints:
     """The checkpoints of one run, as one node sees them."""
@@ -51,13 +53,16 @@ class Checkpoints:
 def load_weights(model: Llama, tensors: dict[str, Tensor]) -> None:
     """Put saved weights and basis into the model. Raises `ConfigError` where they are of another model."""
     own = _weights(model)
+    # Codecs may be left aside: a compressed model can be looked at as a dense one.
+    strays = [
+        name for name in tensors.keys() - own.keys() if not name.startswith("optimizer.") and "codecs" not in name
+    ]
+    if strays:
+        raise ConfigError(f"checkpoint: {min(strays)} is in it and not in the model: {_OTHER_MODEL}")
     for name, tensor in own.items():
         if name not in tensors or tensors[name].shape != tensor.shape:
             found = tuple(tensors[name].shape) if name in tensors else "missing"
-            raise ConfigError(
-                f"checkpoint: {name} is {found}, the model wants {tuple(tensor.shape)}: "
-                "it was made with other [model] or [compress] settings"
-            )
+            raise ConfigError(f"checkpoint: {name} is {found}, the model wants {tuple(tensor.shape)}: {_OTHER_MODEL}")
         with torch.no_grad():
             tensor.copy_(tensors[name])
     restore_basis(model)
@@ -87,6 +92,8 @@ def _load_optimizer(model: Llama, optimizer: torch.optim.Optimizer, tensors: dic
         for key in ("step", "exp_avg", "exp_avg_sq"):
             saved = tensors.get(f"optimizer.{key}.{name}")
             if saved is not None:
+                if key != "step" and saved.shape != parameter.shape:
+                    raise ConfigError(f"checkpoint: optimizer.{key}.{name} is {tuple(saved.shape)}: {_OTHER_MODEL}")
                 place = torch.device("cpu") if key == "step" else parameter.device
                 optimizer.state[parameter][key] = saved.to(place)
 
@@ -103,6 +110,6 @@ def _read(path: Path) -> dict[str, Tensor]:
         tensors: dict[str, Tensor] = load_file(path)
     except FileNotFoundError:
         raise ConfigError(f"{path}: is missing; every node resumes from the file that it wrote itself") from None
-    except safetensors.SafetensorError as error:
+    except (safetensors.SafetensorError, OSError) as error:
         raise ConfigError(f"{path}: not a whole safetensors file: {error}") from None
     return tensors

@@ -64,13 +64,14 @@ class Trainer:
         self._parameters = list(model.parameters())
         self._agreed = flatten(self._parameters)
         self._share = len(exchange.own) / config.model.chunks
-        self._digests = {"weights": digest([self._agreed])}
+        # What nodes must have in common, compared at the next barrier.
+        self._digests = {"corpus": corpus.fingerprint, "weights": digest([self._agreed])}
 
     def resume(self, step: int) -> None:
         """Go on from this run's checkpoint after `step` steps."""
         self._checkpoints.load(step, self.model, self.optimizer)
         self._agreed = flatten(self._parameters)
-        self._digests = {"weights": digest([self._agreed]), "basis": basis.basis_digest(self.model)}
+        self._digests |= {"weights": digest([self._agreed]), "basis": basis.basis_digest(self.model)}
 
     def run(self, first_step: int, barrier: Barrier, meter: Meter) -> None:
         """Train from `first_step` steps done until the coordinator says stop."""
@@ -84,6 +85,7 @@ class Trainer:
             if saves(self._config, done):
                 self._checkpoints.save(done, self.model, self.optimizer)
                 barrier.saved(done)
+                self._digests["weights"] = digest([flatten(self._parameters)])
 
     def step(self, go: Go) -> Metrics:
         """One optimizer step, and what the schedule adds to it."""

@@ -48,18 +48,10 @@ def test_a_run_writes_what_it_promises(tmp_path: Path, cache: Path) -> None:
 
 @pytest.mark.parametrize("mode", ["dense", "subspace"])
 def test_four_processes_equal_one(tmp_path: Path, cache: Path, mode: str) -> None:
-    """c = 1: losses of every step, and after the first step every gradient, by AdamW's first moment (0.1 × gradient)."""
-    exact = [
-        "--train.sync_every",
-        "1",
-        "--train.grad_clip",
-        "0",
-        "--compress.mode",
-        mode,
-        "--train.checkpoint_every",
-        "1",
-    ]
-    exact += ["--compress.warmup_steps", "0", "--compress.basis", "weights", "--train.steps", "3"]
+    """c = 1: losses of every step, and every gradient of the first: AdamW's first moment is 0.1 × gradient then."""
+    exact = ["--train.sync_every", "1", "--train.grad_clip", "0", "--train.checkpoint_every", "1"]
+    exact += ["--compress.mode", mode, "--compress.warmup_steps", "0", "--compress.basis", "weights"]
+    exact += ["--train.steps", "3"]
     for nodes in ("1", "4"):
         where = ["--run.outputs", tmp_path, "--run.name", f"of-{nodes}", "--coordinator.nodes", nodes]
         done = isthmus(cache, "run", TINY, *QUICK, *exact, *where)

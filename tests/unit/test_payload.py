@@ -1,0 +1,119 @@
+"""The closed formula of bytes against what wires count, and the compression that the paper states."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from small import contexts, small_model
+from threads import ThreadWire, run_ranks
+from worlds import MODES, WORLDS, Loop, exchange_of, full_spec, tiny_config
+
+from coordinator.assignment import Assignment, assign
+from netem.errors import ConfigError
+from node.exchange.payload import PayloadFormat, StepBytes, TensorSpec, step_bytes
+from node.schedule import PassSpec
+from node.train.passes import loss_sum
+
+CASES: dict[str, dict[str, Any]] = MODES | {
+    "geodesic, bfloat16": {"wire_dtype": "bfloat16"},
+    "dense, bfloat16": {"mode": "dense", "wire_dtype": "bfloat16"},
+    "all layers compressed": {"dense_last_layers": 0},
+    "two layers dense": {"dense_last_layers": 2, "scope": "head", "wire_dtype": "bfloat16"},
+}
+
+
+@pytest.mark.parametrize("world", WORLDS)
+@pytest.mark.parametrize("case", CASES)
+def test_the_formula_is_what_a_counting_wire_sees(case: str, world: str) -> None:
+    config = tiny_config(compress=CASES[case])
+    assignment, spec = Assignment(WORLDS[world]), full_spec(config)
+
+    def work(rank: int, wire: ThreadWire) -> tuple[int, int]:
+        exchange = exchange_of(config, WORLDS[world], rank, wire)
+        loss_sum(small_model(config), exchange, contexts(config), spec).backward()
+        return wire.sent_bytes["kv"], wire.sent_bytes["grad"]
+
+    counted = run_ranks(len(WORLDS[world]), work)
+    formula = [step_bytes(PayloadFormat(config), assignment, rank, spec) for rank in range(assignment.n_ranks)]
+    assert counted == [
+        (sent.compressed_forward + sent.dense_forward, sent.compressed_backward + sent.dense_backward)
+        for sent in formula
+    ]
+    assert [sum(pair) for pair in counted] == [sent.total for sent in formula]
+    assert (sum(map(sum, counted)) == 0) == (len(WORLDS[world]) == 1 or case == "local")
+
+
+@pytest.mark.parametrize("case", ["geodesic", "two layers dense", "dense, bfloat16", "local"])
+def test_the_wire_counts_by_what_bytes_are_for(case: str) -> None:
+    """Compressed layers, dense layers, and what both would have been; passes without gradients apart."""
+    config = tiny_config(compress=CASES[case])
+    world, spec = WORLDS["3+1"], full_spec(config)
+    loop = Loop(config, world)
+
+    def work(rank: int, _: ThreadWire) -> dict[str, int]:
+        exchange, model = exchange_of(config, world, rank, loop.wires[rank]), small_model(config)
+        loss_sum(model, exchange, contexts(config), spec).backward()
+        with torch.no_grad():
+            loss_sum(model, exchange, contexts(config), spec)
+        return dict(loop.wires[rank].sent_bytes)
+
+    payload, dense = PayloadFormat(config), PassSpec(spec.tokens, False)
+    for rank, counted in enumerate(run_ranks(2, work)):
+        formula = step_bytes(payload, Assignment(world), rank, spec)
+        assert counted.get("compressed", 0) == formula.compressed_forward + formula.compressed_backward
+        assert counted.get("dense", 0) == formula.dense_forward + formula.dense_backward
+        assert counted.get("evaluation", 0) == formula.compressed_forward + formula.dense_forward
+        assert counted.get("uncompressed", 0) == step_bytes(payload, Assignment(world), rank, dense).total
+
+
+def test_the_formula_by_hand() -> None:
+    """Four ranks of one chunk, K and V of 16 to ranks 3 and 6, batch 2, 8 tokens, float32: two layers of three."""
+    payload = PayloadFormat(tiny_config())
+    spec = PassSpec(8, True)
+    compressed = 4 * (2 * 8 * 3 + 2 + 2 * 8 * 6 + 2)
+    assert payload.chunk_bytes(0, spec) == payload.chunk_bytes(1, spec) == compressed
+    dense = 4 * (2 * 2 * 8 * 16)
+    assert payload.chunk_bytes(2, spec) == payload.chunk_bytes(0, PassSpec(8, False)) == dense
+    four = assign(4, 4)
+    assert step_bytes(payload, four, 0, spec) == StepBytes(3 * 2 * compressed, 0, 3 * dense, 0)
+    assert step_bytes(payload, four, 2, spec) == StepBytes(2 * compressed, 2 * 2 * compressed, dense, 2 * dense)
+    assert step_bytes(payload, four, 3, PassSpec(8, False)) == StepBytes(0, 0, 0, 3 * 3 * dense)
+
+
+@pytest.mark.parametrize("wire_dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("heads", "head_dim"), [(4, 64), (8, 256)], ids=["d_kv 256", "d_kv 2048"])
+@pytest.mark.parametrize("scope", ["layer", "head"])
+def test_98_and_95_percent_save_96_percent_of_a_compressed_layer(
+    scope: str, heads: int, head_dim: int, wire_dtype: str
+) -> None:
+    config = tiny_config(
+        model={"d_model": heads * head_dim, "heads": heads, "kv_heads": heads, "context": 1024},
+        compress={"k_share": 0.98, "v_share": 0.95, "scope": scope, "wire_dtype": wire_dtype},
+    )
+    payload, spec = PayloadFormat(config), full_spec(config)
+    left = payload.chunk_bytes(0, spec) / payload.chunk_bytes(0, PassSpec(spec.tokens, False))
+    print(f"{scope}, d_kv {heads * head_dim}, {wire_dtype}: {1 - left:.3%} saved")
+    assert 0.96 <= 1 - left < 0.97
+
+
+def test_theta_travels_in_float32_whatever_the_wire() -> None:
+    payload = PayloadFormat(tiny_config(compress={"wire_dtype": "bfloat16", "scope": "head"}))
+    k, k_theta, v, v_theta = payload.tensors(0, PassSpec(8, True))
+    assert (k, v) == (TensorSpec((2, 8, 4), torch.bfloat16), TensorSpec((2, 8, 6), torch.bfloat16))
+    assert k_theta == v_theta == TensorSpec((2, 2), torch.float32)
+
+
+def test_the_passes_of_a_run_are_known() -> None:
+    """What an inbox admits: full chunks, and where there is a warm start, its short and uncompressed ones."""
+    assert PayloadFormat(tiny_config()).passes == {PassSpec(8, True), PassSpec(4, False)}
+    assert PayloadFormat(tiny_config(compress={"mode": "dense"})).passes == {PassSpec(8, False)}
+
+
+def test_a_rank_that_leaves_no_room_is_an_error_that_names_the_mend() -> None:
+    with pytest.raises(
+        ConfigError, match=r"compress\.v_share = 0\.4: rotation 'geodesic' wants 20 directions for rank 10"
+    ):
+        PayloadFormat(tiny_config(compress={"v_share": 0.4}))
+    PayloadFormat(tiny_config(compress={"v_share": 0.4, "rotation": "taylor2"}))
