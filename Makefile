@@ -13,7 +13,7 @@ ARGS ?=
 BIN := $(VENV)/bin
 PIP_INSTALL = $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt \
 	$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
-FIGURE_RUN = $(BIN)/isthmus run configs/demo.toml --run.outputs outputs/figure $(ARGS)
+FIGURE_RUN = $(BIN)/isthmus run configs/figure.toml --run.outputs outputs/figure $(ARGS)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -25,7 +25,7 @@ help:  ## list the targets
 demo: $(VENV)/.installed-run  ## train a small Llama on four local nodes, 300 Mbit/s apart (minutes)
 	$(BIN)/isthmus run configs/demo.toml $(ARGS)
 
-figure: $(VENV)/.installed-run  ## README's figure: the demo compressed, uncompressed, and as if in one site
+figure: $(VENV)/.installed-run  ## README's figure: one model compressed, uncompressed, and as if in one site
 	rm -rf outputs/figure
 	$(FIGURE_RUN) --run.name compressed-300mbps
 	$(FIGURE_RUN) --run.name uncompressed-300mbps --compress.mode dense
