@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from coordinator.messages import Ready
 from netem.errors import ProtocolError
+from netem.names import plain
 
 
 class BarrierState(enum.Enum):
@@ -22,11 +23,11 @@ class BarrierState(enum.Enum):
 
 
 class Barrier:
-    """Waits for all of `names` to have done `step` steps."""
+    """Waits for all of `peers` to have done `step` steps."""
 
-    def __init__(self, names: Iterable[str], step: int, timeout_s: float) -> None:
+    def __init__(self, peers: Iterable[str], step: int, timeout_s: float) -> None:
         self.step = step
-        self._names = list(names)
+        self._peers = list(peers)
         self._timeout_s = timeout_s
         self._first = ""
         self._deadline_s = float("inf")
@@ -37,37 +38,37 @@ class Barrier:
         """How full it is."""
         if not self._ready:
             return BarrierState.EMPTY
-        return BarrierState.FULL if len(self._ready) == len(self._names) else BarrierState.FILLING
+        return BarrierState.FULL if len(self._ready) == len(self._peers) else BarrierState.FILLING
 
-    def ready(self, name: str, message: Ready, now_s: float) -> None:
+    def ready(self, peer: str, message: Ready, now_s: float) -> None:
         """Note that a member is ready. Raises `ProtocolError` for a second time, or another step."""
-        if name in self._ready:
-            raise ProtocolError(f"ready twice for step {self.step}", peer=name)
+        if peer in self._ready:
+            raise ProtocolError(f"ready twice for step {self.step}", peer=peer)
         if message.step != self.step:
-            raise ProtocolError(f"ready for step {message.step} where the run is at step {self.step}", peer=name)
+            raise ProtocolError(f"ready for step {message.step} where the run is at step {self.step}", peer=peer)
         if not self._ready:
-            self._first, self._deadline_s = name, now_s + self._timeout_s
-        self._ready[name] = message
+            self._first, self._deadline_s = plain(peer), now_s + self._timeout_s
+        self._ready[peer] = message
 
     def overdue(self, now_s: float) -> str | None:
         """The reason to give up, naming the laggards, once the deadline has passed; else None."""
         if self.state is not BarrierState.FILLING or now_s <= self._deadline_s:
             return None
-        late = ", ".join(name for name in self._names if name not in self._ready)
+        late = ", ".join(plain(peer) for peer in self._peers if peer not in self._ready)
         return f"step {self.step}: {late} not ready within {self._timeout_s:g} s of {self._first}"
 
     def disagreement(self) -> str | None:
         """Which digest differs and for whom, of all that is in; None where equal keys have equal values."""
         keys = sorted({key for message in self._ready.values() for key in message.digests})
         for key in keys:
-            told = {name: m.digests[key] for name, m in self._ready.items() if key in m.digests}
+            told = {plain(peer): m.digests[key] for peer, m in self._ready.items() if key in m.digests}
             if (text := differing(told)) is not None:
                 return f"step {self.step}: {key} is not the same on all nodes: {text}"
         return None
 
     def metrics(self) -> dict[str, dict[str, float]]:
         """What the members measured, by name; members that reported nothing are left out."""
-        return {name: self._ready[name].metrics for name in self._names if self._ready[name].metrics}
+        return {plain(peer): self._ready[peer].metrics for peer in self._peers if self._ready[peer].metrics}
 
 
 def differing(told: Mapping[str, str]) -> str | None:

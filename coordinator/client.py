@@ -52,7 +52,8 @@ class Session:
     """One node in one run. The blocking calls belong to one thread, the trainer's.
 
     Every blocking call raises `RunAborted` with the reason once the run has ended otherwise than by its
-    last step. `address` is where this node's endpoint listens; `rank` is a wish, −1 for none.
+    last step. `run` is the run's name, `name` the node's for people, `address` where its endpoint listens;
+    `rank` is a wish, −1 for none.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class Session:
         config: CoordinatorConfig,
         send: Send,
         *,
+        run: str,
         name: str,
         address: str,
         config_digest: str,
@@ -71,6 +73,7 @@ class Session:
             name=name,
             token=config.token,
             version=PROTOCOL_VERSION,
+            run=run,
             config_digest=config_digest,
             address=address,
             host=socket.gethostname(),

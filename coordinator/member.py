@@ -34,6 +34,7 @@ from coordinator.messages import (
     Welcome,
 )
 from netem.errors import ConfigError, ProtocolError
+from netem.names import plain
 
 
 class State(enum.Enum):
@@ -190,6 +191,8 @@ class Member:
             raise self._wrong(f"{len(roster.assignment)} ranks have chunks, {len(roster.members)} are members")
         if self._join.name not in ranks:
             raise self._wrong(f"a roster without {self._join.name}")
+        if any(plain(entry.peer) != entry.name for entry in roster.members):
+            raise self._wrong("a roster with a member under two names")
         try:
             Assignment(roster.assignment)
         except ConfigError as error:
@@ -282,7 +285,7 @@ REMOTE: Final[Mapping[tuple[State, type], Callable[[Member, Any, float], None]]]
     (State.VOTED, Abort): Member._aborted,
     **{(state, Stop): Member._stopped for state in _LIVE},
     **{(state, Heartbeat): Member._heard for state in _LIVE},
-    # A second node under this node's name is refused, and the word may reach this one.
+    # Only what was said to a namesake, with its address, is not meant for this one.
     **{(state, Refused): Member._refused_other for state in _LIVE},
     **{
         (state, kind): Member._heard

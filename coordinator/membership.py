@@ -12,8 +12,11 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import msgspec
+
 from coordinator.config import CoordinatorConfig
-from coordinator.messages import COORDINATOR, PROTOCOL_VERSION, Join, RosterEntry
+from coordinator.messages import COORDINATOR, PROTOCOL_VERSION, Join, Peer, RosterEntry
+from netem.names import plain
 
 
 @dataclass
@@ -25,28 +28,35 @@ class Seat:
 
 
 class Membership:
-    """The members of one run, by name.
+    """The members of one run, by their endpoints' names, which are theirs alone (`netem.names`).
 
-    `generation` rises whenever a node joins, leaves or is lost. It is 0 only before anybody came: nodes that know no
-    world yet, and the coordinator itself, stamp their messages 0, which no endpoint takes for out of date.
+    The names for people are unique among the members too. `generation` rises whenever a node joins, leaves or is
+    lost. It is 0 only before anybody came: nodes that know no world yet, and the coordinator itself, stamp their
+    messages 0, which no endpoint takes for out of date.
     """
 
-    def __init__(self, config: CoordinatorConfig, config_digest: str) -> None:
+    def __init__(self, config: CoordinatorConfig, run_name: str, config_digest: str) -> None:
         self._config = config
+        self._run_name = run_name
         self._config_digest = config_digest
         self._seats: dict[str, Seat] = {}
         self.generation = 0
 
-    def __contains__(self, name: str) -> bool:
-        return name in self._seats
+    def __contains__(self, peer: str) -> bool:
+        return peer in self._seats
 
     def __len__(self) -> int:
         return len(self._seats)
 
     @property
+    def peers(self) -> list[str]:
+        """Members in the order of their names, numbers by value: node-2 before node-10."""
+        return sorted(self._seats, key=lambda peer: name_order(plain(peer)))
+
+    @property
     def names(self) -> list[str]:
-        """Members in name order, numbers by value: node-2 before node-10."""
-        return sorted(self._seats, key=name_order)
+        """The same, as people call them."""
+        return [plain(peer) for peer in self.peers]
 
     @property
     def complete(self) -> bool:
@@ -65,8 +75,10 @@ class Membership:
             )
         if not hmac.compare_digest(join.token.encode(), self._config.token.encode()):
             return f"{join.name} does not have this run's token; set coordinator.token as the coordinator has it"
-        if join.name != peer or join.name == COORDINATOR:
+        if not _is_peer(peer) or plain(peer) != join.name or join.name == COORDINATOR:
             return f"{join.name!r} is not a name that the connection of {peer!r} may bear"
+        if join.run != self._run_name:
+            return f"this is run {self._run_name!r}, {join.name} asks for run {join.run!r}; give all the same run.name"
         if join.config_digest != self._config_digest:
             return (
                 f"the configuration of {join.name} differs from the coordinator's "
@@ -75,41 +87,42 @@ class Membership:
             )
         return self._clash(join)
 
-    def admit(self, join: Join, now_s: float) -> None:
+    def admit(self, peer: str, join: Join, now_s: float) -> None:
         """Seat a joiner that `refusal` had nothing against."""
-        assert join.name not in self._seats
+        assert peer not in self._seats
         assert not self.complete
-        self._seats[join.name] = Seat(join, now_s)
+        self._seats[peer] = Seat(join, now_s)
         self.generation += 1
 
-    def remove(self, name: str) -> None:
+    def remove(self, peer: str) -> None:
         """Take a member out; it left or was lost."""
-        del self._seats[name]
+        del self._seats[peer]
         self.generation += 1
 
-    def hear(self, name: str, now_s: float) -> None:
+    def hear(self, peer: str, now_s: float) -> None:
         """Note a sign of life. Arrival times may come out of order, and never turn the clock back."""
-        seat = self._seats[name]
+        seat = self._seats[peer]
         seat.heard_s = max(seat.heard_s, now_s)
 
     def silent(self, now_s: float) -> list[str]:
         """Members unheard for longer than the heartbeat timeout, in name order."""
         timeout_s = self._config.heartbeat_timeout_s
-        return [name for name in self.names if now_s - self._seats[name].heard_s > timeout_s]
+        return [peer for peer in self.peers if now_s - self._seats[peer].heard_s > timeout_s]
 
     def ranked(self) -> list[RosterEntry]:
         """All members of a complete world by rank: wishes first, the others in name order."""
         assert self.complete
-        wishes = {seat.join.rank: name for name, seat in self._seats.items() if seat.join.rank >= 0}
-        others = iter(name for name in self.names if self._seats[name].join.rank < 0)
+        wishes = {seat.join.rank: peer for peer, seat in self._seats.items() if seat.join.rank >= 0}
+        others = iter(peer for peer in self.peers if self._seats[peer].join.rank < 0)
         order = [wishes[rank] if rank in wishes else next(others) for rank in range(len(self._seats))]
         return [
-            RosterEntry(name=name, rank=rank, address=self._seats[name].join.address) for rank, name in enumerate(order)
+            RosterEntry(name=plain(peer), peer=peer, rank=rank, address=self._seats[peer].join.address)
+            for rank, peer in enumerate(order)
         ]
 
-    def describe(self, names: Sequence[str]) -> str:
+    def describe(self, peers: Sequence[str]) -> str:
         """Names with their process, as a person looks for it: ``node-2 (pid 71 on atlas)``."""
-        return ", ".join(self._describe(name) for name in names)
+        return ", ".join(_describe(self._seats[peer].join) for peer in peers)
 
     def waiting_text(self) -> str:
         """How far the rendezvous is: ``2 of 4 nodes joined: node-0, node-2; still waited for 2 more``."""
@@ -120,34 +133,29 @@ class Membership:
 
     def _clash(self, join: Join) -> str | None:
         nodes = self._config.nodes
-        if join.name in self._seats:
-            return (
-                f"a node named {join.name} is already here ({self._describe(join.name)}); "
-                "give each node its own name, or wait until the old one is gone"
-            )
-        for name, seat in self._seats.items():
-            if seat.join.address == join.address:
-                return f"{name} already listens at {join.address}; give {join.name} an address of its own"
-            if seat.join.rank == join.rank >= 0:
-                return f"rank {join.rank} is taken by {name}; give {join.name} another rank, or none"
+        members = [seat.join for seat in self._seats.values()]
+        for member in members:
+            if member.name == join.name:
+                return (
+                    f"a node named {join.name} is already here ({_describe(member)}); "
+                    "give each node its own name, or wait until the old one is gone"
+                )
+        for member in members:
+            if member.address == join.address:
+                return f"{member.name} already listens at {join.address}; give {join.name} an address of its own"
+            if member.rank == join.rank >= 0:
+                return f"rank {join.rank} is taken by {member.name}; give {join.name} another rank, or none"
         if join.rank >= nodes:
             return f"rank {join.rank} is not in a world of {nodes}; ask for 0 to {nodes - 1}, or for none"
         if self.complete:
             return f"the run is full: it has its {nodes} nodes ({', '.join(self.names)})"
         return None
 
-    def _describe(self, name: str) -> str:
-        join = self._seats[name].join
-        process = f"pid {join.pid}" if join.pid else ""
-        where = f"on {join.host}" if join.host else ""
-        detail = " ".join(part for part in (process, where) if part)
-        return f"{name} ({detail})" if detail else name
-
     def _whom(self, missing: int) -> str:
         """Name the missing where the names are the usual ``node-0`` to ``node-N``, else only count them."""
         usual = [f"node-{number}" for number in range(self._config.nodes)]
-        if all(name in usual for name in self._seats):
-            return ", ".join(name for name in usual if name not in self._seats)
+        if all(name in usual for name in self.names):
+            return ", ".join(name for name in usual if name not in self.names)
         return f"{missing} more"
 
 
@@ -155,6 +163,21 @@ def name_order(name: str) -> tuple[tuple[int, int, str], ...]:
     """Sort key under which node-2 comes before node-10; total, also where digits meet letters."""
     parts = re.findall(r"\d+|\D+", name)
     return tuple((0, int(part), part) if part.isdigit() else (1, 0, part) for part in parts)
+
+
+def _describe(join: Join) -> str:
+    process = f"pid {join.pid}" if join.pid else ""
+    where = f"on {join.host}" if join.host else ""
+    detail = " ".join(part for part in (process, where) if part)
+    return f"{join.name} ({detail})" if detail else join.name
+
+
+def _is_peer(name: str) -> bool:
+    try:
+        msgspec.convert(name, Peer)
+    except msgspec.ValidationError:
+        return False
+    return True
 
 
 def _short(digest: str) -> str:

@@ -19,11 +19,14 @@ from netem.errors import ProtocolError
 
 PROTOCOL_VERSION = 1
 COORDINATOR = "coordinator"  # the coordinator's name as an endpoint; no node may bear it
+RUN_ID = "isthmus"  # of all endpoints of all runs, so that who asks at another run's coordinator is heard, and told
+NODE_NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"
 CONTROL_TAG: bytes = msgpack.packb({"control": 1})
 MAX_BODY_BYTES = 1 << 20
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 53)]
-Name = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
+Name = Annotated[str, msgspec.Meta(pattern=NODE_NAME)]
+Peer = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}(~[0-9a-f]{1,32})?$")]
 Reason = Annotated[str, msgspec.Meta(max_length=4000)]
 Key = Annotated[str, msgspec.Meta(min_length=1, max_length=96)]
 Digest = Annotated[str, msgspec.Meta(max_length=128)]
@@ -43,11 +46,15 @@ class Heartbeat(Message, frozen=True, kw_only=True):
 
 
 class Join(Message, frozen=True, kw_only=True):
-    """Let me in. `rank` is a wish, −1 for none; `config_digest` covers what all nodes must have in common."""
+    """Let me in. `rank` is a wish, −1 for none; `config_digest` covers what all nodes must have in common.
+
+    `name` is the part for people of the name that the sender's endpoint bears (`netem.names`).
+    """
 
     name: Name
     token: Text
     version: Count
+    run: Text
     config_digest: Digest
     address: Address
     host: Text = ""
@@ -112,9 +119,10 @@ class Refused(Message, frozen=True, kw_only=True):
 
 
 class RosterEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One member as all others see it; `address` is where it listens."""
+    """One member as all others see it; `address` is where it listens, `peer` what its endpoint is called there."""
 
     name: Name
+    peer: Peer
     rank: Count
     address: Address
 

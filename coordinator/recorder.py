@@ -18,6 +18,8 @@ from tensorboardX import SummaryWriter
 
 from coordinator.events import Record
 
+_METRICS: Final = "metrics.jsonl"
+
 # A loss is per token of all nodes: Σ numerator / Σ denominator.
 LOSSES: Final = {
     "loss": ("loss_sum", "tokens"),
@@ -51,6 +53,8 @@ def aggregate(nodes: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
 class Recorder:
     """Writes ``metrics.jsonl`` and TensorBoard events (``tensorboard/``) under `folder`; appends.
 
+    A last line that was not written to its end, because the process was killed, is taken away first.
+
     A line is ``{"step", "time", "generation", key: value …, "nodes": {name: {key: value …}}}`` and is
     flushed, so that a parent can follow the file. `time` is Unix time in seconds. Values that are not
     finite are null: JSON has no others. Raises `OSError` where the disk does.
@@ -59,7 +63,8 @@ class Recorder:
     def __init__(self, folder: Path, clock: Callable[[], float] = time.time) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._clock = clock
-        self._lines = (folder / "metrics.jsonl").open("a", encoding="utf-8")
+        _drop_torn_line(folder / _METRICS)
+        self._lines = (folder / _METRICS).open("a", encoding="utf-8")
         self._board = SummaryWriter(str(folder / "tensorboard"))
 
     def __enter__(self) -> Recorder:
@@ -88,6 +93,12 @@ class Recorder:
         """Flush and close both."""
         self._lines.close()
         self._board.close()
+
+
+def _drop_torn_line(path: Path) -> None:
+    if path.exists():
+        with path.open("r+b") as file:
+            file.truncate(file.read().rfind(b"\n") + 1)
 
 
 def _combine(key: str, values: list[float]) -> float:

@@ -74,6 +74,7 @@ class RunPlan:
     `config_digest` is what joiners bring.
     """
 
+    run_name: str
     chunks: int
     steps: int
     batch: int
@@ -91,12 +92,12 @@ class Run:
 
     def __init__(self, config: CoordinatorConfig, plan: RunPlan, now_s: float) -> None:
         self.assignment = assign(plan.chunks, config.nodes, config.assignment, config.chunks_per_node)
-        self.membership = Membership(config, plan.config_digest)
+        self.membership = Membership(config, plan.run_name, plan.config_digest)
         self.phase = Phase.JOINING
         self.step = plan.start_step  # how many steps all nodes have done
         self._config = config
         self._plan = plan
-        self._world: list[str] = []  # member names by rank, once complete
+        self._world: list[str] = []  # members by rank, once complete
         self._barrier = Barrier((), plan.start_step, config.step_timeout_s)
         self._ballot: Ballot | None = None
         self._rounds: deque[Round] = deque()
@@ -119,6 +120,8 @@ class Run:
                 return [Forget(peer)] if isinstance(event, PeerLost) else []
             if isinstance(event, Received):
                 self.membership.hear(peer, now_s)
+        elif isinstance(subject, Join) and peer in self.membership:
+            return []  # it asked twice, since our answer was slow
         move = TABLE.get((self.phase, type(subject)))
         if move is None:
             raise ProtocolError(f"{type(subject).__name__} while {self.phase.value}", peer=peer)
@@ -130,7 +133,7 @@ class Run:
         reason = self.membership.refusal(peer, join)
         if reason is not None:
             return [Send(peer, Refused(reason=shorten(reason), address=join.address))]
-        self.membership.admit(join, now_s)
+        self.membership.admit(peer, join, now_s)
         welcome = Welcome(
             rank=join.rank,
             heartbeat_interval_s=self._config.heartbeat_interval_s,
@@ -176,12 +179,12 @@ class Run:
     def _save(self, peer: str, saved: Saved, now_s: float) -> list[Action]:
         if not self._plan.start_step <= saved.step <= self.step + 1:
             raise ProtocolError(f"saved step {saved.step} where the run is at step {self.step}", peer=peer)
-        names = self._saved.setdefault(saved.step, set())
-        if peer in names:
+        peers = self._saved.setdefault(saved.step, set())
+        if peer in peers:
             raise ProtocolError(f"saved step {saved.step} twice", peer=peer)
-        names.add(peer)
+        peers.add(peer)
         self._progress(now_s)
-        if names != set(self._world):
+        if peers != set(self._world):
             return []
         for step in [step for step in self._saved if step <= saved.step]:
             del self._saved[step]  # an older one that is not complete by now never will be
@@ -220,8 +223,8 @@ class Run:
 
     def _tick_joining(self, peer: str, tick: Tick, now_s: float) -> list[Action]:
         actions = self._beat(now_s)
-        for name in self.membership.silent(now_s):
-            actions += self._drop(name)
+        for silent in self.membership.silent(now_s):
+            actions += self._drop(silent)
         if now_s > self._deadline_s:
             waited_s = self._config.join_timeout_s
             actions += self._end(False, f"after {waited_s:g} s {self.membership.waiting_text()}", now_s)
@@ -233,8 +236,8 @@ class Run:
             verb = "was lost" if len(silent) == 1 else "were lost"
             why = f"silent for {self._config.heartbeat_timeout_s:g} s"
             text = f"{self.membership.describe(silent)} {verb}: {why}"
-            for name in silent:
-                actions += self._drop(name)
+            for lost in silent:
+                actions += self._drop(lost)
             return actions + self._end(False, text, now_s)
         if self._ballot is not None:
             self._ballot.tick(now_s)
@@ -249,8 +252,8 @@ class Run:
 
     def _tick_stopping(self, peer: str, tick: Tick, now_s: float) -> list[Action]:
         actions = self._beat(now_s)
-        for name in self.membership.silent(now_s):
-            actions += self._drop(name)
+        for silent in self.membership.silent(now_s):
+            actions += self._drop(silent)
         if now_s > self._deadline_s:
             self.phase = Phase.FINISHED
             return [*actions, self._outcome]
@@ -260,7 +263,7 @@ class Run:
 
     def _begin(self, now_s: float) -> list[Action]:
         members = self.membership.ranked()
-        self._world = [entry.name for entry in members]
+        self._world = [entry.peer for entry in members]
         roster = Roster(
             generation=self.membership.generation,
             start_step=self.step,
@@ -307,10 +310,10 @@ class Run:
         self._open_round()
         return self._broadcast(Commit(round_id=round_id))
 
-    def _drop(self, name: str, message: Leave | Failed | PeerLost | None = None) -> list[Action]:
+    def _drop(self, peer: str, message: Leave | Failed | PeerLost | None = None) -> list[Action]:
         """Take a member out. One that took its leave still waits for the acknowledgement of that."""
-        self.membership.remove(name)
-        return [] if isinstance(message, Leave | Failed) else [Forget(name)]
+        self.membership.remove(peer)
+        return [] if isinstance(message, Leave | Failed) else [Forget(peer)]
 
     def _end(self, ok: bool, reason: str, now_s: float) -> list[Action]:
         """Tell all that the run is over, then wait for farewells for as long as a heartbeat may take."""
@@ -328,7 +331,7 @@ class Run:
         return [self._outcome]
 
     def _broadcast(self, message: CoordinatorMessage) -> list[Action]:
-        return [Send(name, message) for name in self.membership.names]
+        return [Send(peer, message) for peer in self.membership.peers]
 
     def _beat(self, now_s: float) -> list[Action]:
         if now_s < self._next_beat_s:

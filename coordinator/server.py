@@ -2,14 +2,16 @@
 
 The endpoint's I/O thread only puts what arrives, with its time, on a queue; the loop in the calling thread
 hands events and ticks to the machine and carries out its actions. No decision is taken here: those are in
-`run`.
+`run`; but for how much is heard of strangers, who are all that have not been welcomed: few of them at once, a
+few small messages of each.
 """
 
 from __future__ import annotations
 
 import queue
+import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -31,6 +33,8 @@ from coordinator.events import (
 from coordinator.messages import (
     CONTROL_TAG,
     COORDINATOR,
+    MAX_BODY_BYTES,
+    RUN_ID,
     CoordinatorMessage,
     Refused,
     control_buffer,
@@ -41,10 +45,15 @@ from coordinator.messages import (
 from coordinator.run import Run, RunPlan
 from netem.endpoint import Endpoint
 from netem.errors import IsthmusError, PeerSilent, ProtocolError
+from netem.limits import Limits
 from netem.profile import Profile
 
 _FLUSH_TIMEOUT_S = 2.0
 _MAX_BATCH = 10_000  # arrivals between two ticks; a flood must not stop the clock
+_LIMITS = Limits(max_strangers=256, max_open_messages=16, max_message_bytes=MAX_BODY_BYTES)
+_STRANGER_BYTES = 16 << 10  # of one message; a Join is far smaller
+_STRANGER_MESSAGES = 4  # of one stranger that wait to be handled
+_STRANGERS_MESSAGES = 1024  # of all of them
 
 
 class RunOutcome(NamedTuple):
@@ -58,30 +67,54 @@ class _Arrival(NamedTuple):
     peer: str
     body: memoryview
     arrived_s: float
+    stranger: bool
 
 
 class _Inbox:
-    """The endpoint's receiver. Runs on the I/O thread, so it only looks at sizes and queues."""
+    """The endpoint's receiver. Runs on the I/O thread, so it only looks at sizes and queues.
+
+    `members` is replaced, as a whole, by the serving thread.
+    """
 
     def __init__(self) -> None:
         self.queue: queue.SimpleQueue[_Arrival | Event] = queue.SimpleQueue()
+        self.members: frozenset[str] = frozenset()
+        self._lock = threading.Lock()
+        self._waiting: Counter[str] = Counter()  # messages of strangers, by peer
 
     def admit(self, peer: str, generation: int, tag: bytes, total_bytes: int) -> memoryview | None:
+        if peer not in self.members and not self._hears(peer, total_bytes):
+            return None
         buffer = control_buffer(tag, total_bytes, peer)
         if buffer is None:
             raise ProtocolError("bulk sent to the coordinator, which takes control messages only", peer=peer)
         return buffer
 
     def deliver(self, peer: str, generation: int, tag: bytes, buffer: memoryview) -> None:
-        self.queue.put(_Arrival(peer, buffer, time.monotonic()))
+        stranger = peer not in self.members
+        if stranger:
+            with self._lock:
+                self._waiting[peer] += 1
+        self.queue.put(_Arrival(peer, buffer, time.monotonic(), stranger))
 
     def failed(self, error: IsthmusError) -> None:
         if isinstance(error, PeerSilent):
             self.queue.put(PeerLost(error.peer, str(error)))
         elif isinstance(error, ProtocolError) and error.peer:
-            self.queue.put(Faulted(error.peer, str(error)))
+            if error.peer in self.members:  # nobody else's nonsense is anybody's business
+                self.queue.put(Faulted(error.peer, str(error)))
         else:
             self.queue.put(Cancelled(f"the network failed: {error}"))
+
+    def handled(self, arrival: _Arrival) -> None:
+        """A stranger's message no longer waits."""
+        with self._lock:
+            self._waiting -= Counter((arrival.peer,))  # which also drops what has come to 0
+
+    def _hears(self, stranger: str, total_bytes: int) -> bool:
+        with self._lock:
+            few = self._waiting[stranger] < _STRANGER_MESSAGES and self._waiting.total() < _STRANGERS_MESSAGES
+        return few and total_bytes <= _STRANGER_BYTES
 
 
 class CoordinatorServer:
@@ -96,7 +129,6 @@ class CoordinatorServer:
         config: CoordinatorConfig,
         plan: RunPlan,
         *,
-        run_id: str,
         profile: Profile,
         record: Callable[[Record], None],
         checkpoint_complete: Callable[[int], None],
@@ -106,8 +138,9 @@ class CoordinatorServer:
         self._tick_s = min(0.25, config.heartbeat_interval_s / 2)
         self._run = Run(config, plan, time.monotonic())
         self._inbox = _Inbox()
+        self._generation = 0
         self._outcome: RunOutcome | None = None
-        self._endpoint = Endpoint(COORDINATOR, run_id, profile, self._inbox, bind=config.address)
+        self._endpoint = Endpoint(COORDINATOR, RUN_ID, profile, self._inbox, bind=config.address, limits=_LIMITS)
         self.address = self._endpoint.address
 
     def serve(self) -> RunOutcome:
@@ -139,6 +172,8 @@ class CoordinatorServer:
         if not isinstance(item, _Arrival):
             self._handle(item, time.monotonic())
             return
+        if item.stranger:
+            self._inbox.handled(item)
         try:
             event: Event = Received(item.peer, decode_from_node(item.body, item.peer))
         except ProtocolError as error:
@@ -159,10 +194,20 @@ class CoordinatorServer:
             except ProtocolError as error:
                 pending.append(Faulted(error.peer, str(error)))
                 continue
+            self._greet()
             for action in actions:
                 consequence = self._carry_out(action)
                 if consequence is not None:
                     pending.append(consequence)
+
+    def _greet(self) -> None:
+        """Let the I/O thread know who the members are, where that has changed."""
+        membership = self._run.membership
+        if membership.generation != self._generation:
+            self._generation = membership.generation
+            before, self._inbox.members = self._inbox.members, frozenset(membership.peers)
+            for peer in self._inbox.members - before:
+                self._endpoint.trust(peer)
 
     def _carry_out(self, action: Action) -> Event | None:
         """Do what the machine says; gives the event that a failure to do so is."""

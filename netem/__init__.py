@@ -12,5 +12,5 @@ network does is arithmetic in modules without I/O or clock; one thread per endpo
     sockets           ZeroMQ, and what it does not do for us
     endpoint          the thread that joins them: what the upper floors use
     host              what this machine can carry, said aloud
-    limits, counters, config, errors   caps; totals; settings from TOML; what can go wrong and who mends it
+    names, limits, counters, config, errors   who is who; caps; totals; settings from TOML; what can go wrong
 """

@@ -13,7 +13,7 @@ import re
 import tomllib
 import types
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -73,10 +73,11 @@ def load_toml(path: Path) -> Tree:
         raise ConfigError(f"{path}: not valid TOML: {error}") from None
 
 
-def apply_overrides(tree: Tree, arguments: Sequence[str]) -> Tree:
+def apply_overrides(tree: Tree, arguments: Sequence[str], texts: Collection[str] = ()) -> Tree:
     """Return `tree` with ``--a.b value`` and ``--a.b=value`` laid over it.
 
-    Values are TOML literals (``3``, ``1e-3``, ``true``, ``[1, 2]``); anything else is taken as a string.
+    Values are TOML literals (``3``, ``1e-3``, ``true``, ``[1, 2]``); anything else is taken as a string. `texts` are
+    keys that hold text, and whose numbers are text too (a run named 2024).
     """
     result = _deep_copy(tree)
     for key, text in _pairs(arguments):
@@ -86,7 +87,8 @@ def apply_overrides(tree: Tree, arguments: Sequence[str]) -> Tree:
             place = place.setdefault(table, {})
             if not isinstance(place, dict):
                 raise ConfigError(f"--{key}: {table} is a value, not a table")
-        place[leaf] = _literal(text)
+        value = _literal(text)
+        place[leaf] = text if key in texts and isinstance(value, bool | int | float) else value
     return result
 
 

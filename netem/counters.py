@@ -32,6 +32,13 @@ class LinkCounters(msgspec.Struct):
     duplicates: int = 0
     """Segments that had arrived before, or came after a gap; their sender repeats what is needed."""
 
+    def add(self, other: LinkCounters) -> None:
+        """Take in another link's totals."""
+        late_s = max(self.lateness_max_s, other.lateness_max_s)
+        for field in self.__struct_fields__:
+            setattr(self, field, getattr(self, field) + getattr(other, field))
+        self.lateness_max_s = late_s
+
     @property
     def mean_lateness_s(self) -> float:
         return self.lateness_s / self.segments if self.segments else 0.0

@@ -2,13 +2,17 @@
 
 The only thing that the upper floors see of the network. It decides nothing itself: `netem.shaper` says what is
 written when, `netem.link` what arrives, `netem.assembly` where it goes, `netem.sockets` holds ZeroMQ. Other threads
-hand in commands through a queue and are never made to wait, but in `flush` and `close`, which take time limits.
+hand in commands through a queue; they are made to wait only where they give a time limit (`send`, `flush`, `close`).
+
+Strangers are peers that we neither dialled nor were told to trust. What they may hold is bounded by
+`limits.max_strangers`, and by what `Receiver.admit` lends them; they never displace anybody else.
 """
 
 from __future__ import annotations
 
 import copy
 import math
+import secrets
 import threading
 import time
 from collections import deque
@@ -18,9 +22,10 @@ from typing import TYPE_CHECKING
 from netem import frames
 from netem.assembly import Assembler, Receiver
 from netem.counters import LinkCounters
-from netem.errors import ConfigError, IsthmusError, PeerSilent, ProtocolError
+from netem.errors import ConfigError, IsthmusError, PeerSilent, ProtocolError, QueueFull
 from netem.limits import MAX_NAME_BYTES, Limits
 from netem.link import Link, Silence, Verdict
+from netem.names import SEPARATOR, plain
 from netem.profile import Profile
 from netem.segments import Message
 from netem.shaper import Ingress, Lane, Shaper
@@ -30,7 +35,7 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 STRANGERS = "?"
-"""Under this name `counters` has what came from nobody we know, such as a port scanner."""
+"""Under this name `counters` has what came from nobody we know, such as a port scanner, or know no longer."""
 
 _DEFAULT_LIMITS = Limits()
 _TICK_S = 0.05  # how often the links' timers are looked at while something is unacknowledged
@@ -38,6 +43,11 @@ _IDLE_S = 1.0
 _LINGER_S = 0.2
 
 _clock = time.monotonic
+
+
+def unique(name: str) -> str:
+    """A name for an endpoint that no other process has, and that only those can guess who are told (`netem.names`)."""
+    return f"{name}{SEPARATOR}{secrets.token_hex(8)}"
 
 
 class _Peer:
@@ -57,7 +67,7 @@ class Endpoint:
 
     Raises `ConfigError` where `bind` is not "tcp://INTERFACE:PORT", or cannot be bound. With `bind=None` nobody can
     dial this endpoint; it is answered over the connections that it opened. `address` is where it is bound, with the
-    port resolved, or empty.
+    port resolved, or empty. Two processes that can meet must not bear one `name`: see `unique`.
     """
 
     def __init__(
@@ -84,6 +94,7 @@ class Endpoint:
         if profile.nic_rate_bps is not None:
             self._ingress = Ingress(profile.nic_rate_bps)
         self._peers: dict[str, _Peer] = {}
+        self._strangers: dict[str, None] = {}  # the longest unheard first
         self._counters: dict[str, LinkCounters] = {}
         self._incarnation = 0
         self._generation = 0
@@ -101,21 +112,40 @@ class Endpoint:
 
     # ── Called by any thread ─────────────────────────────────────────────────────────────────────────────────────
 
-    def connect(self, peer: str, address: str) -> None:
-        """Dial `peer` at "tcp://HOST:PORT". It need not be there yet. Again with another address: dial that instead."""
-        parse_address(address, f"address of {peer}")
+    def connect(self, peer: str, address: str, *, answers_only: bool = False) -> None:
+        """Dial `peer` at "tcp://HOST:PORT". It need not be there yet. Again with another address: dial that instead.
+
+        With `answers_only`, the peer is heard over this connection alone: who calls us under its name is a stranger.
+        """
+        parse_address(address, f"address of {plain(peer)}", dial=True)
         _check_name(peer, "peer", MAX_NAME_BYTES)
-        self._submit(lambda: self._connect(peer, address))
+        self._submit(lambda: self._connect(peer, address, answers_only))
+
+    def trust(self, peer: str) -> None:
+        """The peer, which called us, is a stranger no more."""
+        self._submit(lambda: self._trust(peer))
 
     def send(
-        self, peer: str, tag: bytes, buffers: Sequence[Buffer] = (), *, urgent: bool = False, flow: int = 0
+        self,
+        peer: str,
+        tag: bytes,
+        buffers: Sequence[Buffer] = (),
+        *,
+        urgent: bool = False,
+        flow: int = 0,
+        timeout_s: float = 0.0,
     ) -> None:
         """Queue one message: an opaque `tag`, and contiguous buffers that arrive as one.
 
-        Returns at once. The buffers are not copied and must not change until the message is acknowledged. Urgent
-        messages go before all others; bulk messages of one `flow` keep their order, and flows share a link fairly.
-        Raises `IsthmusError` where more than `limits.max_queued_bytes` would wait, or the endpoint is closed.
+        The buffers are not copied and must not change until the message is acknowledged. Urgent messages go before
+        all others; bulk messages of one `flow` keep their order, and flows share a link fairly.
+
+        Returns at once where there is room, which an urgent message always has, and any where none waits; else waits
+        up to `timeout_s` for it, and raises `QueueFull` then. Room comes from the I/O threads alone, here and at the
+        peer: no thread that sends is needed for it, so two that wait for room cannot wait for each other.
+        Raises `IsthmusError` where the endpoint is closed.
         """
+        assert not timeout_s or threading.current_thread() is not self._thread, "nobody else would make room"
         views = [memoryview(buffer) for buffer in buffers]
         message = Message(
             tag,
@@ -127,18 +157,20 @@ class Endpoint:
         )
         if len(tag) > self._limits.max_tag_bytes or message.total_bytes > self._limits.max_message_bytes:
             raise IsthmusError(
-                f"a message to {peer} with a tag of {len(tag)} and a payload of {message.total_bytes} bytes; at most "
-                f"{self._limits.max_tag_bytes} and {self._limits.max_message_bytes} are allowed"
+                f"a message to {plain(peer)} with a tag of {len(tag)} and a payload of {message.total_bytes} bytes; "
+                f"at most {self._limits.max_tag_bytes} and {self._limits.max_message_bytes} are allowed"
             )
         with self._settled:
+            room = urgent or self._settled.wait_for(lambda: self._stopped or self._has_room(message), timeout_s)
             if self._stopped:
-                raise IsthmusError(f"{self.name}: the endpoint is closed")
-            if self._queued_bytes + message.total_bytes > self._limits.max_queued_bytes:
-                raise IsthmusError(
-                    f"{self.name}: {self._queued_bytes} bytes wait to be sent, at most "
+                raise IsthmusError(f"{plain(self.name)}: the endpoint is closed")
+            if not room:
+                raise QueueFull(
+                    f"{plain(self.name)}: {self._queued_bytes} bytes wait to be sent, at most "
                     f"{self._limits.max_queued_bytes} may; the network ({self._profile}) is slower than what is sent"
                 )
-            self._queued_bytes += message.total_bytes
+            if not urgent:
+                self._queued_bytes += message.total_bytes
             self._queued_messages += 1
         self._submit(lambda: self._send(peer, message))
 
@@ -174,7 +206,11 @@ class Endpoint:
         self._submit(lambda: self._begin_to_close(deadline))
         self._thread.join(timeout_s + 2 * _LINGER_S)
         if self._thread.is_alive():
-            raise IsthmusError(f"{self.name}: the I/O thread did not end within {timeout_s:g} s; a callback blocks it")
+            name = plain(self.name)
+            raise IsthmusError(f"{name}: the I/O thread did not end within {timeout_s:g} s; a callback blocks it")
+
+    def _has_room(self, message: Message) -> bool:
+        return not self._queued_bytes or self._queued_bytes + message.total_bytes <= self._limits.max_queued_bytes
 
     def _submit(self, command: Callable[[], None]) -> None:
         self._commands.append(command)
@@ -190,7 +226,7 @@ class Endpoint:
             while _clock() < self._closing_by:
                 self._turn()
         except BaseException as error:
-            self._receiver.failed(IsthmusError(f"{self.name}: the I/O thread broke: {error!r}"))
+            self._receiver.failed(IsthmusError(f"{plain(self.name)}: the I/O thread broke: {error!r}"))
             raise
         finally:
             with self._settled:
@@ -249,7 +285,8 @@ class Endpoint:
             self._arrived(peer, parts)
         if self._ingress is not None:
             for name, header, payload in self._ingress.poll(_clock()):
-                self._take(self._meet(name), header, payload)
+                if self._may_meet(name):
+                    self._take(self._meet(name), header, payload)
         return busy
 
     def _arrived(self, name: str, parts: list[Frame]) -> None:
@@ -270,6 +307,8 @@ class Endpoint:
             self._refuse(name, nbytes)
             return
         peer = self._meet(name)
+        if name in self._strangers:
+            self._strangers[name] = self._strangers.pop(name)  # now the one last heard
         peer.counters.received_wire_bytes += nbytes
         if self._ingress is None:
             self._take(peer, header, payload)
@@ -324,9 +363,13 @@ class Endpoint:
 
     # ── Commands, in the order in which they were given ──────────────────────────────────────────────────────────
 
-    def _connect(self, peer: str, address: str) -> None:
-        self._sockets.connect(peer, address)
-        self._meet(peer)
+    def _connect(self, peer: str, address: str, answers_only: bool) -> None:
+        self._sockets.connect(peer, address, answers_only)
+        self._trust(peer)
+
+    def _trust(self, name: str) -> None:
+        self._meet(name)
+        self._strangers.pop(name, None)
 
     def _send(self, name: str, message: Message) -> None:
         if self._closing_by < math.inf:
@@ -344,6 +387,9 @@ class Endpoint:
         self._sockets.disconnect(name)
         if self._peers.pop(name, None) is not None:
             self._settle(self._shaper.remove(name))
+        if name in self._strangers:
+            del self._strangers[name]
+            self._counters.setdefault(STRANGERS, LinkCounters()).add(self._counters.pop(name))
 
     def _begin_to_close(self, deadline: float) -> None:
         self._closing_by = deadline
@@ -357,20 +403,22 @@ class Endpoint:
             return
         with self._settled:
             self._queued_messages -= len(messages)
-            self._queued_bytes -= sum(message.total_bytes for message in messages)
-            if not self._queued_messages:
-                self._settled.notify_all()
+            self._queued_bytes -= sum(message.total_bytes for message in messages if not message.urgent)
+            self._settled.notify_all()
 
     # ── Peers ────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _may_meet(self, name: str) -> bool:
-        """Nobody without a name of ours (ZeroMQ gives strangers one that begins with a zero), and not too many."""
-        return name in self._peers or (name[:1] > "\0" and len(self._peers) < self._limits.max_peers)
+        """Whom we know, or any stranger that has a name (the one that ZeroMQ gives begins with a zero)."""
+        return name in self._peers or (name[:1] > "\0" and self._limits.max_strangers > 0)
 
     def _meet(self, name: str) -> _Peer:
-        """The peer, made known if it is not yet."""
+        """The peer; a stranger, if it is new."""
         peer = self._peers.get(name)
         if peer is None:
+            if len(self._strangers) >= max(1, self._limits.max_strangers):
+                self._forget(next(iter(self._strangers)))
+            self._strangers[name] = None
             # Wall-clock nanoseconds: a process that is started again has a higher number than it had before.
             self._incarnation = max(time.time_ns(), self._incarnation + 1)
             link = Link(

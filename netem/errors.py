@@ -6,6 +6,8 @@ Faults of our own are assertions, and keep their traceback.
 
 from __future__ import annotations
 
+from netem.names import plain
+
 
 class IsthmusError(Exception):
     """Base of every error that is reported without a traceback (exit code 1 unless a subclass says otherwise)."""
@@ -16,10 +18,10 @@ class ConfigError(IsthmusError, ValueError):
 
 
 class ProtocolError(IsthmusError):
-    """A peer said something that the protocol does not allow."""
+    """A peer said something that the protocol does not allow. `peer` is its name on the wire."""
 
     def __init__(self, message: str, *, peer: str = "", generation: int | None = None) -> None:
-        where = f"{peer}: " if peer else ""
+        where = f"{plain(peer)}: " if peer else ""
         when = f" (generation {generation})" if generation is not None else ""
         super().__init__(f"{where}{message}{when}")
         self.peer = peer
@@ -30,11 +32,15 @@ class RunAborted(IsthmusError):
     """The run ended before its last step; the message says why and names who was lost."""
 
 
+class QueueFull(IsthmusError):
+    """What is sent waits for a slower network, and as much as may already does. It can be tried again."""
+
+
 class PeerSilent(IsthmusError):
     """A peer owes an acknowledgement and has not been heard for longer than the deadline."""
 
     def __init__(self, peer: str, silent_s: float) -> None:
         super().__init__(
-            f"{peer} has not answered for {silent_s:g} s: its process is gone, hangs, or cannot be reached"
+            f"{plain(peer)} has not answered for {silent_s:g} s: its process is gone, hangs, or cannot be reached"
         )
         self.peer = peer

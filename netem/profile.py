@@ -18,6 +18,7 @@ from msgspec import Meta
 from netem.config import Section, Tree, convert, load_toml
 from netem.errors import ConfigError
 from netem.limits import KIB, MIB
+from netem.names import plain
 from netem.units import format_rate, format_time, parse_rate, parse_size, parse_time
 
 Scope = Literal["link", "nic"]
@@ -104,7 +105,11 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True):
         return self.rate_bps if self.scope == "nic" else None
 
     def link(self, source: str, target: str) -> Shape:
-        """The link from `source` to `target`. Of several pairs that match, later ones go over earlier ones."""
+        """The link from `source` to `target`, by either of their names (`netem.names`).
+
+        Of several pairs that match, later ones go over earlier ones.
+        """
+        source, target = plain(source), plain(target)
         rate_bps = None if self.scope == "nic" else self.rate_bps
         latency_s = self.latency_s
         for pair in self.pairs:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import ipaddress
 import os
 import re
 import select
@@ -31,6 +32,7 @@ _EVENTS = int(zmq.EVENTS)
 _POLLIN = int(zmq.POLLIN)
 _NOBLOCK = int(zmq.NOBLOCK)
 _MORE = int(zmq.SNDMORE) | _NOBLOCK
+_CALLER_FRAMES = 256  # frames of one caller that wait to be read; then TCP holds it back, so a flood fills no memory
 _BURST = 32  # frames read in one go, so that pacing gets its turn
 
 
@@ -42,6 +44,7 @@ class Sockets:
         self._max_frame_bytes = max(MAX_SEGMENT_BYTES, limits.max_tag_bytes) + 1024
         self._dealers: dict[str, zmq.Socket[bytes]] = {}
         self._addresses: dict[str, str] = {}
+        self._answering: set[str] = set()
         self._router: zmq.Socket[bytes] | None = None
         self._context = zmq.Context()
         self._selector = selectors.DefaultSelector()
@@ -58,23 +61,29 @@ class Sockets:
                 raise
             self.address = _text(self._router.getsockopt(zmq.LAST_ENDPOINT))
 
-    def connect(self, peer: str, address: str) -> None:
-        """Dial `peer`; what is written before it answers waits in the socket. Again with the same address: nothing."""
+    def connect(self, peer: str, address: str, answers_only: bool) -> None:
+        """Dial `peer`; what is written before it answers waits in the socket. Again with the same address: nothing.
+
+        With `answers_only`, whoever calls us under that name is somebody else (see `read`).
+        """
+        if answers_only:
+            self._answering.add(peer)
         if self._addresses.get(peer) == address:
             return
         self.disconnect(peer)
-        dealer = self._open(zmq.DEALER)
+        dealer = self._open(zmq.DEALER, address)
         dealer.routing_id = self._name
         dealer.reconnect_ivl = 20
         dealer.reconnect_ivl_max = 500
-        dealer.connect(address)
-        self._dealers[peer] = dealer
+        self._dealers[peer] = dealer  # known before it may fail, or nobody would close it
         self._addresses[peer] = address
+        dealer.connect(address)
 
     def disconnect(self, peer: str) -> None:
         dealer = self._dealers.pop(peer, None)
         if dealer is not None:
             del self._addresses[peer]
+            self._answering.discard(peer)
             self._selector.unregister(_descriptor(dealer))
             dealer.close(linger=0)
 
@@ -96,10 +105,14 @@ class Sockets:
         return True
 
     def read(self) -> Iterator[tuple[str, list[Frame]]]:
-        """Some of the frames that are there: the sender's name and the parts after it."""
+        """Some of the frames that are there: the sender's name and the parts after it.
+
+        The name is empty where a caller uses one that it has no right to.
+        """
         if self._router is not None:
             for parts in _drain(self._router):
-                yield parts[0].bytes.decode("utf-8", "backslashreplace"), parts[1:]
+                name = parts[0].bytes.decode("utf-8", "backslashreplace")
+                yield "" if name in self._answering else name, parts[1:]
         for peer, dealer in self._dealers.items():
             for parts in _drain(dealer):
                 yield peer, parts
@@ -136,7 +149,8 @@ class Sockets:
             raise ConfigError(
                 f"bind = {bind!r}: name one interface, such as tcp://127.0.0.1:0 on this machine or tcp://eth0:5555"
             )
-        router = self._open(zmq.ROUTER)
+        router = self._open(zmq.ROUTER, bind)
+        router.rcvhwm = _CALLER_FRAMES
         router.router_mandatory = True  # or what cannot be routed is dropped in silence
         router.router_handover = True  # or a peer that returns under its name is never heard
         try:
@@ -147,8 +161,9 @@ class Sockets:
             raise ConfigError(f"bind = {bind!r}: {_mend(error)}") from None
         return router
 
-    def _open(self, kind: int) -> zmq.Socket[bytes]:
+    def _open(self, kind: int, address: str) -> zmq.Socket[bytes]:
         socket = self._context.socket(kind)
+        socket.ipv6 = "[" in address
         socket.linger = 0
         # Marks count messages, not bytes, and a ROUTER drops at its own. Credit bounds what is under way.
         socket.sndhwm = 0
@@ -158,12 +173,26 @@ class Sockets:
         return socket
 
 
-def parse_address(address: str, key: str) -> str:
-    """The host of "tcp://host:port". Raises `ConfigError`."""
+def parse_address(address: str, key: str, *, dial: bool = False) -> str:
+    """The host of "tcp://host:port"; to `dial`, it must be one host and one port. Raises `ConfigError`."""
     match = _ADDRESS.fullmatch(address)
     if match is None or (match["port"] != "*" and int(match["port"]) > 65535):
         raise ConfigError(f"{key} = {address!r}: expected tcp://HOST:PORT, such as tcp://127.0.0.1:5555")
+    if match["host"].startswith("[") and not _is_ipv6(match["host"][1:-1]):
+        raise ConfigError(f"{key} = {address!r}: what is in brackets is not an IPv6 address")
+    if dial and (match["host"] in _EVERYWHERE or match["port"].strip("*0") == ""):
+        raise ConfigError(
+            f"{key} = {address!r}: names no single host and port to call; give those at which it listens, "
+            "such as tcp://127.0.0.1:5555"
+        )
     return match["host"]
+
+
+def _is_ipv6(text: str) -> bool:
+    try:
+        return ipaddress.ip_address(text).version == 6
+    except ValueError:
+        return False
 
 
 def _drain(socket: zmq.Socket[bytes]) -> Iterator[list[Frame]]:

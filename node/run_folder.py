@@ -16,6 +16,8 @@ import os
 import re
 from pathlib import Path
 
+from netem.errors import ConfigError
+
 CONFIG = "config.toml"
 ADDRESS = "coordinator.address"
 EVALUATION = "evaluation.json"
@@ -23,6 +25,19 @@ METRICS = "metrics.jsonl"
 REPORT = "report.png"
 LOGS = "logs"
 _COMPLETE = "COMPLETE.json"
+
+
+def make_folder(folder: Path, exist_ok: bool = True) -> None:
+    """Make a folder and its parents. Raises `ConfigError` where the disk does not allow it, `FileExistsError` where it
+    exists and must not."""
+    try:
+        folder.mkdir(parents=True, exist_ok=exist_ok)
+    except FileExistsError:
+        if folder.is_dir():
+            raise
+        raise ConfigError(f"run.outputs: {folder} is not a folder") from None
+    except OSError as error:
+        raise ConfigError(f"run.outputs: {folder} cannot be made: {error.strerror}") from None
 
 
 def checkpoint_folder(run_folder: Path, step: int) -> Path:

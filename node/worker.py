@@ -13,12 +13,15 @@ import torch
 
 from coordinator.assignment import Assignment
 from coordinator.client import Session, sender
-from coordinator.messages import COORDINATOR, Roster
-from netem.endpoint import Endpoint
+from coordinator.messages import COORDINATOR, RUN_ID, Roster
+from netem.endpoint import Endpoint, unique
 from netem.errors import ConfigError, IsthmusError
+from netem.limits import Limits
 from netem.profile import resolve
+from netem.sockets import parse_address
 from node.config import Config
-from node.data import Corpus, open_data
+from node.data import Task, open_data
+from node.data.task import check_room
 from node.exchange.chunks import ChunkExchange
 from node.exchange.inbox import Inbox, World
 from node.exchange.payload import PayloadFormat
@@ -33,6 +36,9 @@ log = logging.getLogger("isthmus.node")
 
 FAREWELL_S = 5.0
 """How long the last messages may take to leave."""
+
+MEMBERS_ONLY = Limits(max_strangers=0)
+"""A node hears the coordinator and the members that it has dialled. Whoever else calls is counted, and not heard."""
 
 
 @dataclass(frozen=True)
@@ -49,14 +55,17 @@ class Place:
 def run_node(config: Config, place: Place) -> None:
     """Join the run, train, leave. Raises `ConfigError` where this node is refused, `RunAborted` where the run ends."""
     device = choose_device(config)
-    corpus = open_data(config.data)
-    log.info("corpus: %d training and %d held-out tokens", len(corpus.train), len(corpus.heldout))
+    task = open_data(config.data)
+    log.info("corpus: %s", task.summary)
+    check_room(task, config.model.context, config.train.batch)
+    warn_of_leak(config)
     payload = PayloadFormat(config)
-    model = Llama(config, corpus.tokenizer.vocab_size).to(device)
+    model = Llama(config, task.vocab_size).to(device)
     inbox = Inbox(payload, ring_cap_bytes=_ring_cap_bytes(model))
-    endpoint = Endpoint(place.name, config.run.name, resolve(config.net), inbox, bind=place.bind)
+    profile = resolve(config.net)
+    endpoint = Endpoint(unique(place.name), RUN_ID, profile, inbox, bind=place.bind, limits=MEMBERS_ONLY)
     try:
-        _take_part(config, place, corpus, payload, model, inbox, endpoint)
+        _take_part(config, place, task, payload, model, inbox, endpoint)
     finally:
         endpoint.close()
 
@@ -64,17 +73,18 @@ def run_node(config: Config, place: Place) -> None:
 def _take_part(
     config: Config,
     place: Place,
-    corpus: Corpus,
+    task: Task,
     payload: PayloadFormat,
     model: Llama,
     inbox: Inbox,
     endpoint: Endpoint,
 ) -> None:
-    endpoint.connect(COORDINATOR, place.join)
+    endpoint.connect(COORDINATOR, place.join, answers_only=True)
     address = _advertised(endpoint.address, place.advertise)
     session = Session(
         config.coordinator,
         sender(endpoint),
+        run=config.run.name,
         name=place.name,
         address=address,
         config_digest=config.digest(),
@@ -88,7 +98,7 @@ def _take_part(
         assignment = Assignment(roster.assignment)
         exchange = ChunkExchange(assignment, rank, payload, wire)
         averager = Averager(rank, assignment.n_ranks, wire, session)
-        trainer = Trainer(config, corpus, model, exchange, averager, Checkpoints(config.run.folder, rank))
+        trainer = Trainer(config, task, model, exchange, averager, Checkpoints(config.run.folder, rank))
         if roster.start_step:
             trainer.resume(roster.start_step)
             log.info("resumed after step %d", roster.start_step)
@@ -113,20 +123,33 @@ def _meet(
 ) -> Wire | None:
     """Dial every peer. A world of one has no wire at all."""
     endpoint.set_generation(roster.generation)
-    names = tuple(member.name for member in sorted(roster.members, key=lambda member: member.rank))
-    world = World(Assignment(roster.assignment), rank, names)
+    peers = tuple(member.peer for member in sorted(roster.members, key=lambda member: member.rank))
+    world = World(Assignment(roster.assignment), rank, peers)
     for member in roster.members:
         if member.rank != rank:
-            endpoint.connect(member.name, member.address)
-    if len(names) == 1:
+            endpoint.connect(member.peer, member.address)
+    if len(peers) == 1:
         return None
     timeout_s = config.coordinator.step_timeout_s
-    return Wire(endpoint, inbox, world, payload, config.compress.wire_dtype, timeout_s)
+    return Wire(endpoint, inbox, world, payload, timeout_s)
 
 
 def _advertised(bound: str, host: str) -> str:
     """The address that peers are told: as bound, or with another host in it (behind NAT, in a container)."""
-    return f"tcp://{host}:{bound.rpartition(':')[2]}" if host else bound
+    if not host:
+        return bound
+    address = f"tcp://{host}:{bound.rpartition(':')[2]}"
+    parse_address(address, "--advertise", dial=True)
+    return address
+
+
+def warn_of_leak(config: Config) -> None:
+    """Say in the log where the combination of settings lets a token know of later ones (`Config.leaks`)."""
+    if config.leaks:
+        log.warning(
+            'this model leaks: with compress.own = "projected", theta of the chunk\'s own mean tells early tokens of a '
+            'chunk of later ones. Its losses are marked "leaks", and do not compare with others'
+        )
 
 
 def choose_device(config: Config) -> torch.device:

@@ -10,10 +10,11 @@ import threading
 from coordinator.recorder import Recorder
 from coordinator.run import RunPlan
 from coordinator.server import CoordinatorServer
-from netem.errors import ConfigError, RunAborted
+from netem.errors import RunAborted
 from netem.profile import resolve
 from node.config import Config, save_config
-from node.run_folder import ADDRESS, CONFIG, METRICS, latest_complete, mark_complete, nodes_of, step_of
+from node.resume import start_step
+from node.run_folder import ADDRESS, CONFIG, make_folder, mark_complete
 from node.schedule import rounds_for
 
 log = logging.getLogger("isthmus.coordinator")
@@ -26,23 +27,23 @@ def run_coordinator(config: Config, watch: int | None = None) -> None:
     process has gone.
     """
     folder = config.run.folder
-    folder.mkdir(parents=True, exist_ok=True)
-    start_step = _start_step(config)
+    done = start_step(config)
+    make_folder(folder)
     save_config(config, folder / CONFIG)
     plan = RunPlan(
+        run_name=config.run.name,
         chunks=config.model.chunks,
         steps=config.train.steps,
         batch=config.train.batch,
         config_digest=config.digest(),
         rounds_for=lambda done: rounds_for(config, done + 1),
-        start_step=start_step,
-        start_cursor=start_step * config.train.batch,
+        start_step=done,
+        start_cursor=done * config.train.batch,
     )
     with Recorder(folder) as recorder:
         server = CoordinatorServer(
             config.coordinator,
             plan,
-            run_id=config.run.name,
             profile=resolve(config.net),
             record=recorder.record,
             checkpoint_complete=lambda step: mark_complete(folder, step, config.coordinator.nodes),
@@ -56,32 +57,6 @@ def run_coordinator(config: Config, watch: int | None = None) -> None:
     if not outcome.ok:
         raise RunAborted(f"the run ended before its last step: {outcome.reason}")
     log.info("run %s: done after %d steps", config.run.name, config.train.steps)
-
-
-def _start_step(config: Config) -> int:
-    if not config.run.resume:
-        if (config.run.folder / METRICS).exists():
-            raise ConfigError(
-                f"run.name = {config.run.name!r}: {config.run.folder} holds a run already; "
-                "choose another name, or go on with it by run.resume = true"
-            )
-        return 0
-    checkpoint = latest_complete(config.run.folder)
-    if checkpoint is None:
-        raise ConfigError(
-            f"run.resume = true: {config.run.folder} holds no complete checkpoint to go on from; "
-            "name a run that has one (run.name), or leave run.resume out"
-        )
-    if nodes_of(checkpoint) != config.coordinator.nodes:
-        raise ConfigError(
-            f"coordinator.nodes = {config.coordinator.nodes}: {checkpoint} was written by {nodes_of(checkpoint)} "
-            f"nodes, and each goes on from its own file; set coordinator.nodes = {nodes_of(checkpoint)}"
-        )
-    if step_of(checkpoint) >= config.train.steps:
-        raise ConfigError(
-            f"train.steps = {config.train.steps}: {checkpoint} has that many already; raise train.steps to go on"
-        )
-    return step_of(checkpoint)
 
 
 def _stop_on_signals(server: CoordinatorServer) -> None:

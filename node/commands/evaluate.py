@@ -20,6 +20,8 @@ class Evaluation(NamedTuple):
     step: int
     loss: float
     tokens: int
+    leaks: bool = False
+    """Tokens were told of later ones (`Config.leaks`)."""
 
     @property
     def perplexity(self) -> float:
@@ -69,10 +71,10 @@ def _evaluate(config: Config, checkpoint: Path, batches: int) -> Evaluation:
     from node.worker import choose_device
 
     device = choose_device(config)
-    corpus = open_data(config.data)
-    model = Llama(config, corpus.tokenizer.vocab_size).to(device)
+    task = open_data(config.data)
+    model = Llama(config, task.vocab_size).to(device)
     load_model(checkpoint, model)
     exchange = ChunkExchange(assign(config.model.chunks, 1), 0, PayloadFormat(config))
     spec = pass_spec(config, step_of(checkpoint))
-    total, tokens = heldout_loss(model, exchange, corpus.heldout, spec, config.train.batch, batches or 1 << 60)
-    return Evaluation(step_of(checkpoint), total / tokens, tokens)
+    total, tokens = heldout_loss(model, exchange, task, spec, config.train.batch, batches or 1 << 60)
+    return Evaluation(step_of(checkpoint), total / tokens, tokens, config.leaks and spec.compressed)

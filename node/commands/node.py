@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
+import secrets
 import signal
 import socket
 from types import FrameType
 
+from coordinator.messages import COORDINATOR, NODE_NAME
 from netem.errors import ConfigError, RunAborted
+from netem.sockets import parse_address
 from node.config import Config
 
 
@@ -16,17 +20,31 @@ def run_node(config: Config, join: str, bind: str, advertise: str, name: str, ra
 
     if not join.startswith("tcp://"):
         raise ConfigError(f"--join {join!r}: expected the coordinator's address, such as tcp://10.0.0.5:7070")
-    signal.signal(signal.SIGTERM, _interrupt)
+    parse_address(join, "--join", dial=True)
+    name = name or default_name(rank)
+    if not re.fullmatch(NODE_NAME, name) or name == COORDINATOR:
+        raise ConfigError(
+            f"--name {name!r}: expected 1 to 64 letters, digits, '_', '.' and '-', the first a letter or a digit, "
+            f"and not {COORDINATOR!r}"
+        )
+    signal.signal(signal.SIGTERM, interrupt)
     try:
-        run_node(config, Place(join, bind, advertise, name or default_name(rank), rank))
+        run_node(config, Place(join, bind, advertise, name, rank))
     except KeyboardInterrupt:
         raise RunAborted("interrupted") from None
 
 
 def default_name(rank: int) -> str:
-    """A name for a node that was given none: its rank, or its host."""
-    return f"node-{rank}" if rank >= 0 else f"node-{socket.gethostname()}"
+    """A name for a node that was given none: its rank, or else its host and some digits that no other node has.
+
+    The number of its process would not do: in containers on one host it is 1 for all.
+    """
+    if rank >= 0:
+        return f"node-{rank}"
+    host = re.sub(r"[^A-Za-z0-9_.-]", "-", socket.gethostname())
+    return f"node-{host[:40]}-{secrets.token_hex(3)}"
 
 
-def _interrupt(_number: int, _frame: FrameType | None) -> None:
+def interrupt(_number: int, _frame: FrameType | None) -> None:
+    """A signal handler: SIGTERM ends a process as Ctrl-C does."""
     raise KeyboardInterrupt

@@ -8,6 +8,7 @@ its standard input closed and ends the run.
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import os
@@ -26,15 +27,18 @@ import msgspec
 from netem import host
 from netem.errors import ConfigError, RunAborted
 from netem.profile import resolve
-from node.config import Config, save_config
-from node.data import BatchSampler, heldout_count, open_data
-from node.run_folder import ADDRESS, CONFIG, LOGS, METRICS
+from node.commands.node import interrupt
+from node.config import TOKEN_VARIABLE, Config, save_config
+from node.data import open_data
+from node.data.task import check_room
+from node.resume import start_step
+from node.run_folder import ADDRESS, CONFIG, LOGS, METRICS, latest_complete, make_folder
 from node.view import View
 
 log = logging.getLogger("isthmus.run")
 
-TOKEN_VARIABLE = "ISTHMUS_TOKEN"
 START_TIMEOUT_S = 30.0
+GRACE_S = 10.0
 POLL_S = 0.2
 LOG_LINES_SHOWN = 12
 USER_ERROR = 2
@@ -59,13 +63,16 @@ def run_swarm(config: Config) -> Config:
     if text := host.warning(resolve(config.net), config.coordinator.nodes):
         log.warning("%s", text)
     swarm = Swarm(config)
+    signal.signal(signal.SIGTERM, interrupt)
     try:
         swarm.start()
         with View(config) as view:
             swarm.follow(view)
     except KeyboardInterrupt:
         swarm.interrupt()
-        raise RunAborted("interrupted; the last complete checkpoint can be resumed with --run.resume true") from None
+        if checkpoint := latest_complete(config.run.folder):
+            log.info("%s is complete: go on with --run.name %s --run.resume true", checkpoint, config.run.name)
+        raise
     finally:
         swarm.end()
     return config
@@ -73,36 +80,34 @@ def run_swarm(config: Config) -> Config:
 
 def check_corpus(config: Config) -> None:
     """Tokenise the corpus once, for all nodes, and see that it holds a context. Raises `ConfigError`."""
-    corpus = open_data(config.data)
-    BatchSampler(corpus.train, config.model.context, config.train.batch, config.run.seed)
-    contexts = heldout_count(corpus.heldout, config.model.context)
-    if contexts < config.train.batch:
-        raise ConfigError(
-            f"train.batch = {config.train.batch}: the held-out part of the corpus has only {contexts} contexts of "
-            f"model.context = {config.model.context} tokens; set a smaller batch or name a larger corpus"
-        )
+    check_room(open_data(config.data), config.model.context, config.train.batch)
 
 
 def prepare(config: Config) -> Config:
     """Give a new run a folder of its own, and write its config there. A folder in use is never written over."""
-    if not config.run.resume:
-        config = msgspec.structs.replace(config, run=msgspec.structs.replace(config.run, name=_free_name(config)))
+    if config.run.resume:
+        start_step(config)  # before anything is written: a mistake must leave the run as it is
+        make_folder(config.run.folder / LOGS)
+    else:
+        config = _claim_folder(config)
     if not config.run.threads:
         threads = max(1, (os.cpu_count() or 1) // config.coordinator.nodes)
         config = msgspec.structs.replace(config, run=msgspec.structs.replace(config.run, threads=threads))
-    folder = config.run.folder
-    (folder / LOGS).mkdir(parents=True, exist_ok=True)
-    save_config(config, folder / CONFIG)
-    (folder / ADDRESS).unlink(missing_ok=True)
+    save_config(config, config.run.folder / CONFIG)
+    (config.run.folder / ADDRESS).unlink(missing_ok=True)
     return config
 
 
-def _free_name(config: Config) -> str:
-    name, number = config.run.name, 1
-    while (Path(config.run.outputs) / name / METRICS).exists():
-        number += 1
-        name = f"{config.run.name}-{number}"
-    return name
+def _claim_folder(config: Config) -> Config:
+    """Make the first of outputs/NAME, NAME-2, … that is not there yet; of two runs at once each gets its own."""
+    for name in itertools.chain([config.run.name], (f"{config.run.name}-{number}" for number in itertools.count(2))):
+        named = msgspec.structs.replace(config, run=msgspec.structs.replace(config.run, name=name))
+        try:
+            make_folder(named.run.folder / LOGS, exist_ok=False)
+        except FileExistsError:
+            continue
+        return named
+    raise AssertionError("there is always another number")
 
 
 class Swarm:
@@ -112,6 +117,7 @@ class Swarm:
         self._config = config
         self._folder = config.run.folder
         self._children: list[Child] = []
+        self._ended: dict[str, float] = {}  # when each was found to have ended, in that order
         token = config.coordinator.token or secrets.token_urlsafe(24)
         self._environment = os.environ | {TOKEN_VARIABLE: token}
 
@@ -124,31 +130,45 @@ class Swarm:
             self._spawn(f"node-{rank}", "node", config_path, "--join", address, "--rank", str(rank))
 
     def follow(self, view: View) -> None:
-        """Show what the coordinator records until it ends. Raises `RunAborted` where the run fails."""
+        """Show what the coordinator records until all have ended. Raises `RunAborted` where the run fails."""
         records = _follow_lines(self._folder / METRICS, skip=_lines(self._folder / METRICS))
-        coordinator = self._children[0].process
-        failed_at: float | None = None
-        while True:
-            ended = coordinator.poll() is not None
-            while (record := next(records)) is not None:
-                view.feed(record)
-            if ended:
-                break
-            if failed_at is None and any(child.process.poll() for child in self._children):
-                failed_at = time.monotonic()
-            if failed_at is not None and time.monotonic() - failed_at > self._patience_s():
-                break
+        while not self._over():
+            self._show(records, view)
             view.tick()
             time.sleep(POLL_S)
-        self._await_children(self._patience_s())
+        self._show(records, view)
         self._raise_failures()
+
+    def _show(self, records: Iterator[dict[str, Any] | None], view: View) -> None:
+        while (record := next(records)) is not None:
+            view.feed(record)
+
+    def _over(self) -> bool:
+        """Whether all have ended, or those that have not have had their time: the others of a node that failed as long
+        as it takes to find that out, what is left without coordinator or without nodes only `GRACE_S`."""
+        now = time.monotonic()
+        coordinator, *nodes = self._children
+        for child in (*nodes, coordinator):  # one that failed first is found first; the coordinator only tells of it
+            if child.process.poll() is not None and child.name not in self._ended:
+                self._ended[child.name] = now
+        if not self._ended:
+            return False
+        first_s = now - next(iter(self._ended.values()))
+        last_s = now - next(reversed(self._ended.values()))
+        alone = coordinator.name in self._ended or all(node.name in self._ended for node in nodes)
+        failed = any(child.process.poll() for child in self._children)
+        return (
+            len(self._ended) == len(self._children)
+            or (alone and last_s > GRACE_S)
+            or (failed and first_s > self._config.coordinator.heartbeat_timeout_s + GRACE_S)
+        )
 
     def interrupt(self) -> None:
         """Ask the coordinator to end the run for all."""
         log.info("stopping …")
         if self._children and self._children[0].process.poll() is None:
             self._children[0].process.send_signal(signal.SIGTERM)
-        self._await_children(self._patience_s())
+        self._await_children(GRACE_S)
 
     def end(self) -> None:
         """Leave no process behind: those that still run are terminated, then killed."""
@@ -190,16 +210,17 @@ class Swarm:
         while time.monotonic() < deadline and any(child.process.poll() is None for child in self._children):
             time.sleep(0.02)
 
-    def _patience_s(self) -> float:
-        """How long the others may take to find that one is lost, and to end."""
-        return self._config.coordinator.heartbeat_timeout_s + 10.0
-
     def _raise_failures(self) -> None:
         """Name the child that failed first: one that was killed could not say why, the others only tell of it."""
+        order = [*self._ended, *(child.name for child in self._children if child.name not in self._ended)]
         failed = [child for child in self._children if child.process.poll() not in (0, None)]
         if not failed:
+            if stuck := [child.name for child in self._children if child.process.poll() is None]:
+                raise RunAborted(f"{', '.join(stuck)} did not end, and was stopped; logs are in {self._folder / LOGS}")
             return
-        culprit = min(failed, key=lambda child: (_code(child) >= 0, _code(child) != USER_ERROR))
+        culprit = min(
+            failed, key=lambda child: (_code(child) >= 0, _code(child) != USER_ERROR, order.index(child.name))
+        )
         lines = _tail(culprit.log_path)
         if _code(culprit) == USER_ERROR and lines:
             raise ConfigError(f"{culprit.name}: {lines[-1].partition('error: ')[2] or lines[-1]}")
@@ -222,7 +243,7 @@ def _tail(path: Path) -> list[str]:
 
 
 def _lines(path: Path) -> int:
-    return len(path.read_bytes().splitlines()) if path.exists() else 0
+    return path.read_bytes().count(b"\n") if path.exists() else 0  # the recorder drops one that is torn
 
 
 def _follow_lines(path: Path, skip: int) -> Iterator[dict[str, Any] | None]:

@@ -17,10 +17,19 @@ import numpy as np
 from coordinator import ring
 from coordinator.assignment import Assignment
 from coordinator.messages import COORDINATOR, control_buffer
-from netem.errors import IsthmusError, ProtocolError, RunAborted
-from node.exchange.payload import WIRE_DTYPES, PayloadFormat
+from netem.errors import IsthmusError, PeerSilent, ProtocolError, RunAborted
+from netem.names import plain
+from node.exchange.payload import PayloadFormat
 from node.exchange.tags import ChunkTag, RingTag, decode_tag
 from node.schedule import PassSpec
+
+_WHAT = {
+    "kv": "keys and values",
+    "grad": "gradient",
+    "done": "acknowledgement",
+    "theta": "rotation parameters",
+    "dtheta": "gradient of the rotation parameters",
+}
 
 PASSES_AHEAD = 2
 """How far a peer may be ahead of us: one forward-only pass may run ahead of its readers, and the next may begin."""
@@ -54,7 +63,8 @@ class World(NamedTuple):
 
     assignment: Assignment
     rank: int
-    names: tuple[str, ...]
+    peers: tuple[str, ...]
+    """Names on the wire (`netem.names`), by rank."""
 
 
 class Conversation(Protocol):
@@ -127,6 +137,11 @@ class Inbox:
             self._failure = self._failure or error
             self._changed.notify_all()
 
+    def raise_if_over(self) -> None:
+        """Raise what `abort` was given, if it was called."""
+        if self._failure is not None:
+            raise self._failure
+
     def _wait(self, arrived: Callable[[], bool], keys: tuple[Key, ...], timeout_s: float) -> None:
         began = time.monotonic()
         done = self._changed.wait_for(lambda: arrived() or self._failure is not None, timeout_s)
@@ -140,27 +155,25 @@ class Inbox:
 
     def _describe(self, key: Key) -> str:
         if isinstance(key, RingKey):
-            return f"hop {key.hop} of averaging round {key.round_id} from {self._previous()}"
+            return f"hop {key.hop} of averaging round {key.round_id} from {plain(self._previous())}"
         assert self._world is not None
-        what = {"kv": "keys and values", "grad": "gradient", "done": "acknowledgement"}[key.kind]
-        return f"the {what} of chunk {key.chunk}, layer {key.layer} from {self._world.names[key.rank]}"
+        what = _WHAT[key.kind]
+        return f"the {what} of chunk {key.chunk}, layer {key.layer} from {plain(self._world.peers[key.rank])}"
 
     def _previous(self) -> str:
         """The node before this one in the ring."""
         assert self._world is not None
-        return self._world.names[ring.previous_position(len(self._world.names), self._world.rank)]
+        return self._world.peers[ring.previous_position(len(self._world.peers), self._world.rank)]
 
     # The I/O thread: netem.endpoint.Receiver.
 
     def admit(self, peer: str, generation: int, tag: bytes, total_bytes: int) -> memoryview | None:
         if peer == COORDINATOR:
             return control_buffer(tag, total_bytes, peer)
+        if not self._is_member(peer):
+            return None
         named = decode_tag(tag, peer)
         with self._changed:
-            if self._world is None:
-                raise ProtocolError("a tensor came before the roster", peer=peer, generation=generation)
-            if peer not in self._world.names:
-                raise ProtocolError("is not a member of this run", peer=peer, generation=generation)
             if isinstance(named, RingTag):
                 key: Key | None = self._admit_ring(named, total_bytes, peer)
             else:
@@ -182,14 +195,21 @@ class Inbox:
         named = decode_tag(tag, peer)
         with self._changed:
             assert self._world is not None
-            self._held[self._key(named, self._world.names.index(peer))] = buffer
+            self._held[self._key(named, self._world.peers.index(peer))] = buffer
             self._changed.notify_all()
 
     def failed(self, error: IsthmusError) -> None:
-        """A peer spoke nonsense or is silent, or the endpoint broke: this node cannot go on."""
+        """A member spoke nonsense or is silent, or the endpoint broke: this node cannot go on."""
+        peer = error.peer if isinstance(error, ProtocolError | PeerSilent) else ""
+        if peer not in ("", COORDINATOR) and not self._is_member(peer):
+            return
         if self._conversation:
             self._conversation.on_failure(error)
         self.abort(error)
+
+    def _is_member(self, peer: str) -> bool:
+        """Nobody is before the roster is known, since members send no tensors before all have it."""
+        return self._world is not None and peer in self._world.peers
 
     def _key(self, tag: ChunkTag | RingTag, rank: int) -> Key:
         if isinstance(tag, RingTag):
@@ -209,8 +229,8 @@ class Inbox:
     def _admit_chunk(self, tag: ChunkTag, total_bytes: int, peer: str) -> Key | None:
         """The tag must name a payload that this peer owes us, with the very shapes that the configuration gives it."""
         assert self._world is not None
-        assignment, me, names = self._world
-        rank = names.index(peer)
+        assignment, me, peers = self._world
+        rank = peers.index(peer)
         if tag.pass_no < self._pass_no - PASSES_AHEAD:
             return None
         if tag.pass_no > self._pass_no + PASSES_AHEAD:
@@ -218,16 +238,20 @@ class Inbox:
         if tag.chunk >= assignment.n_chunks or tag.layer >= self._payload.layers:
             raise ProtocolError(f"chunk {tag.chunk}, layer {tag.layer}: there is no such thing", peer=peer)
         owner, readers = assignment.owner(tag.chunk), assignment.readers_of(tag.chunk)
-        owed = owner == rank and me in readers if tag.kind == "kv" else owner == me and rank in readers
+        if tag.kind in ("theta", "dtheta"):  # between the owners of two neighbours
+            readers = tuple(rank for rank in readers if tag.chunk + 1 in assignment.chunks(rank))
+        owed = owner == rank and me in readers if tag.kind in ("kv", "theta") else owner == me and rank in readers
         if not owed:
             raise ProtocolError(f"sent {tag.kind} of chunk {tag.chunk}, which it does not owe this node", peer=peer)
         spec = PassSpec(tag.tokens, tag.compressed)
         if spec not in self._payload.passes:
             raise ProtocolError(f"chunks of {tag.tokens} tokens, compressed={tag.compressed}: unexpected", peer=peer)
-        tensors = () if tag.kind == "done" else self._payload.tensors(tag.layer, spec)
+        if tag.format != (name := self._payload.format_name(tag.layer, spec)):
+            raise ProtocolError(f"numbers in {tag.format}, expected {name}", peer=peer)
+        tensors = self._payload.message(tag.kind, tag.layer, spec)
+        if tensors is None:
+            raise ProtocolError(f"sent {tag.kind}, which layer {tag.layer} does not send in this pass", peer=peer)
         expected_bytes = sum(tensor.nbytes for tensor in tensors)
         if tag.shapes != tuple(tensor.shape for tensor in tensors) or total_bytes != expected_bytes:
             raise ProtocolError(f"shapes {tag.shapes} in {total_bytes} bytes, expected {tensors}", peer=peer)
-        if WIRE_DTYPES[tag.dtype] is not self._payload.dtype:
-            raise ProtocolError(f"numbers in {tag.dtype}, expected {self._payload.dtype}", peer=peer)
         return ChunkKey(tag.kind, tag.pass_no, tag.layer, tag.chunk, rank)

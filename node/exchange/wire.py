@@ -6,38 +6,42 @@ what arrives becomes a tensor over the buffer that it was received into. On a GP
 
 from __future__ import annotations
 
+import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from netem.errors import ProtocolError
+from netem.errors import ProtocolError, QueueFull, RunAborted
+from netem.names import plain
+from node.exchange.formats import TensorSpec
 from node.exchange.inbox import ChunkKey, Inbox, Key, RingKey, World
-from node.exchange.payload import PayloadFormat, TensorSpec
+from node.exchange.payload import PayloadFormat
 from node.exchange.tags import ChunkTag, RingTag, Tag, encode_tag
 from node.schedule import PassSpec
+
+ROOM_POLL_S = 0.25
+"""How often a trainer that waits for room to send looks whether the run is over."""
 
 
 class Sender(Protocol):
     """The part of `netem.endpoint.Endpoint` that sends."""
 
-    def send(self, peer: str, tag: bytes, buffers: Sequence[memoryview] = (), *, urgent: bool = False) -> None: ...
+    def send(self, peer: str, tag: bytes, buffers: Sequence[memoryview] = (), *, timeout_s: float = 0.0) -> None: ...
 
 
 class Wire:
     """One node's way to its peers. Counts payload bytes by what they are for (`sent_bytes`)."""
 
-    def __init__(
-        self, sender: Sender, inbox: Inbox, world: World, payload: PayloadFormat, dtype: str, timeout_s: float
-    ) -> None:
+    def __init__(self, sender: Sender, inbox: Inbox, world: World, payload: PayloadFormat, timeout_s: float) -> None:
         self.sent_bytes: Counter[str] = Counter()
         self._sender = sender
         self._inbox = inbox
         self._world = world
         self._payload = payload
-        self._dtype = dtype
         self._timeout_s = timeout_s
         self._pass_no = 0
         self._trains = True
@@ -50,12 +54,15 @@ class Wire:
 
     def send(self, rank: int, kind: str, layer: int, chunk: int, spec: PassSpec, tensors: tuple[Tensor, ...]) -> None:
         shapes = tuple(tuple(tensor.shape) for tensor in tensors)
-        tag = ChunkTag(kind, self._pass_no, layer, chunk, *spec, self._dtype, shapes)  # type: ignore[arg-type]
+        name = self._payload.format_name(layer, spec)
+        tag = ChunkTag(kind, self._pass_no, layer, chunk, *spec, name, shapes)  # type: ignore[arg-type]
         if not self._trains:
             self._send(rank, tag, tensors, "evaluation")
             return
-        self.sent_bytes["uncompressed"] += self._payload.chunk_bytes(layer, PassSpec(spec.tokens, False))
         compressed = spec.compressed and self._payload.compresses(layer)
+        if kind in ("kv", "grad"):  # rotation parameters between neighbours stand for nothing
+            for use in ("uncompressed", "replaced") if compressed else ("uncompressed",):
+                self.sent_bytes[use] += self._payload.uncompressed_bytes(spec)
         self._send(rank, tag, tensors, "compressed" if compressed else "dense")
 
     def first_of(self, kind: str, layer: int, chunks: dict[int, int]) -> int:
@@ -90,7 +97,28 @@ class Wire:
     def _send(self, rank: int, tag: Tag, tensors: tuple[Tensor, ...], use: str) -> None:
         buffers = [as_buffer(tensor) for tensor in tensors]
         self.sent_bytes[use] += sum(len(buffer) for buffer in buffers)
-        self._sender.send(self._world.names[rank], encode_tag(tag), buffers)
+        send = partial(self._sender.send, self._world.peers[rank], encode_tag(tag), buffers)
+        try:
+            send()
+        except QueueFull:
+            self._await_room(send, rank, exposed=isinstance(tag, ChunkTag))
+
+    def _await_room(self, send: Callable[..., None], rank: int, exposed: bool) -> None:
+        """Hold the trainer back until the network has caught up, the run is over, or the deadline has passed."""
+        began = time.monotonic()
+        waiting = True
+        while waiting:
+            self._inbox.raise_if_over()
+            try:
+                send(timeout_s=ROOM_POLL_S)
+                waiting = False
+            except QueueFull as error:
+                if time.monotonic() - began >= self._timeout_s:
+                    to = plain(self._world.peers[rank])
+                    what = f"waited {self._timeout_s:g} s for room to send to {to}: coordinator.step_timeout_s"
+                    raise RunAborted(f"{what}; {error}") from None
+        if exposed:
+            self._inbox.waited_s += time.monotonic() - began
 
     def _take(self, key: Key, specs: tuple[TensorSpec, ...], device: torch.device) -> tuple[Tensor, ...]:
         buffer = self._inbox.take(key, self._timeout_s)

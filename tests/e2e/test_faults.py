@@ -42,6 +42,23 @@ def test_kill_of_one_node_ends_all_and_names_it(tmp_path: Path, cache: Path) -> 
         await_end(process, DEADLINE_S)
 
 
+def test_a_namesake_with_the_wrong_token_ends_nothing(tmp_path: Path, cache: Path) -> None:
+    run = tmp_path / "tiny"
+    with started(cache, tmp_path / "log", "run", TINY, *QUICK, *LONG, "--run.outputs", tmp_path) as process:
+        await_records(run, 2, process)
+        address = (run / "coordinator.address").read_text().strip()
+        join = ["node", run / "config.toml", "--join", address, "--name", "node-1"]
+        with started(cache, tmp_path / "namesake.log", *join, token="wrong") as namesake:
+            assert await_end(namesake, 30) == 2
+        await_records(run, len(records(run)) + 5, process)
+        assert len(children(process)) == 3
+        process.send_signal(signal.SIGINT)
+        await_end(process, DEADLINE_S)
+    told = (tmp_path / "namesake.log").read_text().splitlines()[-1]
+    assert "refuses this node: node-1 does not have this run's token" in told
+    assert "stopped by SIGTERM" in (run / "logs" / "node-1.log").read_text().splitlines()[-1]
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_end_of_the_parent_ends_all(tmp_path: Path, cache: Path, number: signal.Signals) -> None:
     with started(cache, tmp_path / "log", "run", TINY, *QUICK, *LONG, "--run.outputs", tmp_path) as process:

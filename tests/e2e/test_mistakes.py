@@ -57,7 +57,11 @@ def test_an_unreachable_coordinator_is_named(cache: Path, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize(
     ("arguments", "token", "expected"),
-    [([], "wrong", "token"), (["--train.lr", "1.0"], "right", "config")],
+    [
+        ([], "wrong", "token"),
+        (["--train.lr", "1.0"], "right", "config"),
+        (["--run.name", "other"], "right", "this is run 'tiny'"),
+    ],
 )
 def test_a_node_that_does_not_belong_is_told_why(
     cache: Path, tmp_path: Path, arguments: list[str], token: str, expected: str

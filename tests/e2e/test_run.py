@@ -46,7 +46,7 @@ def test_a_run_writes_what_it_promises(tmp_path: Path, cache: Path) -> None:
     assert len(records(run)) == 6
 
 
-@pytest.mark.parametrize("mode", ["dense", "subspace"])
+@pytest.mark.parametrize("mode", [pytest.param("dense", marks=pytest.mark.slow), "subspace"])
 def test_four_processes_equal_one(tmp_path: Path, cache: Path, mode: str) -> None:
     """c = 1: losses of every step, and every gradient of the first: AdamW's first moment is 0.1 × gradient then."""
     exact = ["--train.sync_every", "1", "--train.grad_clip", "0", "--train.checkpoint_every", "1"]

@@ -48,7 +48,7 @@ def run_over_sockets(
                 if other is not endpoint:
                     endpoint.connect(peer, other.address)
             world = World(assignment, rank, names)
-            wire = Wire(endpoint, inbox, world, payload, config.compress.wire_dtype, TIMEOUT_S)
+            wire = Wire(endpoint, inbox, world, payload, TIMEOUT_S)
             ranks.append(Rank(rank, wire if len(names) > 1 else None, endpoint))
         with ThreadPoolExecutor(len(names)) as pool:
             return [future.result(timeout=2 * TIMEOUT_S) for future in [pool.submit(work, rank) for rank in ranks]]

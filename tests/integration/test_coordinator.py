@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import zlib
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -18,19 +19,29 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import zmq
 
 from coordinator.client import Session, sender
 from coordinator.config import CoordinatorConfig
 from coordinator.events import Record
-from coordinator.messages import CONTROL_TAG, COORDINATOR, Go, Refused, Stop, control_buffer, decode_from_coordinator
+from coordinator.messages import (
+    CONTROL_TAG,
+    COORDINATOR,
+    RUN_ID,
+    Go,
+    Refused,
+    Stop,
+    control_buffer,
+    decode_from_coordinator,
+)
 from coordinator.recorder import Recorder
 from coordinator.run import RunPlan
 from coordinator.server import CoordinatorServer, RunOutcome
-from netem.endpoint import Endpoint
+from netem import frames
+from netem.endpoint import Endpoint, unique
 from netem.errors import ConfigError, IsthmusError, RunAborted
+from netem.limits import Limits
 from netem.profile import Profile
-
-RUN_ID = "test-run"
 
 
 class Receiver:
@@ -64,10 +75,13 @@ def settings(**changes: Any) -> CoordinatorConfig:
 def node(address: str, name: str, config: CoordinatorConfig) -> Iterator[tuple[Session, Endpoint]]:
     """A node's endpoint and session, closed in good order."""
     receiver = Receiver()
-    endpoint = Endpoint(name, RUN_ID, Profile(), receiver, bind="tcp://127.0.0.1:0")
-    session = Session(config, sender(endpoint), name=name, address=endpoint.address, config_digest="cfg")
+    limits = Limits(max_strangers=0)
+    endpoint = Endpoint(unique(name), RUN_ID, Profile(), receiver, bind="tcp://127.0.0.1:0", limits=limits)
+    session = Session(
+        config, sender(endpoint), run="test-run", name=name, address=endpoint.address, config_digest="cfg"
+    )
     receiver.session = session
-    endpoint.connect(COORDINATOR, address)
+    endpoint.connect(COORDINATOR, address, answers_only=True)
     try:
         yield session, endpoint
     finally:
@@ -106,8 +120,14 @@ class Swarm:
         self._recorder = Recorder(folder)
         self.server = CoordinatorServer(
             config,
-            RunPlan(chunks=4, steps=steps, batch=2, config_digest="cfg", rounds_for=lambda step: ["weights"]),
-            run_id=RUN_ID,
+            RunPlan(
+                run_name="test-run",
+                chunks=4,
+                steps=steps,
+                batch=2,
+                config_digest="cfg",
+                rounds_for=lambda step: ["weights"],
+            ),
             profile=Profile(),
             record=self._record,
             checkpoint_complete=self.checkpoints.append,
@@ -165,6 +185,58 @@ def test_wrong_token_wrong_config_and_a_late_joiner_get_their_reasons(tmp_path: 
         with pytest.raises(ConfigError, match=r"the run is full: it has its 1 nodes \(node-0\)"):
             one.train("node-1", config).result(30)
         assert len(run.result(60)) == 50
+
+
+@pytest.mark.parametrize(("token", "reason"), [("guess", "token"), ("secret", "node-0 is already here")])
+def test_a_namesake_is_told_why_and_does_the_member_no_harm(tmp_path: Path, token: str, reason: str) -> None:
+    config = settings(nodes=2)
+    with swarm(config, 60, tmp_path) as one:
+        runs = [one.train(f"node-{rank}", config, pause_s=0.02) for rank in range(2)]
+        while not one.checkpoints:
+            time.sleep(0.02)
+        for _ in range(3):
+            with pytest.raises(ConfigError, match=reason):
+                one.train("node-0", settings(token=token)).result(30)
+        assert [len(run.result(60)) for run in runs] == [60, 60]
+        assert one.outcome.result(20) == RunOutcome(True, "")
+        assert {name for record in one.records for name in record.nodes} == {"node-0", "node-1"}
+
+
+def test_a_crowd_of_strangers_does_not_lock_a_joiner_out(tmp_path: Path) -> None:
+    """More names than the coordinator keeps, each with a message begun and not finished, and nonsense without end."""
+    config = settings(nodes=1)
+    said = []
+    for number, (total_bytes, body) in enumerate([(9999, b"begun, and not finished"), (8, b"nonsense")]):
+        header = frames.Header(
+            *(frames.VERSION, RUN_ID, frames.Kind.DATA, 0, 1, 0, number, 0),
+            message=number,
+            total_bytes=total_bytes,
+            checksum=zlib.crc32(body),
+            tag=CONTROL_TAG,
+        )
+        said.append([frames.encode(header), body])
+    context = zmq.Context()
+    sockets = []
+    try:
+        with swarm(config, 20, tmp_path) as one:
+            run = None
+            for number in range(400):
+                stranger = context.socket(zmq.DEALER)
+                sockets.append(stranger)
+                stranger.linger = 0
+                stranger.routing_id = b"node-%d" % number
+                stranger.connect(one.address)
+                for parts in said:
+                    stranger.send_multipart(parts)
+                if number == 300:
+                    run = one.train("node-0", config, pause_s=0.02)
+            assert run is not None
+            assert len(run.result(60)) == 20
+            endpoint = one.server._endpoint
+            assert len(endpoint._strangers) <= 256
+            assert len(endpoint._peers) <= 257
+    finally:
+        context.destroy(linger=0)
 
 
 def test_a_node_killed_mid_step_is_named_to_the_others_within_the_deadline(tmp_path: Path) -> None:

@@ -19,8 +19,9 @@ import pytest
 import zmq
 from endpoints import LOCAL, Inbox, network
 
-from netem.endpoint import STRANGERS, Endpoint
-from netem.errors import ConfigError, IsthmusError, PeerSilent, ProtocolError
+from netem import frames
+from netem.endpoint import STRANGERS, Endpoint, unique
+from netem.errors import ConfigError, IsthmusError, PeerSilent, ProtocolError, QueueFull
 from netem.host import measure
 from netem.limits import Limits
 from netem.profile import UNSHAPED, Profile
@@ -283,8 +284,136 @@ def test_a_forgotten_peer_may_come_back() -> None:
 def test_the_queue_is_bounded() -> None:
     with network("a", "b", profile=Profile(rate_bps=1e6), limits=Limits(max_queued_bytes=MB)) as (endpoints, _):
         endpoints["a"].send("b", b"", [bytes(MB - 10)])
-        with pytest.raises(IsthmusError, match=r"a: \d+ bytes wait to be sent, at most 1000000 may"):
+        with pytest.raises(QueueFull, match=r"a: \d+ bytes wait to be sent, at most 1000000 may"):
             endpoints["a"].send("b", b"", [bytes(100)])
+        start = time.monotonic()
+        with pytest.raises(QueueFull):
+            endpoints["a"].send("b", b"", [bytes(100)], timeout_s=0.2)
+        assert 0.2 <= time.monotonic() - start < 1.0
+        endpoints["a"].send("b", b"", [bytes(100)], urgent=True)  # control is never held up
+
+
+def test_one_message_may_exceed_the_queue_but_not_beside_another() -> None:
+    with network("a", "b", limits=Limits(max_queued_bytes=MB)) as (endpoints, inboxes):
+        for tag in (b"1", b"2"):
+            endpoints["a"].send("b", tag, [bytes(3 * MB)], timeout_s=10.0)
+            assert endpoints["a"]._queued_bytes <= 3 * MB
+        assert [inboxes["b"].next().tag for _ in range(2)] == [b"1", b"2"]
+
+
+def test_a_sender_is_held_back_and_two_that_wait_for_room_do_not_wait_for_each_other() -> None:
+    """Nobody reads: the I/O threads alone make room."""
+    limits = Limits(max_queued_bytes=MB)
+    with network("a", "b", profile=Profile(rate_bps=200e6, latency_s=0.002), limits=limits) as (endpoints, inboxes):
+        most = dict.fromkeys("ab", 0)
+
+        def talk(source: str, target: str) -> None:
+            for number in range(100):
+                endpoints[source].send(target, bytes([number]), [bytes(100_000)], timeout_s=10.0)
+                most[source] = max(most[source], endpoints[source]._queued_bytes)
+
+        threads = [threading.Thread(target=talk, args=pair) for pair in (("a", "b"), ("b", "a"))]
+        start = time.monotonic()
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(20.0)
+            assert not thread.is_alive()
+        assert time.monotonic() - start > 0.3  # 9 of 10 MB have left, at 25 MB/s
+        assert max(most.values()) <= MB
+        for name in "ab":
+            assert [inboxes[name].next().tag[0] for _ in range(100)] == list(range(100))
+
+
+def test_a_wait_for_room_ends_when_the_endpoint_is_closed() -> None:
+    opened = Endpoint("a", "run", UNSHAPED, Inbox(), bind=None, limits=Limits(max_queued_bytes=MB))
+    opened.connect("b", "tcp://127.0.0.1:9")
+    opened.send("b", b"", [bytes(MB)])
+    closing = threading.Timer(0.2, opened.close)
+    closing.start()
+    start = time.monotonic()
+    with suppress(IsthmusError):  # what is closing drops everything, so there may be room for a moment
+        opened.send("b", b"", [bytes(MB)], timeout_s=20.0)
+    assert time.monotonic() - start < 5.0
+    closing.join()
+
+
+def test_two_of_one_name_are_two() -> None:
+    with endpoint("boss") as (boss, heard):
+        first, second = unique("node"), unique("node")
+        with endpoint(first, bind=None) as (one, answers), endpoint(second, bind=None) as (two, others):
+            for node in (one, two):
+                node.connect("boss", boss.address)
+                node.send("boss", node.name.encode())
+            assert {heard.next().peer for _ in range(2)} == {first, second}
+            boss.send(first, b"for one")
+            boss.send(second, b"for two")
+            assert (answers.next().tag, others.next().tag) == (b"for one", b"for two")
+
+
+def test_who_is_dialled_for_answers_only_is_not_heard_when_it_calls() -> None:
+    with endpoint("boss") as (boss, heard), endpoint("node", limits=Limits(max_strangers=0)) as (node, answers):
+        node.connect("boss", boss.address, answers_only=True)
+        with endpoint("boss", bind=None) as (impostor, _):
+            impostor.connect("node", node.address)
+            impostor.send("node", b"the run is over", urgent=True)
+            eventually(lambda: STRANGERS in node.counters() and node.counters()[STRANGERS].dropped)
+            node.send("boss", b"join")
+            assert heard.next().tag == b"join"
+            boss.send("node", b"welcome")
+            assert answers.next().tag == b"welcome"
+            assert answers.deliveries.empty()
+            assert answers.errors.empty()
+
+
+def test_strangers_are_not_heard_where_they_are_not_wanted() -> None:
+    with endpoint("node", limits=Limits(max_strangers=0)) as (node, inbox):
+        with endpoint("stranger", bind=None) as (stranger, _):
+            stranger.connect("node", node.address)
+            stranger.send("node", b"nonsense", [bytes(MB)])
+            eventually(lambda: STRANGERS in node.counters() and node.counters()[STRANGERS].dropped)
+            assert node._peers == {}
+        with endpoint("friend") as (friend, _):
+            node.connect("friend", friend.address)
+            friend.connect("node", node.address)
+            friend.send("node", b"hello")
+            assert inbox.next().peer == "friend"
+        assert inbox.errors.empty()
+
+
+def test_strangers_displace_each_other_and_nobody_else() -> None:
+    begun = frames.Header(frames.VERSION, "run", frames.Kind.DATA, 0, 1, 0, 0, 0, total_bytes=100)
+    context = zmq.Context()
+    strangers = []
+    try:
+        with endpoint("b", limits=Limits(max_strangers=3)) as (b, inbox), endpoint("a", bind=None) as (a, answers):
+            a.connect("b", b.address)
+            a.send("b", b"hello")
+            assert inbox.next().peer == "a"
+            b.trust("a")
+            for number in range(10):
+                stranger = context.socket(zmq.DEALER)
+                strangers.append(stranger)
+                stranger.routing_id = b"stranger-%d" % number
+                stranger.connect(b.address)
+                stranger.send_multipart([frames.encode(begun), b"x"])
+                eventually(lambda name=f"stranger-{number}": name in b.counters())
+            eventually(lambda: len(b.counters()) == 5)
+            assert {"a", STRANGERS, "stranger-9"} <= set(b.counters())
+            b.send("a", b"still here")
+            assert answers.next().tag == b"still here"
+            assert a.flush(5.0)
+    finally:
+        context.destroy(linger=0)
+
+
+@pytest.mark.skipif(not socket.has_ipv6, reason="this machine has no IPv6")
+def test_ipv6() -> None:
+    with endpoint("b", bind="tcp://[::1]:0") as (b, inbox), endpoint("a", bind=None) as (a, _):
+        assert b.address.startswith("tcp://[::1]:")
+        a.connect("b", b.address)
+        a.send("b", b"hello")
+        assert inbox.next().tag == b"hello"
 
 
 def test_a_message_above_the_cap_is_refused_by_its_sender() -> None:
@@ -372,6 +501,11 @@ def test_addresses_and_names_are_checked_where_they_are_given() -> None:
     with endpoint("a") as (a, _):
         with pytest.raises(ConfigError, match="address of b = 'b:1'"):
             a.connect("b", "b:1")
+        for address in ("tcp://127.0.0.1:*", "tcp://127.0.0.1:0", "tcp://*:5555", "tcp://0.0.0.0:5555"):
+            with pytest.raises(ConfigError, match=r"address of b = .* names no single host and port"):
+                a.connect("b~1", address)
+        with pytest.raises(ConfigError, match="not an IPv6 address"):
+            a.connect("b", "tcp://[1::2::3]:5")
         with pytest.raises(ConfigError, match="peer = ''"):
             a.connect("", "tcp://127.0.0.1:1")
     with pytest.raises(ConfigError, match="name = "):

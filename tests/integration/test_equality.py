@@ -5,9 +5,11 @@ Measured here: losses differ by at most 2e-7, gradients by at most 2e-6 of the l
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
-from small import contexts, largest_difference, small_config, small_model
+from small import contexts, largest_difference, relative_difference, small_config, small_model
 from sockets import Rank, run_over_sockets
 
 from coordinator.assignment import Assignment, assign
@@ -32,7 +34,16 @@ MODES = {
     "geodesic": {"rotation": "geodesic"},
     "taylor2 per head": {"rotation": "taylor2", "scope": "head"},
     "all layers compressed": {"dense_last_layers": 0},
+    "theta of the chunk before": {"theta": "previous", "own": "projected", "generators": 2},
+    "exact": {"rotation": "exact", "generator_norm": "spectral", "theta": "first"},
 }
+
+FORMATS: dict[str, tuple[dict[str, Any], float]] = {
+    "int8, the last layer in fp8": ({"format": "int8", "dense_format": "fp8"}, 0.05),
+    "int4": ({"mode": "dense", "dense_format": "int4"}, 0.15),
+    "top-k": ({"mode": "dense", "dense_format": "topk10"}, 0.5),
+}
+"""Formats that round, and how far gradients may differ with who owns what (tests/unit/test_format_ranks)."""
 
 Gradients = dict[str, torch.Tensor]
 
@@ -68,10 +79,25 @@ def test_n_nodes_equal_one(mode: str) -> None:
         assert largest_difference(other_gradients, gradients) < TOLERANCE, name
 
 
+@pytest.mark.parametrize("name", FORMATS)
+def test_n_nodes_equal_one_in_formats_that_round(name: str) -> None:
+    """One function of the tokens; of the gradients, each node rounds one sum for each chunk."""
+    compress, tolerance = FORMATS[name]
+    config = small_config(**compress)
+    loss, gradients, _ = train_pass(config, WORLDS["1 node"])
+    for world in ("zigzag", "4 nodes"):
+        other_loss, other_gradients, _ = train_pass(config, WORLDS[world])
+        assert other_loss == pytest.approx(loss, rel=1e-6), world
+        difference = relative_difference(other_gradients, gradients)
+        print(f"{name}, {world}: loss off by {abs(other_loss / loss - 1):.1e}, gradients by {difference:.1e}")
+        assert difference < tolerance, world
+
+
 @pytest.mark.parametrize("world", WORLDS)
-@pytest.mark.parametrize("mode", [*MODES, "local", "bfloat16"])
+@pytest.mark.parametrize("mode", [*MODES, *FORMATS, "local", "bfloat16"])
 def test_links_carry_exactly_the_bytes_of_the_formula(mode: str, world: str) -> None:
-    extra = {"local": {"mode": "local"}, "bfloat16": {"wire_dtype": "bfloat16"}}
+    extra = {"local": {"mode": "local"}, "bfloat16": {"format": "bfloat16"}}
+    extra |= {name: compress for name, (compress, _) in FORMATS.items()}
     config = small_config(**(MODES | extra)[mode])
     assignment = WORLDS[world]
     spec = PassSpec(config.model.chunk_tokens, config.compressed_layers > 0)
@@ -85,9 +111,10 @@ def test_links_carry_exactly_the_bytes_of_the_formula(mode: str, world: str) -> 
 def test_compressed_layer_saves_96_percent_with_headers() -> None:
     """K −98 %, V −95 % of d_kv = 256, as in the paper: counted on the wire, headers and acknowledgements included."""
     sizes = {"layers": 2, "d_model": 256, "heads": 4, "kv_heads": 4, "context": 1024, "chunks": 4}
+    shares = {"k_share": 0.98, "v_share": 0.95, "last_k_share": 0.98, "last_v_share": 0.95}
     wire_bytes = {}
     for mode in ("dense", "subspace"):
-        config = small_config(mode, batch=1, model=sizes, k_share=0.98, v_share=0.95, dense_last_layers=0)
+        config = small_config(mode, batch=1, model=sizes, dense_last_layers=0, **shares)
         spec = PassSpec(config.model.chunk_tokens, config.compressed_layers > 0)
 
         def work(rank: Rank, config: Config = config, spec: PassSpec = spec) -> int:

@@ -26,6 +26,7 @@ from coordinator.messages import (
 )
 from coordinator.run import Run, RunPlan
 from netem.errors import ProtocolError
+from netem.names import plain
 
 
 def config(**changes: Any) -> CoordinatorConfig:
@@ -43,6 +44,7 @@ def config(**changes: Any) -> CoordinatorConfig:
 
 def plan(**changes: Any) -> RunPlan:
     defaults: dict[str, Any] = {
+        "run_name": "run",
         "chunks": 4,
         "steps": 3,
         "batch": 2,
@@ -57,6 +59,7 @@ def join(name: str, **changes: Any) -> Join:
         "name": name,
         "token": "t",
         "version": PROTOCOL_VERSION,
+        "run": "run",
         "config_digest": "cfg",
         "address": f"tcp://127.0.0.1:{5000 + sum(name.encode()) * 7 % 1000}-{name}",
         "host": "atlas",
@@ -87,7 +90,7 @@ class Wire:
         """A new node asks to join."""
         self.members[name] = Member(self.config)
         self.up[name], self.down[name], self.heard[name] = deque(), deque(), []
-        self.say(name, join(name, **changes))
+        self.say(name, join(plain(name), **changes))
 
     def say(self, name: str, message: NodeMessage) -> None:
         """A node's own machine sends."""

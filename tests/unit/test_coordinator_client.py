@@ -36,7 +36,9 @@ from netem.errors import ConfigError, IsthmusError, ProtocolError, RunAborted
 
 WELCOME = Welcome(rank=-1, heartbeat_interval_s=1.0, heartbeat_timeout_s=10.0)
 ROSTER = Roster(
-    generation=1, members=[RosterEntry(name="node-0", rank=0, address="tcp://127.0.0.1:1")], assignment=[[0, 1]]
+    generation=1,
+    members=[RosterEntry(name="node-0", peer="node-0~7", rank=0, address="tcp://127.0.0.1:1")],
+    assignment=[[0, 1]],
 )
 GO = Go(step=0, generation=1, cursor=0, rounds=[Round(round_id=0, kind="weights", weights=[1.0])])
 
@@ -50,7 +52,7 @@ class Script:
         self.said: list[NodeMessage] = []
         self.answers = dict(answers)
         self.session = Session(
-            config(**changes), self._hear, name="node-0", address="tcp://127.0.0.1:1", config_digest="cfg"
+            config(**changes), self._hear, run="r", name="node-0", address="tcp://127.0.0.1:1", config_digest="cfg"
         )
 
     def _hear(self, body: bytes) -> None:
@@ -195,7 +197,7 @@ def test_a_wire_that_refuses_ends_the_run() -> None:
     def broken(body: bytes) -> None:
         raise IsthmusError("the endpoint is closed")
 
-    session = Session(config(), broken, name="n", address="a", config_digest="c")
+    session = Session(config(), broken, run="r", name="n", address="a", config_digest="c")
     with pytest.raises(RunAborted, match="the endpoint is closed"):
         session.join()
     session.leave()

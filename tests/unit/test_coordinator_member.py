@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+from typing import TypeVar
 
+import msgspec
 import pytest
 from coordinator_wire import config, join
 
@@ -31,10 +33,15 @@ from coordinator.messages import (
 from netem.errors import ProtocolError
 
 WELCOME = Welcome(rank=-1, heartbeat_interval_s=1.0, heartbeat_timeout_s=10.0)
-ENTRIES = [RosterEntry(name="a", rank=0, address="x"), RosterEntry(name="b", rank=1, address="y")]
+ENTRIES = [
+    RosterEntry(name="a", peer="a~0", rank=0, address="x"),
+    RosterEntry(name="b", peer="b~0", rank=1, address="y"),
+]
 ROSTER = Roster(generation=2, members=ENTRIES, assignment=[[0], [1]])
 ROUND = Round(round_id=5, kind="weights", weights=[0.5, 0.5])
 GO = Go(step=3, generation=2, cursor=12, rounds=[ROUND])
+
+T = TypeVar("T", bound=msgspec.Struct)
 
 LOCAL_MESSAGES: list[NodeMessage] = [
     join("b"),
@@ -110,7 +117,7 @@ def test_every_remote_pair(state: State, message: CoordinatorMessage) -> None:
     assert member.state is state
 
 
-def changed(message: CoordinatorMessage, **changes: object) -> CoordinatorMessage:
+def changed(message: T, **changes: object) -> T:
     return type(message)(**({f: getattr(message, f) for f in message.__struct_fields__} | changes))
 
 
@@ -121,8 +128,9 @@ def changed(message: CoordinatorMessage, **changes: object) -> CoordinatorMessag
         (State.WAITING, changed(ROSTER, assignment=[[0], []])),
         (State.WAITING, changed(ROSTER, assignment=[[0], [0]])),
         (State.WAITING, changed(ROSTER, members=[ENTRIES[0], ENTRIES[0]])),
-        (State.WAITING, changed(ROSTER, members=[ENTRIES[0], RosterEntry(name="c", rank=1, address="y")])),
-        (State.WAITING, changed(ROSTER, members=[ENTRIES[1], RosterEntry(name="c", rank=1, address="y")])),
+        (State.WAITING, changed(ROSTER, members=[ENTRIES[0], RosterEntry(name="c", peer="c~0", rank=1, address="y")])),
+        (State.WAITING, changed(ROSTER, members=[ENTRIES[1], RosterEntry(name="c", peer="c~0", rank=1, address="y")])),
+        (State.WAITING, changed(ROSTER, members=[changed(ENTRIES[0], peer="c~0"), ENTRIES[1]])),
         (State.READY, changed(GO, step=4)),
         (State.READY, changed(GO, generation=1)),
         (State.READY, changed(GO, rounds=[Round(round_id=5, kind="w", weights=[1.0])])),

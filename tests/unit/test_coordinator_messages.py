@@ -38,7 +38,7 @@ from coordinator.messages import (
 )
 from netem.errors import ProtocolError
 
-JOIN = Join(name="node-0", token="t", version=1, config_digest="c", address="tcp://127.0.0.1:1", rank=2)
+JOIN = Join(name="node-0", token="t", version=1, run="r", config_digest="c", address="tcp://127.0.0.1:1", rank=2)
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def test_a_nodes_words_come_back_equal(message: NodeMessage) -> None:
     [
         Welcome(rank=-1, heartbeat_interval_s=1.0, heartbeat_timeout_s=10.0),
         Refused(reason="no", address="a"),
-        Roster(generation=2, members=[RosterEntry(name="a", rank=0, address="x")], assignment=[[0, 1]]),
+        Roster(generation=2, members=[RosterEntry(name="a", peer="a~0f", rank=0, address="x")], assignment=[[0, 1]]),
         Go(step=0, generation=2, cursor=5, rounds=[Round(round_id=0, kind="weights", weights=[1.0])]),
         Commit(round_id=1),
         Abort(round_id=1, reason="r"),

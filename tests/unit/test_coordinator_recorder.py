@@ -54,6 +54,20 @@ def test_a_line_a_step_is_there_at_once_and_the_board_has_its_events(tmp_path: P
     assert b"sent_bytes" in events.read_bytes()
 
 
+def test_a_line_that_was_cut_off_is_taken_away(tmp_path: Path) -> None:
+    with Recorder(tmp_path) as recorder:
+        recorder.record(Record(1, 1, NODES))
+        recorder.record(Record(2, 1, NODES))
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(path.read_bytes()[:-9])  # killed while it wrote
+    with Recorder(tmp_path) as recorder:
+        recorder.record(Record(2, 1, NODES))
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2]
+    path.write_bytes(b'{"st')
+    Recorder(tmp_path).close()
+    assert path.read_bytes() == b""
+
+
 def test_a_resumed_run_adds_to_the_file(tmp_path: Path) -> None:
     for step in (1, 2):
         with Recorder(tmp_path) as recorder:

@@ -79,6 +79,7 @@ def test_a_wish_for_a_rank_is_honoured_and_the_others_fill_the_gaps() -> None:
         ({"address": "same"}, "node-0 already listens at same"),
         ({"rank": 1}, "rank 1 is taken by node-0"),
         ({"rank": 2}, "rank 2 is not in a world of 2"),
+        ({"run": "other", "config_digest": "other"}, "this is run 'run', node-1 asks for run 'other'"),
     ],
 )
 def test_a_wrong_joiner_is_told_why_and_the_place_stays_free(changes: dict[str, Any], reason: str) -> None:
@@ -110,18 +111,57 @@ def test_a_second_node_of_the_same_name_is_refused_and_the_first_takes_no_notice
     wire = Wire(config(), plan())
     wire.enter("node-0")
     wire.settle()
-    (action,) = wire.inject("node-0", join("node-0", address="tcp://127.0.0.1:1"))
+    (action,) = wire.inject("node-0~2", join("node-0", address="tcp://127.0.0.1:1"))
     assert isinstance(action, Send)
     assert isinstance(action.message, Refused)
     assert "already here (node-0 (pid 7 on atlas))" in action.message.reason
+    assert action.peer == "node-0~2"
     wire.settle()
     assert wire.members["node-0"].state is State.WAITING
+    assert told(wire, "node-0", Refused) == []
 
 
-@pytest.mark.parametrize("name", ["node-9", "coordinator"])
-def test_a_name_must_be_that_of_the_connection_and_not_the_coordinators(name: str) -> None:
+@pytest.mark.parametrize("message", [Failed(reason="x"), Leave(), Ready(step=7), Saved(step=50)])
+def test_what_a_namesake_says_does_not_count_as_the_members(message: Any) -> None:
+    wire = started()
+    wire.inject("node-0~2", join("node-0", token="wrong"))
+    assert wire.inject("node-0~2", message) == []
+    assert wire.event(PeerLost("node-0~2", "gone")) == [Forget("node-0~2")]
+    wire.event(Faulted("node-0~2", "nonsense"))
+    wire.play()
+    assert wire.outcome == (True, "")
+
+
+def test_members_are_called_by_their_plain_names() -> None:
+    wire = Wire(config(), plan(rounds_for=lambda step: ["weights"] if step == 1 else []))
+    for peer in ("node-0~a", "node-1~b"):
+        wire.enter(peer)
+    wire.settle()
+    (roster,) = told(wire, "node-0~a", Roster)
+    assert [(entry.name, entry.peer) for entry in roster.members] == [("node-0", "node-0~a"), ("node-1", "node-1~b")]
+    wire.play(until=2)
+    assert [set(record.nodes) for record in wire.records] == [{"node-0", "node-1"}] * 2
+    wire.settle()
+    wire.work("node-1~b")
+    wire.settle()
+    wire.advance(101)
+    assert "step 3: node-0 not ready within 100 s of node-1; " in told(wire, "node-0~a", Stop)[0].reason
+
+
+def test_who_asks_twice_to_join_is_answered_once() -> None:
     wire = Wire(config(), plan())
-    peer = "node-0" if name == "node-9" else name
+    wire.enter("node-0")
+    wire.settle()
+    assert wire.inject("node-0", join("node-0")) == []
+    assert len(wire.run.membership) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "peer"),
+    [("node-9", "node-0"), ("coordinator", "coordinator"), ("coordinator", "coordinator~1"), ("node-0", "node-0~no!")],
+)
+def test_a_name_must_be_that_of_the_connection_and_not_the_coordinators(name: str, peer: str) -> None:
+    wire = Wire(config(), plan())
     (action,) = wire.inject(peer, join(name))
     assert isinstance(action, Send)
     assert isinstance(action.message, Refused)
