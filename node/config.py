@@ -18,10 +18,13 @@ from msgspec import Meta
 
 from coordinator.assignment import Assignment, assign
 from coordinator.config import SECRETS, CoordinatorConfig
-from netem.config import Section, Tree, apply_overrides, convert, dump_toml, load_toml
+from netem.config import Section, Tree, apply_overrides, convert, describe, dump_toml, load_toml
 from netem.errors import ConfigError
 from netem.profile import NetConfig
-from node.data.config import DataConfig
+from node.data.config import RECALL, RECALL_PARTS, DataConfig
+
+TOKEN_VARIABLE = "ISTHMUS_TOKEN"
+"""The environment variable that holds the run's secret, out of sight of `ps`."""
 
 
 class RunConfig(Section, frozen=True, kw_only=True):
@@ -29,7 +32,7 @@ class RunConfig(Section, frozen=True, kw_only=True):
 
     name: Annotated[str, Meta(description="Name of the run; its folder is outputs/NAME.", min_length=1)] = "run"
     outputs: Annotated[str, Meta(description="Folder that receives the folders of runs.")] = "outputs"
-    seed: Annotated[int, Meta(description="Seed of weights, batches and rotations.", ge=0)] = 0
+    seed: Annotated[int, Meta(description="Seed of weights, batches and rotations.", ge=0, le=(1 << 63) - 1)] = 0
     device: Annotated[str, Meta(description="cpu, cuda, or cuda:N. On cuda the compute runs in bf16.")] = "cpu"
     threads: Annotated[int, Meta(description="CPU threads of each node; 0 leaves it to torch.", ge=0)] = 0
     resume: Annotated[bool, Meta(description="Go on from the last complete checkpoint of outputs/NAME.")] = False
@@ -37,8 +40,10 @@ class RunConfig(Section, frozen=True, kw_only=True):
     def check(self, path: str) -> None:
         if not re.fullmatch(r"cpu|cuda(:\d+)?", self.device):
             raise ConfigError(f"{path}device = {self.device!r}: expected cpu, cuda or cuda:N")
-        if "/" in self.name or self.name in (".", ".."):
-            raise ConfigError(f"{path}name = {self.name!r}: expected a plain folder name, without slashes")
+        if "/" in self.name or self.name in (".", "..") or not self.name.isprintable() or len(self.name) > 64:
+            raise ConfigError(
+                f"{path}name = {self.name!r}: expected a plain folder name, without slashes, of at most 64 characters"
+            )
 
     @property
     def folder(self) -> Path:
@@ -94,6 +99,13 @@ class ModelConfig(Section, frozen=True, kw_only=True):
         return self.context // self.chunks
 
 
+EXACT_CLIP = 3.0
+"""Largest angle of `exact`: terms of its series are up to e³ = 20 times their sum."""
+
+FormatName = Literal["float32", "bfloat16", "int8", "fp8", "int4", "topk10"]
+"""How a tensor crosses the wire: `node.exchange.formats`."""
+
+
 class CompressConfig(Section, frozen=True, kw_only=True):
     """[compress]: what crosses the network in place of K and V (the paper's section 4)."""
 
@@ -105,6 +117,18 @@ class CompressConfig(Section, frozen=True, kw_only=True):
         float, Meta(description="Share of K that is compressed away; the rank is the rest.", ge=0, lt=1)
     ] = 0.98
     v_share: Annotated[float, Meta(description="Share of V that is compressed away.", ge=0, lt=1)] = 0.95
+    last_k_share: Annotated[
+        float, Meta(description="k_share of the last layer, where dense_last_layers = 0 compresses it.", ge=0, lt=1)
+    ] = 0.9
+    last_v_share: Annotated[float, Meta(description="v_share of the last layer, likewise.", ge=0, lt=1)] = 0.8
+    budget_bytes_per_token: Annotated[
+        float,
+        Meta(
+            description="Choose ranks after the warm start, where the spectrum has most energy, so that the compressed "
+            "layers' K and V together send this much of a token to a reader; 0 keeps to the shares.",
+            ge=0,
+        ),
+    ] = 0.0
     scope: Annotated[
         Literal["layer", "head"],
         Meta(description="One subspace over all heads of a layer, or one for each head."),
@@ -114,18 +138,31 @@ class CompressConfig(Section, frozen=True, kw_only=True):
         Meta(description="Principal directions of what is sent (K and V), or of the weights that make them."),
     ] = "activations"
     rotation: Annotated[
-        Literal["geodesic", "taylor2", "fixed", "random"],
+        Literal["geodesic", "taylor2", "exact", "fixed", "random"],
         Meta(description="How a chunk turns the shared basis."),
     ] = "geodesic"
     generator_norm: Annotated[
         Literal["frobenius", "spectral"],
-        Meta(description="Norm that scales the generator of taylor2 and random."),
+        Meta(description="Norm that scales the generators of taylor2, exact and random."),
     ] = "frobenius"
+    generators: Annotated[
+        int, Meta(description="Rotation parameters of a chunk (m) for each of K and V, and group.", ge=1)
+    ] = 1
     clip: Annotated[float, Meta(description="Bound on the rotation parameter, |theta| <= clip.", ge=0)] = 0.5
+    theta: Annotated[
+        Literal["chunk", "previous", "first"],
+        Meta(description="What a chunk's theta is made of: its mean, that of the chunk before, its first token."),
+    ] = "chunk"
+    own: Annotated[
+        Literal["exact", "projected"],
+        Meta(description="What a chunk attends to within itself: its own K and V, or what the subspace keeps of them."),
+    ] = "exact"
     dense_last_layers: Annotated[int, Meta(description="Last layers that send K and V uncompressed.", ge=0)] = 1
-    wire_dtype: Annotated[
-        Literal["float32", "bfloat16"], Meta(description="Number format of payloads and of their gradients.")
-    ] = "float32"
+    format: Annotated[FormatName, Meta(description="How payloads, and their gradients, cross the wire.")] = "float32"
+    dense_format: Annotated[
+        Literal["same", FormatName],
+        Meta(description="The same, where K and V are sent whole: warm start, last layers, dense; same: as format."),
+    ] = "same"
     warmup_steps: Annotated[int, Meta(description="Uncompressed steps before the basis is taken.", ge=0)] = 50
     warmup_share: Annotated[float, Meta(description="Share of the context length used in those steps.", gt=0, le=1)] = (
         0.25
@@ -133,6 +170,30 @@ class CompressConfig(Section, frozen=True, kw_only=True):
     calibration_batches: Annotated[
         int, Meta(description="Batches from which the activations' second moments are taken.", ge=1)
     ] = 4
+    refresh_every: Annotated[
+        int, Meta(description="Steps between refreshes of the basis; 0 freezes it after the warm start.", ge=0)
+    ] = 0
+    refresh_decay: Annotated[
+        float, Meta(description="Weight at a refresh of the moments that the one before it used.", ge=0, lt=1)
+    ] = 0.5
+
+    def check(self, path: str) -> None:
+        turns = f"{path}rotation = {self.rotation!r}"
+        if self.generators > 1 and self.rotation in ("fixed", "exact"):
+            why = "does not turn" if self.rotation == "fixed" else "has a short form for one generator only"
+            raise ConfigError(f"{path}generators = {self.generators}: expected 1, since {turns} {why}")
+        if self.theta != "chunk" and not self.learns_theta:
+            raise ConfigError(f'{path}theta = {self.theta!r}: expected "chunk", since {turns} has no theta of the data')
+        if self.rotation == "exact" and self.clip > EXACT_CLIP:
+            raise ConfigError(
+                f"{path}clip = {self.clip}: expected at most {EXACT_CLIP}, since beyond it the series of {turns} loses "
+                f'digits of float32; "geodesic" is exact for any angle'
+            )
+
+    @property
+    def learns_theta(self) -> bool:
+        """Whether theta comes from the data, not from the seed."""
+        return self.rotation not in ("fixed", "random")
 
 
 class TrainConfig(Section, frozen=True, kw_only=True):
@@ -163,6 +224,11 @@ class TrainConfig(Section, frozen=True, kw_only=True):
                 f"{path}checkpoint_every = {self.checkpoint_every}: expected a multiple of "
                 f"{path}sync_every = {self.sync_every}, so that a checkpoint holds agreed weights"
             )
+        if self.eval_every % self.sync_every:
+            raise ConfigError(
+                f"{path}eval_every = {self.eval_every}: expected a multiple of "
+                f"{path}sync_every = {self.sync_every}, so that agreed weights are evaluated"
+            )
 
 
 class Config(Section, frozen=True, kw_only=True):
@@ -178,6 +244,11 @@ class Config(Section, frozen=True, kw_only=True):
 
     def check(self, path: str) -> None:
         self.assignment()
+        if self.data.corpus == RECALL and self.model.chunks < RECALL_PARTS:
+            raise ConfigError(
+                f"model.chunks = {self.model.chunks}: the recall probe asks for what lies a {RECALL_PARTS}th of the "
+                f"context back and more; with data.corpus = {RECALL!r} expected at least {RECALL_PARTS}"
+            )
         if self.compress.mode == "subspace":
             self._check_warm_start()
         if self.run.device.startswith("cuda") and (self.model.head_size % 8 or self.model.head_size > 256):
@@ -196,6 +267,11 @@ class Config(Section, frozen=True, kw_only=True):
                 f"compress.dense_last_layers = {self.compress.dense_last_layers}: leaves none of "
                 f"model.layers = {self.model.layers} to compress"
             )
+        if self.compress.refresh_every % self.train.sync_every:
+            raise ConfigError(
+                f"compress.refresh_every = {self.compress.refresh_every}: expected a multiple of "
+                f"train.sync_every = {self.train.sync_every}, so that a new basis meets agreed weights"
+            )
 
     def assignment(self) -> Assignment:
         """The first assignment of chunks to ranks. Raises `ConfigError` where it does not come out."""
@@ -206,6 +282,18 @@ class Config(Section, frozen=True, kw_only=True):
     def compressed_layers(self) -> int:
         """How many layers, from the first, compress what they send."""
         return self.model.layers - self.compress.dense_last_layers if self.compress.mode == "subspace" else 0
+
+    @property
+    def hands_theta_on(self) -> bool:
+        """Whether the owner of a chunk sends its theta to the owner of the next."""
+        return self.compressed_layers > 0 and self.compress.theta == "previous"
+
+    @property
+    def leaks(self) -> bool:
+        """Whether early tokens of a chunk learn of later ones: a mean over all of it turns what they attend to."""
+        compress = self.compress
+        own_mean = compress.theta == "chunk" and compress.learns_theta and compress.clip > 0
+        return compress.mode == "subspace" and compress.own == "projected" and own_mean and self.model.chunk_tokens > 1
 
     @property
     def warmup_steps(self) -> int:
@@ -231,7 +319,8 @@ class Config(Section, frozen=True, kw_only=True):
 def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
     """Read a config file (or the defaults), lay the command line's overrides over it, and check all of it."""
     tree = load_toml(path) if path else {}
-    return convert(Config, apply_overrides(tree, overrides))
+    texts = {key.path for key in describe(Config) if "str" in key.type_name.split(" | ")}
+    return convert(Config, apply_overrides(tree, overrides, texts))
 
 
 def to_tree(config: Section) -> Tree:

@@ -1,7 +1,8 @@
 """What a node measures beside its loss: traffic by use, waiting, and the process itself.
 
 Totals are kept by others (the wire, the inbox, the endpoint); the meter turns them into figures of one step.
-`uncompressed_bytes` is what the same exchange would have sent with K and V as they are.
+`uncompressed_bytes` is what the same exchange would have sent with K and V as they are (in bfloat16, or in float32
+where the run sends nothing else: `PayloadFormat.uncompressed_bytes`), `replaced_bytes` that of the compressed layers.
 """
 
 from __future__ import annotations
@@ -49,6 +50,7 @@ class Meter:
         payload = {f"{use}_bytes": float(sent.get(use, 0)) for use in USES}
         return payload | {
             "uncompressed_bytes": float(sent.get("uncompressed", 0)),
+            "replaced_bytes": float(sent.get("replaced", 0)),
             "exposed_s": self._inbox.waited_s,
             "averaging_s": self._averager.elapsed_s,
             "sent_wire_bytes": float(sum(link.wire_bytes for link in links)),

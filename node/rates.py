@@ -99,8 +99,8 @@ def time_share(records: Sequence[Record], key: str) -> float | None:
 def compression(records: Sequence[Record]) -> Compression | None:
     """What compression saved, by counted payload bytes; None where nothing was exchanged.
 
-    `uncompressed_bytes` is what all layers would have sent as they are, so the part of the compressed ones is what
-    remains of it without `dense_bytes`. Steps before compression starts do not count once it has started.
+    `uncompressed_bytes` is what all layers would have sent as they are, `replaced_bytes` that of the compressed ones.
+    Steps before compression starts do not count once it has started.
     """
     compressing = [record for record in records if number(record, "compressed_bytes") > 0]
     counted = compressing or records
@@ -108,8 +108,8 @@ def compression(records: Sequence[Record]) -> Compression | None:
     uncompressed_bytes = total(counted, "uncompressed_bytes")
     if uncompressed_bytes <= 0:
         return None
-    rest_bytes = uncompressed_bytes - dense_bytes
-    layers = 1 - compressed_bytes / rest_bytes if compressing and rest_bytes > 0 else None
+    replaced_bytes = total(counted, "replaced_bytes")
+    layers = 1 - compressed_bytes / replaced_bytes if replaced_bytes > 0 else None
     return Compression(1 - (compressed_bytes + dense_bytes) / uncompressed_bytes, layers)
 
 

@@ -92,7 +92,7 @@ def draw_report(run_folder: Path) -> Path:
     run = read_run(run_folder)
     names = _busiest(run.records)
     rows = math.ceil(len(names) / 4)
-    with _figure(10, 5.2 + 1.9 * rows) as figure:
+    with styled_figure(10, 5.2 + 1.9 * rows) as figure:
         panels: Any = figure.subfigures(2, 1, height_ratios=(3.2, 0.6 + 1.9 * rows))
         top, bottom = panels
         by_step, by_time = top.subplots(1, 2, sharey=True)
@@ -101,7 +101,7 @@ def draw_report(run_folder: Path) -> Path:
         _draw_traffic(bottom, run, names)
         figure.suptitle(run.name, x=0.01, ha="left", fontsize=13, fontweight="bold")
         figure.supxlabel(caption(run), x=0.01, ha="left", fontsize=9, color="#444444", linespacing=1.5)
-        return _save(figure, run_folder / REPORT)
+        return save_png(figure, run_folder / REPORT)
 
 
 def draw_comparison(run_folders: Sequence[Path], path: Path) -> Path:
@@ -109,7 +109,7 @@ def draw_comparison(run_folders: Sequence[Path], path: Path) -> Path:
     runs = [read_run(folder) for folder in run_folders]
     if not runs:
         raise ConfigError("report: no run to draw; give at least one folder, such as outputs/demo")
-    with _figure(10, 3.9 + 0.2 * len(runs)) as figure:
+    with styled_figure(10, 3.9 + 0.2 * len(runs)) as figure:
         by_time, by_step, throughput = figure.subplots(1, 3, width_ratios=(1.25, 1, 0.75))
         by_step.sharey(by_time)
         _draw_losses(by_step, by_time, runs)
@@ -120,7 +120,7 @@ def draw_comparison(run_folders: Sequence[Path], path: Path) -> Path:
         handles, labels = by_time.get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside upper left", ncols=min(4, len(labels)), fontsize=10)
         figure.supxlabel(_networks(runs), x=0.01, ha="left", fontsize=9, color="#444444", linespacing=1.5)
-        return _save(figure, path)
+        return save_png(figure, path)
 
 
 def read_run(folder: Path) -> RunRecords:
@@ -138,7 +138,9 @@ def read_run(folder: Path) -> RunRecords:
     elapsed_s = list(itertools.accumulate(rates.durations_s(records)))
     tree = _config_tree(folder / CONFIG)
     mode = str(tree.get("compress", {}).get("mode", ""))
-    return RunRecords(folder.resolve().name, records, elapsed_s, _network(tree), mode)
+    # A run that let tokens know of later ones says so wherever it is named: its losses do not compare.
+    mark = " (leaks)" if any(number(record, "leaks") for record in records) else ""
+    return RunRecords(folder.resolve().name + mark, records, elapsed_s, _network(tree), mode)
 
 
 def caption(run: RunRecords) -> str:
@@ -320,15 +322,16 @@ def _time_unit(longest_s: float) -> tuple[str, float]:
 
 
 @contextmanager
-def _figure(width_in: float, height_in: float) -> Iterator[Figure]:
+def styled_figure(width_in: float, height_in: float) -> Iterator[Figure]:
+    """A figure of so many inches in the house's style, which holds as long as the block."""
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(width_in, height_in), dpi=DPI, layout="constrained", facecolor="white")
         FigureCanvasAgg(figure)
         yield figure
 
 
-def _save(figure: Figure, path: Path) -> Path:
-    """Write the PNG under another name first, so that a picture that is looked at is always whole."""
+def save_png(figure: Figure, path: Path) -> Path:
+    """Write a figure as a PNG, under another name first, so that a picture that is looked at is always whole."""
     unfinished = path.with_name(f".{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -10,7 +10,11 @@ from typing import NamedTuple
 
 from node.config import Config
 
-MOMENTS, BASIS, GRADIENTS, WEIGHTS = "moments", "basis", "gradients", "weights"
+MOMENTS, RANKS, BASIS, GRADIENTS, WEIGHTS = "moments", "ranks", "basis", "gradients", "weights"
+
+MOMENT_SAMPLES = 16
+"""Training passes between two refreshes in which second moments are taken, about: each costs about as much as K and V
+themselves."""
 
 
 class PassSpec(NamedTuple):
@@ -23,19 +27,38 @@ class PassSpec(NamedTuple):
 def rounds_for(config: Config, step: int) -> list[str]:
     """The averaging rounds of `step`.
 
-    The step after the warm start begins with the basis: the activations' moments are summed, and rank 0's basis is
-    copied to all. With sync_every = 1 gradients are averaged in each step (exact context parallelism), otherwise
-    weights every sync_every steps, at the end of the warm start, and at the end.
+    The step after the warm start begins with the basis: the activations' moments are summed, ranks are chosen if there
+    is a budget for them, and rank 0's basis is copied to all. A refresh does so again, with the ranks as they are. With
+    sync_every = 1 gradients are averaged in each step (exact context parallelism), otherwise weights every sync_every
+    steps, at the end of the warm start, and at the end.
     """
     rounds = []
-    if config.compressed_layers and step == config.warmup_steps + 1:
-        rounds += [MOMENTS, BASIS] if config.compress.basis == "activations" else [BASIS]
+    first = config.compressed_layers > 0 and step == config.warmup_steps + 1
+    if first or refreshes(config, step):
+        rounds += [MOMENTS] if config.compress.basis == "activations" else []
+        rounds += [RANKS] if first and config.compress.budget_bytes_per_token else []
+        rounds.append(BASIS)
     every = config.train.sync_every
     if every == 1:
         rounds.append(GRADIENTS)
     elif step % every == 0 or step in (config.warmup_steps, config.train.steps):
         rounds.append(WEIGHTS)
     return rounds
+
+
+def refreshes(config: Config, step: int) -> bool:
+    """Whether `step` begins with a new basis: weights were averaged at the end of the one before, and a whole
+    interval of compressed steps lies behind."""
+    every, done = config.compress.refresh_every, step - 1
+    refreshing = config.compressed_layers > 0 and every > 0
+    return refreshing and done % every == 0 and done >= config.warmup_steps + every
+
+
+def samples_moments(config: Config, step: int) -> bool:
+    """Whether the training pass of `step` adds to the moments of the next refresh."""
+    every, compress = config.compress.refresh_every, config.compress
+    running = config.compressed_layers > 0 and every > 0 and compress.basis == "activations"
+    return running and step > config.warmup_steps and step % max(1, every // MOMENT_SAMPLES) == 0
 
 
 def pass_spec(config: Config, step: int) -> PassSpec:

@@ -46,6 +46,13 @@ def contexts(config: Config, seed: int = 0) -> Contexts:
     return np.random.default_rng(seed).integers(0, VOCAB, shape, dtype=np.int64)
 
 
+def relative_difference(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
+    """‖a − b‖ / ‖b‖ over the weights that make K and V, where what formats round away shows most."""
+    keys = [name for name in other if "k_proj" in name or "v_proj" in name]
+    a, b = (torch.cat([tensors[key].flatten() for key in keys]) for tensors in (one, other))
+    return float((a - b).norm() / b.norm())
+
+
 def largest_difference(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
     """Over all tensors of equal names: max |a − b| / max |b|."""
     assert one.keys() == other.keys()

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from node.exchange.payload import TensorSpec
+from node.exchange.formats import TensorSpec
 from node.schedule import PassSpec
 
 T = TypeVar("T")

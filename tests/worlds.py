@@ -55,6 +55,11 @@ MODES: dict[str, dict[str, Any]] = {
     "fixed, a basis a head": {"rotation": "fixed", "scope": "head"},
     "random": {"rotation": "random"},
     "random, a basis a head": {"rotation": "random", "scope": "head"},
+    "exact": {"rotation": "exact", "generator_norm": "spectral"},
+    "taylor2, two generators": {"rotation": "taylor2", "generators": 2},
+    "two angles of the chunk before": {"generators": 2, "theta": "previous", "scope": "head"},
+    "own projected, theta of the chunk before": {"own": "projected", "theta": "previous", "dense_last_layers": 0},
+    "own projected, theta of the first token": {"own": "projected", "theta": "first"},
 }
 """Every way to exchange keys and values, as settings of [compress]."""
 
@@ -105,7 +110,6 @@ class Loop:
                 inbox,
                 World(Assignment(world), rank, self.names),
                 payload,
-                config.compress.wire_dtype,
                 timeout_s,
             )
             for rank, inbox in enumerate(self.inboxes)
@@ -118,7 +122,7 @@ class LoopSender:
     def __init__(self, loop: Loop, rank: int) -> None:
         self._loop, self._name = loop, f"node-{rank}"
 
-    def send(self, peer: str, tag: bytes, buffers: Sequence[memoryview] = (), *, urgent: bool = False) -> None:
+    def send(self, peer: str, tag: bytes, buffers: Sequence[memoryview] = (), *, timeout_s: float = 0.0) -> None:
         body = b"".join(buffers)
         inbox = self._loop.inboxes[self._loop.names.index(peer)]
         room = inbox.admit(self._name, 1, tag, len(body))

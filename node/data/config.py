@@ -17,8 +17,11 @@ from netem.config import Section
 from netem.errors import ConfigError
 
 EMBEDDED_CORPUS = "novels"
+RECALL = "recall"
+RECALL_PARTS = 16
+"""Equal parts of a context of the recall probe: what it asks for lies more than one part back."""
 HUB_CORPORA = ("fineweb", "c4", "bookcorpus")
-KNOWN_CORPORA = (EMBEDDED_CORPUS, *HUB_CORPORA)
+KNOWN_CORPORA = (EMBEDDED_CORPUS, RECALL, *HUB_CORPORA)
 
 
 class DataConfig(Section, frozen=True, kw_only=True):
@@ -28,7 +31,8 @@ class DataConfig(Section, frozen=True, kw_only=True):
         str,
         Meta(
             min_length=1,
-            description="novels (embedded, offline), fineweb, c4 or bookcorpus (Hugging Face hub, streamed), "
+            description="novels (embedded, offline), recall (a probe that asks for what lies far back), "
+            "fineweb, c4 or bookcorpus (Hugging Face hub, streamed), "
             "or a .txt, .jsonl or .parquet file (.txt and .jsonl also .gz or .xz) or a folder of them",
         ),
     ] = EMBEDDED_CORPUS

@@ -1,6 +1,7 @@
 """How keys and values reach the owners of later chunks, and how their gradients come back.
 
-`payload` says what travels and how many bytes it is: the closed formula that the wire is tested against.
-`chunks` is the differentiable exchange that attention uses; `tags` names a tensor on the wire; `inbox` validates
-and holds what arrives; `wire` joins them to a `netem` endpoint. With all chunks on one node nothing moves.
+`payload` says what travels and how many bytes it is: the closed formula that the wire is tested against; `formats`
+how each tensor is rounded and packed for it. `chunks` is the differentiable exchange that attention uses; `tags` names
+a tensor on the wire; `inbox` validates and holds what arrives; `wire` joins them to a `netem` endpoint. With all chunks
+on one node nothing moves, and all is rounded as if it did.
 """

@@ -4,6 +4,12 @@
 earlier chunks as they come, local ones first. In the backward each reader returns a chunk's gradient as soon as it
 is known, and `publish` waits for the readers' gradients only then, and adds them in order of rank.
 
+All of it crosses in a format (`node.exchange.formats`), also where it stays on its node: what own later chunks see is
+what the others get, so the model is one function of the tokens whoever owns what. Of gradients each node rounds one
+sum for each chunk, over its own readers, and returns it once. (A sum for each reader would not depend on who owns what,
+and cost as many times the bytes as a node owns later chunks.) So in float32 N nodes equal one; in formats that round, a
+draw depends on who owns what, its mean does not, and N nodes are about as near to exact as one is (test_format_ranks).
+
 The *anchor* is a scalar that `publish` makes and that everything else of the layer takes: autograd therefore
 cannot start the waiting half of the backward before this node has sent all it owes to others, so nodes never wait
 for each other in a circle.
@@ -18,14 +24,14 @@ from collections.abc import Iterator
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 from torch.autograd import Function
 
 from coordinator.assignment import Assignment
-from node.exchange.payload import PayloadFormat, TensorSpec
+from node.exchange.formats import Packed, TensorSpec
+from node.exchange.payload import Payload, PayloadFormat
 from node.schedule import PassSpec
-
-Payload = tuple[Tensor, ...]
+from node.seeds import derive
 
 FORWARD_PASSES_AHEAD = 2
 """Forward-only passes that an owner may be ahead of its readers."""
@@ -37,7 +43,7 @@ class Wire(Protocol):
     def begin(self, pass_no: int, trains: bool) -> None:
         """A pass begins, with or without a backward; what was left of earlier ones is dropped."""
 
-    def send(self, rank: int, kind: str, layer: int, chunk: int, spec: PassSpec, tensors: Payload) -> None:
+    def send(self, rank: int, kind: str, layer: int, chunk: int, spec: PassSpec, tensors: Packed) -> None:
         """Hand tensors over for `rank`; returns at once. They must not change afterwards."""
 
     def first_of(self, kind: str, layer: int, chunks: dict[int, int]) -> int:
@@ -51,7 +57,7 @@ class Wire(Protocol):
         rank: int,
         specs: tuple[TensorSpec, ...],
         device: torch.device,
-    ) -> Payload:
+    ) -> Packed:
         """Wait for one payload and return its tensors."""
 
     def await_done(self, pass_no: int, chunk: int, rank: int) -> None:
@@ -69,10 +75,15 @@ class ChunkExchange:
         self._wire = wire
         self._pass_no = 0
         self._spec = PassSpec(0, False)
+        self._step = 0
         self._unfinished: deque[int] = deque()  # forward-only passes that readers may still be at
         last = self.own[-1]
         self.earlier = () if payload.silent else tuple(range(last))
         """Chunks that some own chunk attends to besides itself, in order."""
+
+    def at_step(self, step: int) -> None:
+        """A training step begins. Its number seeds the rounding of gradients, so that a resumed run draws the same."""
+        self._step = step
 
     def begin(self, spec: PassSpec, trains: bool) -> None:
         """Begin a pass, with or without a backward. Every node must make the same passes in the same order."""
@@ -97,9 +108,16 @@ class ChunkExchange:
         return sum(own <= chunk for own in self.own)
 
     def publish(self, layer: int, payload_CB: Payload) -> tuple[Tensor, Payload]:
-        """Send the own chunks' payload tensors [C, B, …] to their readers. Returns (anchor, the same tensors)."""
+        """Send the own chunks' payload tensors [C, B, …] to their readers. Returns (anchor, what every reader sees)."""
         anchor, *tensors = _Publish.apply(self, layer, *payload_CB)
         return anchor, tuple(tensors)
+
+    def hand_on(self, layer: int, made_CBp: Tensor) -> Tensor:
+        """θ [C, B, p] for the own chunks, each that of the chunk before it: `made` of its K and V by its owner, who
+        sends it here. The first chunk of the context has θ = 0. Every owner sends before it waits, forward and
+        backward."""
+        handed: Tensor = _HandOn.apply(self, layer, made_CBp)
+        return handed
 
     def arrivals(self, layer: int, anchor: Tensor, own_payload_CB: Payload) -> Iterator[tuple[int, Payload]]:
         """Yield (chunk, payload tensors [B, …]) of every chunk in `earlier`: local ones, then others as they come."""
@@ -117,13 +135,33 @@ class ChunkExchange:
         """Ranks, in order, that get `chunk` from this node."""
         return () if self.payload.silent else tuple(sorted(self._assignment.readers_of(chunk)))
 
-    def send(self, rank: int, kind: str, layer: int, chunk: int, tensors: Payload) -> None:
+    def pack(self, layer: int, payload: Payload) -> Packed:
+        """What crosses for payload tensors [..., B, …]."""
+        return self.payload.pack(layer, self._spec, payload)
+
+    def pack_gradient(self, layer: int, chunk: int, grads: Payload) -> Packed:
+        """What crosses for the gradient that this node's chunks have for `chunk`: its own stream of draws, named by the
+        first of them, whatever rank they are at."""
+        reader = self.own[self.first_reader(chunk)]
+        stream = derive(self.payload.seed, "gradient", self._step, layer, chunk, reader)
+        return self.payload.pack(layer, self._spec, grads, Generator(grads[0].device).manual_seed(stream))
+
+    def unpack(self, layer: int, packed: Packed) -> Payload:
+        return self.payload.unpack(layer, self._spec, packed)
+
+    def send(self, rank: int, kind: str, layer: int, chunk: int, tensors: Packed) -> None:
         assert self._wire
         self._wire.send(rank, kind, layer, chunk, self._spec, tensors)
 
     def take(self, kind: str, layer: int, chunk: int, rank: int, device: torch.device) -> Payload:
         assert self._wire
-        return self._wire.take(kind, layer, chunk, rank, self.payload.tensors(layer, self._spec), device)
+        specs = self.payload.tensors(layer, self._spec)
+        return self.unpack(layer, self._wire.take(kind, layer, chunk, rank, specs, device))
+
+    def take_theta(self, kind: str, layer: int, chunk: int, rank: int, device: torch.device) -> Tensor:
+        assert self._wire
+        (theta,) = self._wire.take(kind, layer, chunk, rank, (self.payload.theta(layer),), device)
+        return theta
 
     def owner(self, chunk: int) -> int:
         return self._assignment.owner(chunk)
@@ -143,30 +181,72 @@ class _Publish(Function):
     @staticmethod
     def forward(ctx: Any, exchange: ChunkExchange, layer: int, *tensors: Tensor) -> tuple[Tensor, ...]:
         ctx.set_materialize_grads(False)
-        ctx.exchange, ctx.layer, ctx.tensors = (
-            exchange,
-            layer,
-            [(t.shape, t.dtype, t.device) for t in tensors],
-        )
+        ctx.exchange, ctx.layer = exchange, layer
+        ctx.tensors = [(tensor.shape, tensor.dtype, tensor.device) for tensor in tensors]
+        anchor = torch.zeros((), device=tensors[0].device)
+        if exchange.payload.silent:
+            return anchor, *(tensor.view_as(tensor) for tensor in tensors)
+        packed = exchange.pack(layer, tensors)
         for place, chunk in enumerate(exchange.own):
             for rank in exchange.remote_readers(chunk):
-                exchange.send(rank, "kv", layer, chunk, tuple(tensor[place] for tensor in tensors))
-        anchor = torch.zeros((), device=tensors[0].device)
-        return anchor, *(tensor.view_as(tensor) for tensor in tensors)
+                exchange.send(rank, "kv", layer, chunk, tuple(tensor[place] for tensor in packed))
+        return anchor, *(tensor.view_as(tensor) for tensor in exchange.unpack(layer, packed))
 
     @staticmethod
     def backward(ctx: Any, _anchor: Tensor | None, *local: Tensor | None) -> tuple[Tensor | None, ...]:
         exchange: ChunkExchange = ctx.exchange
-        grads = [
-            torch.zeros(shape, dtype=dtype, device=device) if grad is None else grad.clone()
-            for (shape, dtype, device), grad in zip(ctx.tensors, local, strict=True)
+        totals = [
+            torch.zeros(shape, dtype=torch.float32, device=device)
+            if grad is None
+            else grad.to(torch.float32, copy=True)
+            for (shape, _, device), grad in zip(ctx.tensors, local, strict=True)
         ]
         for place, chunk in enumerate(exchange.own):
+            if chunk in exchange.earlier:  # an own chunk reads it
+                own = exchange.pack_gradient(ctx.layer, chunk, tuple(total[place] for total in totals))
+                for total, part in zip(totals, exchange.unpack(ctx.layer, own), strict=True):
+                    total[place] = part
             for rank in exchange.remote_readers(chunk):
-                returned = exchange.take("grad", ctx.layer, chunk, rank, grads[0].device)
-                for grad, part in zip(grads, returned, strict=True):
-                    grad[place] += part
+                returned = exchange.take("grad", ctx.layer, chunk, rank, totals[0].device)
+                for total, part in zip(totals, returned, strict=True):
+                    total[place] += part
+        grads = [total.to(dtype) for total, (_, dtype, _) in zip(totals, ctx.tensors, strict=True)]
         return None, None, *grads
+
+
+class _HandOn(Function):
+    @staticmethod
+    def forward(ctx: Any, exchange: ChunkExchange, layer: int, made_CBp: Tensor) -> Tensor:
+        ctx.exchange, ctx.layer = exchange, layer
+        own = exchange.own
+        for place, chunk in enumerate(own):
+            if chunk + 1 < exchange.payload.chunks and chunk + 1 not in own:
+                exchange.send(exchange.owner(chunk + 1), "theta", layer, chunk, (made_CBp[place],))
+        handed = torch.zeros_like(made_CBp)
+        for place, chunk in enumerate(own):
+            if chunk - 1 in own:
+                handed[place] = made_CBp[own.index(chunk - 1)]
+            elif chunk > 0:
+                rank = exchange.owner(chunk - 1)
+                handed[place] = exchange.take_theta("theta", layer, chunk - 1, rank, made_CBp.device)
+        return handed
+
+    @staticmethod
+    def backward(ctx: Any, grad_CBp: Tensor) -> tuple[Tensor | None, ...]:
+        exchange: ChunkExchange = ctx.exchange
+        own = exchange.own
+        for place, chunk in enumerate(own):
+            if chunk > 0 and chunk - 1 not in own:
+                sent = grad_CBp[place].clone()  # autograd may go on with its own memory
+                exchange.send(exchange.owner(chunk - 1), "dtheta", ctx.layer, chunk - 1, (sent,))
+        made = torch.zeros_like(grad_CBp)
+        for place, chunk in enumerate(own):
+            if chunk + 1 in own:
+                made[place] = grad_CBp[own.index(chunk + 1)]
+            elif chunk + 1 < exchange.payload.chunks:
+                rank = exchange.owner(chunk + 1)
+                made[place] = exchange.take_theta("dtheta", ctx.layer, chunk, rank, grad_CBp.device)
+        return None, None, made
 
 
 class _Receive(Function):
@@ -178,5 +258,6 @@ class _Receive(Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         exchange: ChunkExchange = ctx.exchange
-        exchange.send(exchange.owner(ctx.chunk), "grad", ctx.layer, ctx.chunk, grads)
+        packed = exchange.pack_gradient(ctx.layer, ctx.chunk, grads)
+        exchange.send(exchange.owner(ctx.chunk), "grad", ctx.layer, ctx.chunk, packed)
         return None, None, None, torch.zeros((), device=grads[0].device)

@@ -2,91 +2,163 @@
 
 A compressed layer sends, for K and for V, Zcomp [B, n, G·r] and θ [B, G·m]; any other layer sends K and V whole,
 [B, n, d_kv] each. Gradients of the same shapes come back. A chunk goes once to each node that owns a later chunk.
+Each of these tensors crosses in its format (`node.exchange.formats`), which makes one or two tensors of it; θ, a few
+numbers on which a whole chunk hangs, is always float32.
+
+Where θ is that of the chunk before (`compress.theta = "previous"`), its owner hands it on to the owner of the next
+chunk before that one can encode: θ of K and V of one layer, [B, 2·G·m] in float32, one way, and its gradient back,
+wherever the two owners differ.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
+from torch import Generator, Tensor
 
 from coordinator.assignment import Assignment
 from netem.errors import ConfigError
-from node.config import CompressConfig, Config, ModelConfig
+from node.config import CompressConfig, Config, FormatName
+from node.exchange.formats import FORMATS, Format, Packed, TensorSpec
 from node.schedule import PassSpec
-from node.subspace.basis import rank_of
 from node.subspace.codec import CodecShape
-from node.subspace.rotation import make_rotation
+from node.subspace.ranks import Key, LayerShapes, codec_shapes, rank_bounds
 
-WIRE_DTYPES: Mapping[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-"""The closed list of number formats that may travel."""
+Payload = tuple[Tensor, ...]
 
 
-class TensorSpec(NamedTuple):
-    """One tensor of a payload."""
+class Part(NamedTuple):
+    """One float tensor of a payload, and how it crosses."""
 
     shape: tuple[int, ...]
-    dtype: torch.dtype
-
-    @property
-    def nbytes(self) -> int:
-        return math.prod(self.shape) * self.dtype.itemsize
+    format: Format
 
 
-def codec_shapes(model: ModelConfig, compress: CompressConfig) -> tuple[CodecShape, CodecShape]:
-    """The codec shapes of K and of V that a config asks for. Raises `ConfigError` where a rank leaves no room."""
-    groups = model.kv_heads if compress.scope == "head" else 1
-    width = model.d_kv // groups
-    rotation = make_rotation(compress.rotation, 0, compress.generator_norm)
-    shapes = []
-    for key, share in (("k_share", compress.k_share), ("v_share", compress.v_share)):
-        rank = rank_of(share, width)
-        if rotation.columns(rank) > width:
-            raise ConfigError(
-                f"compress.{key} = {share}: rotation {compress.rotation!r} wants {rotation.columns(rank)} directions "
-                f"for rank {rank}, and there are {width}; raise the share, or use another rotation"
-            )
-        shapes.append(CodecShape(groups, width, rank, rotation.parameters))
-    return shapes[0], shapes[1]
+def formats_of(compress: CompressConfig) -> tuple[FormatName, FormatName]:
+    """The formats of compressed payloads, and of those that are sent whole."""
+    return compress.format, compress.format if compress.dense_format == "same" else compress.dense_format
 
 
 class PayloadFormat:
-    """Shapes and sizes of every payload of a run."""
+    """Shapes and sizes of every payload of a run. Where ranks are chosen in the run, those of compressed payloads are
+    known from `set_ranks` on; until then none is expected."""
 
     def __init__(self, config: Config) -> None:
         self.layers = config.model.layers
         self._compressing: int = config.compressed_layers
         self.chunks = config.model.chunks
         self.batch = config.train.batch
+        self.seed = config.run.seed
         self._d_kv = config.model.d_kv
-        self.dtype = WIRE_DTYPES[config.compress.wire_dtype]
-        self.passes = {PassSpec(config.model.chunk_tokens, config.compressed_layers > 0)}
+        self._format, self._dense_format = formats_of(config.compress)
+        self._full = PassSpec(config.model.chunk_tokens, config.compressed_layers > 0)
+        self._shapes = codec_shapes(config)
+        self._hands_on = config.hands_theta_on
+        self.budget_bytes = config.compress.budget_bytes_per_token * self.batch * config.model.chunk_tokens
+        """Of one chunk of all compressed layers, to one reader; 0 where ranks go by share."""
+        chosen_later = self._compressing > 0 and self.budget_bytes > 0
+        self.passes = set() if chosen_later else {self._full}
         if self._compressing:
             # The warm start, and the calibration that ends it.
             self.passes.add(PassSpec(config.warmup_chunk_tokens, False))
-            self._shapes = codec_shapes(config.model, config.compress)
+        if chosen_later:
+            self._check_budget(config)
         self.silent = config.compress.mode == "local"
+        used = {self._dense_format} | ({self._format} if self._compressing else set())
+        self._plain = FORMATS["float32" if used == {"float32"} else "bfloat16"]
+
+    def set_ranks(self, ranks: Mapping[Key, int]) -> None:
+        """The ranks have been chosen, on all nodes the same: from here on compressed payloads may come."""
+        self._shapes = tuple(
+            LayerShapes(shapes.k._replace(rank=ranks[layer, "k"]), shapes.v._replace(rank=ranks[layer, "v"]))
+            for layer, shapes in enumerate(self._shapes)
+        )
+        self.passes = self.passes | {self._full}
 
     def compresses(self, layer: int) -> bool:
         """Whether this layer has a codec."""
         return layer < self._compressing
 
-    def tensors(self, layer: int, spec: PassSpec) -> tuple[TensorSpec, ...]:
-        """The tensors that one chunk of one layer sends: those of K, then those of V."""
+    def format_name(self, layer: int, spec: PassSpec) -> FormatName:
+        """The format of this layer's payload (θ apart), which its tag names."""
+        return self._format if spec.compressed and self.compresses(layer) else self._dense_format
+
+    def parts(self, layer: int, spec: PassSpec) -> tuple[Part, ...]:
+        """The float tensors that one chunk of one layer shows its readers: those of K, then those of V."""
+        format = FORMATS[self.format_name(layer, spec)]
         if not (spec.compressed and self.compresses(layer)):
-            return (TensorSpec((self.batch, spec.tokens, self._d_kv), self.dtype),) * 2
-        tensors = []
-        for shape in self._shapes:
-            dtypes = (self.dtype, torch.float32)
-            shapes = shape.payload_shapes(self.batch, spec.tokens)
-            tensors += [TensorSpec(*pair) for pair in zip(shapes, dtypes, strict=False)]
-        return tuple(tensors)
+            return (Part((self.batch, spec.tokens, self._d_kv), format),) * 2
+        return tuple(part for shape in self._shapes[layer] for part in self._codec_parts(shape, spec.tokens))
+
+    def theta(self, layer: int) -> TensorSpec:
+        """What the owner of a chunk hands on to the owner of the next, where θ is of the chunk before: θ of K and V."""
+        k, v = self._shapes[layer]
+        return TensorSpec((self.batch, k.groups * k.parameters + v.groups * v.parameters), torch.float32)
+
+    def message(self, kind: str, layer: int, spec: PassSpec) -> tuple[TensorSpec, ...] | None:
+        """The tensors of a message of this kind about one chunk of one layer; None where there is no such message."""
+        if kind == "done":
+            return ()
+        if kind in ("kv", "grad"):
+            return self.tensors(layer, spec)
+        return (self.theta(layer),) if self._hands_on and spec.compressed and self.compresses(layer) else None
+
+    def codec_bytes(self, key: Key, rank: int) -> int:
+        """Payload bytes of one full chunk of one layer's K, or V, at this rank."""
+        layer, kind = key
+        parts = self._codec_parts(self._shapes[layer].of(kind)._replace(rank=rank), self._full.tokens)
+        return sum(tensor.nbytes for part in parts for tensor in part.format.specs(part.shape))
+
+    def tensors(self, layer: int, spec: PassSpec) -> tuple[TensorSpec, ...]:
+        """The tensors that cross for one chunk of one layer."""
+        return tuple(tensor for part in self.parts(layer, spec) for tensor in part.format.specs(part.shape))
+
+    def pack(self, layer: int, spec: PassSpec, payload: Payload, draws: Generator | None = None) -> Packed:
+        """What crosses for a payload [..., B, …] of one chunk, or of several; rounded at random with `draws`."""
+        pairs = zip(self.parts(layer, spec), payload, strict=True)
+        return tuple(tensor for part, x in pairs for tensor in part.format.pack(x, draws))
+
+    def unpack(self, layer: int, spec: PassSpec, packed: Packed) -> Payload:
+        """Back from `pack`: what every reader sees."""
+        rest, payload = list(packed), []
+        for part in self.parts(layer, spec):
+            count = len(part.format.specs(part.shape))
+            payload.append(part.format.unpack(tuple(rest[:count]), part.shape[-1]))
+            del rest[:count]
+        return tuple(payload)
 
     def chunk_bytes(self, layer: int, spec: PassSpec) -> int:
         """Payload bytes of one chunk of one layer, one way, to one reader."""
         return sum(tensor.nbytes for tensor in self.tensors(layer, spec))
+
+    def theta_bytes(self, layer: int, spec: PassSpec) -> int:
+        """Bytes of the θ that is handed on for one chunk of one layer, one way; 0 where none is."""
+        return sum(tensor.nbytes for tensor in self.message("theta", layer, spec) or ())
+
+    def uncompressed_bytes(self, spec: PassSpec) -> int:
+        """What one chunk of any layer would be with K and V as they are: in bfloat16, as is the custom, and in float32
+        only where all that the run sends is in float32, so that a narrow format is never praised for float32's width.
+        """
+        return sum(tensor.nbytes for tensor in self._plain.specs((2, self.batch, spec.tokens, self._d_kv)))
+
+    def _codec_parts(self, shape: CodecShape, tokens: int) -> list[Part]:
+        """Zcomp in the run's format, and θ, where there is one, in float32."""
+        formats = (FORMATS[self._format], FORMATS["float32"])
+        return [Part(*pair) for pair in zip(shape.payload_shapes(self.batch, tokens), formats, strict=False)]
+
+    def _check_budget(self, config: Config) -> None:
+        """Say before the warm start, not after it, that a budget does not reach."""
+        least, greatest = rank_bounds(config)
+        keys = [(layer, kind) for layer in range(self._compressing) for kind in "kv"]
+        least_bytes = sum(self.codec_bytes(key, least) for key in keys)
+        if greatest < least or least_bytes > self.budget_bytes:
+            tokens = self.batch * self._full.tokens
+            raise ConfigError(
+                f"compress.budget_bytes_per_token = {config.compress.budget_bytes_per_token:g}: rank {least} in each "
+                f"of {self._compressing} layers takes {least_bytes / tokens:.4g}; raise it, or compress fewer layers"
+            )
 
 
 class StepBytes(NamedTuple):
@@ -112,7 +184,16 @@ def step_bytes(payload: PayloadFormat, assignment: Assignment, rank: int, spec: 
     chunks = range(assignment.n_chunks)
     sent = sum(len(assignment.readers_of(chunk)) for chunk in chunks if assignment.owner(chunk) == rank)
     returned = sum(rank in assignment.readers_of(chunk) for chunk in chunks)
-    sizes = {True: 0, False: 0}
+    sizes, theta_bytes = {True: 0, False: 0}, 0
     for layer in range(payload.layers):
         sizes[spec.compressed and payload.compresses(layer)] += payload.chunk_bytes(layer, spec)
-    return StepBytes(sent * sizes[True], returned * sizes[True], sent * sizes[False], returned * sizes[False])
+        theta_bytes += payload.theta_bytes(layer, spec)
+    borders = [(assignment.owner(chunk - 1), assignment.owner(chunk)) for chunk in chunks[1:]]
+    onward = sum(rank == one != other for one, other in borders)
+    back = sum(rank == other != one for one, other in borders)
+    return StepBytes(
+        sent * sizes[True] + onward * theta_bytes,
+        returned * sizes[True] + back * theta_bytes,
+        sent * sizes[False],
+        returned * sizes[False],
+    )

@@ -13,6 +13,7 @@ import msgspec
 from msgspec import Meta
 
 from netem.errors import ProtocolError
+from node.config import FormatName
 
 Index = Annotated[int, Meta(ge=0, le=1 << 40)]
 
@@ -20,16 +21,17 @@ Index = Annotated[int, Meta(ge=0, le=1 << 40)]
 class ChunkTag(msgspec.Struct, frozen=True, array_like=True, tag="chunk", forbid_unknown_fields=True):
     """A chunk's payload on its way to a reader ("kv"), or that payload's gradient on its way back ("grad").
 
-    After a pass without gradients a reader says "done" instead, with nothing behind it.
+    After a pass without gradients a reader says "done" instead, with nothing behind it. "theta" are rotation parameters
+    made of this chunk on their way to the owner of the next, and "dtheta" their gradient.
     """
 
-    kind: Literal["kv", "grad", "done"]
+    kind: Literal["kv", "grad", "done", "theta", "dtheta"]
     pass_no: Index
     layer: Index
     chunk: Index
     tokens: Index
     compressed: bool
-    dtype: Literal["float32", "bfloat16"]
+    format: FormatName
     shapes: tuple[tuple[Index, ...], ...]
 
 

@@ -18,15 +18,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from node.config import CompressConfig, Config, ModelConfig
-from node.exchange.chunks import ChunkExchange, Payload
-from node.exchange.payload import WIRE_DTYPES, codec_shapes
+from node.exchange.chunks import ChunkExchange
+from node.exchange.payload import Payload
 from node.model.attention import ChunkAttention
 from node.model.rope import Rope
 from node.schedule import PassSpec
 from node.seeds import derive
 from node.subspace.basis import group_moments
 from node.subspace.codec import Codec, CodecShape
-from node.subspace.rotation import make_rotation
+from node.subspace.energy import EnergyReport
+from node.subspace.ranks import LayerShapes, codec_shapes, rotation_of
 
 Moments = dict[tuple[int, str], Tensor]
 
@@ -40,6 +41,7 @@ class Pass:
     rope: Rope
     own_positions_C1n: Tensor
     moments: Moments | None = field(default=None)  # filled by `Llama.forward` where a caller asks for them
+    report: EnergyReport | None = field(default=None)  # likewise
 
 
 class RMSNorm(nn.Module):
@@ -57,20 +59,39 @@ class RMSNorm(nn.Module):
 class KeyValueCodecs(nn.Module):
     """The codecs of one layer's K and V; the payload is K's tensors, then V's."""
 
-    def __init__(self, config: Config, layer: int) -> None:
+    def __init__(self, config: Config, layer: int, shapes: LayerShapes) -> None:
         super().__init__()
         compress = config.compress
-        k_shape, v_shape = codec_shapes(config.model, compress)
+        self._layer, self._hands_on = layer, config.hands_theta_on
+        source = "first" if compress.theta == "first" else "mean"
 
         def codec(kind: str, shape: CodecShape) -> Codec:
             stream = derive(config.run.seed, "rotation", layer, kind)
-            rotation = make_rotation(compress.rotation, stream, compress.generator_norm)
-            return Codec(shape, rotation, compress.clip, WIRE_DTYPES[compress.wire_dtype], stream)
+            return Codec(shape, rotation_of(compress, stream), compress.clip, stream, source)
 
-        self.k, self.v = codec("k", k_shape), codec("v", v_shape)
+        self.k, self.v = codec("k", shapes.k), codec("v", shapes.v)
 
-    def encode(self, k_CBnK: Tensor, v_CBnK: Tensor, chunks: tuple[int, ...]) -> Payload:
-        return self.k.encode(k_CBnK, chunks) + self.v.encode(v_CBnK, chunks)
+    def encode(self, k_CBnK: Tensor, v_CBnK: Tensor, exchange: ChunkExchange) -> Payload:
+        """The payload of the own chunks; θ of each from itself, or handed on from the chunk before."""
+        k_CBnGD, v_CBnGD = self.k.grouped(k_CBnK), self.v.grouped(v_CBnK)
+        thetas = self.k.theta(k_CBnGD, exchange.own), self.v.theta(v_CBnGD, exchange.own)
+        if self._hands_on:
+            handed = exchange.hand_on(self._layer, torch.cat(thetas, dim=-1))
+            k_theta, v_theta = handed.split([theta.shape[-1] for theta in thetas], dim=-1)
+        else:
+            k_theta, v_theta = thetas
+        return self.k.compress(k_CBnGD, k_theta) + self.v.compress(v_CBnGD, v_theta)
+
+    def project(self, payload_CB: Payload, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """K and V [C, B, n, K] of the own chunks as their payload gives them back."""
+        shape = payload_CB[0].shape[:2]
+        k, v = self.decode(tuple(tensor.flatten(0, 1) for tensor in payload_CB), dtype)
+        return k.unflatten(0, shape), v.unflatten(0, shape)
+
+    def report(self, report: EnergyReport, k_CBnK: Tensor, v_CBnK: Tensor, payload: Payload) -> None:
+        half = len(payload) // 2
+        report.see(self._layer, "k", k_CBnK, self.k, payload[:half])
+        report.see(self._layer, "v", v_CBnK, self.v, payload[half:])
 
     def decode(self, payload: Payload, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         half = len(payload) // 2
@@ -78,28 +99,34 @@ class KeyValueCodecs(nn.Module):
 
 
 class Attention(nn.Module):
-    """Grouped-query attention: exact within a chunk, over exchanged payloads to earlier chunks."""
+    """Grouped-query attention: within a chunk (as `compress.own` says), and over exchanged payloads to earlier ones."""
 
-    def __init__(self, config: Config, layer: int, compresses: bool) -> None:
+    def __init__(self, config: Config, layer: int, shapes: LayerShapes | None) -> None:
         super().__init__()
         model = config.model
         self._layer, self._head_dim, self._d_kv = layer, model.head_size, model.d_kv
         self._groups, self._kv_heads = model.heads // model.kv_heads, model.kv_heads
-        self._wire_dtype = WIRE_DTYPES[config.compress.wire_dtype]
         self._moment_groups = model.kv_heads if config.compress.scope == "head" else 1
         self.q_proj = nn.Linear(model.d_model, model.heads * model.head_size, bias=False)
         self.k_proj = nn.Linear(model.d_model, model.d_kv, bias=False)
         self.v_proj = nn.Linear(model.d_model, model.d_kv, bias=False)
         self.o_proj = nn.Linear(model.heads * model.head_size, model.d_model, bias=False)
-        self.codecs = KeyValueCodecs(config, layer) if compresses else None
+        self.codecs = KeyValueCodecs(config, layer, shapes) if shapes else None
+        self._projects_own = config.compress.own == "projected"
 
     def forward(self, x_CBnd: Tensor, step: Pass) -> Tensor:
         exchange = step.exchange
         k_CBnK, v_CBnK = self.k_proj(x_CBnd), self.v_proj(x_CBnd)
         if step.moments is not None and self.codecs is not None:
             for kind, z_CBnK in (("k", k_CBnK), ("v", v_CBnK)):
-                step.moments[self._layer, kind] = group_moments(z_CBnK.float(), self._moment_groups)
+                step.moments[self._layer, kind] = group_moments(z_CBnK.detach().float(), self._moment_groups)
+        compresses = step.spec.compressed and self.codecs is not None
         payload = self._encode(k_CBnK, v_CBnK, step)
+        if step.report is not None:
+            self._report(step.report, k_CBnK, v_CBnK, payload if compresses else None)
+        if self.codecs is not None and compresses and self._projects_own:
+            # Of what was encoded, not of what crosses: nothing of this leaves the node, or is rounded.
+            k_CBnK, v_CBnK = self.codecs.project(payload, k_CBnK.dtype)
         anchor, payload = exchange.publish(self._layer, payload)
         # What follows needs no network: it runs while the payloads travel, and in the backward after all is sent.
         attention = ChunkAttention(blocks=1 + len(exchange.earlier))
@@ -126,8 +153,15 @@ class Attention(nn.Module):
 
     def _encode(self, k_CBnK: Tensor, v_CBnK: Tensor, step: Pass) -> Payload:
         if step.spec.compressed and self.codecs is not None:
-            return self.codecs.encode(k_CBnK, v_CBnK, step.exchange.own)
-        return k_CBnK.to(self._wire_dtype), v_CBnK.to(self._wire_dtype)
+            return self.codecs.encode(k_CBnK, v_CBnK, step.exchange)
+        return k_CBnK, v_CBnK
+
+    def _report(self, report: EnergyReport, k_CBnK: Tensor, v_CBnK: Tensor, payload: Payload | None) -> None:
+        if self.codecs is not None and payload is not None:
+            self.codecs.report(report, k_CBnK, v_CBnK, payload)
+        else:
+            report.see(self._layer, "k", k_CBnK)
+            report.see(self._layer, "v", v_CBnK)
 
     def _decode(self, payload: Payload, dtype: torch.dtype, step: Pass) -> tuple[Tensor, Tensor]:
         if step.spec.compressed and self.codecs is not None:
@@ -152,11 +186,11 @@ class FeedForward(nn.Module):
 class Layer(nn.Module):
     """One decoder layer: attention and feed-forward, each after a norm and around a residual."""
 
-    def __init__(self, config: Config, layer: int, compresses: bool) -> None:
+    def __init__(self, config: Config, layer: int, shapes: LayerShapes | None) -> None:
         super().__init__()
         model = config.model
         self.input_layernorm = RMSNorm(model.d_model, model.norm_eps)
-        self.self_attn = Attention(config, layer, compresses)
+        self.self_attn = Attention(config, layer, shapes)
         self.post_attention_layernorm = RMSNorm(model.d_model, model.norm_eps)
         self.mlp = FeedForward(model)
 
@@ -171,10 +205,12 @@ class Llama(nn.Module):
     def __init__(self, config: Config, vocab_size: int) -> None:
         super().__init__()
         model = config.model
-        compressing = config.compressed_layers
+        shapes = codec_shapes(config)
         self._model = model
         self.embed_tokens = nn.Embedding(vocab_size, model.d_model)
-        self.layers = nn.ModuleList(Layer(config, index, index < compressing) for index in range(model.layers))
+        self.layers = nn.ModuleList(
+            Layer(config, index, shapes[index] if index < len(shapes) else None) for index in range(model.layers)
+        )
         self.norm = RMSNorm(model.d_model, model.norm_eps)
         self.lm_head = nn.Linear(model.d_model, vocab_size, bias=False)
         self._initialise(config.run.seed)
@@ -182,12 +218,20 @@ class Llama(nn.Module):
             self.lm_head.weight = self.embed_tokens.weight
 
     def forward(
-        self, tokens_CBn: Tensor, exchange: ChunkExchange, spec: PassSpec, moments: Moments | None = None
+        self,
+        tokens_CBn: Tensor,
+        exchange: ChunkExchange,
+        spec: PassSpec,
+        moments: Moments | None = None,
+        report: EnergyReport | None = None,
     ) -> Tensor:
-        """Logits [C, B, n, vocab] of the own chunks' tokens. `moments`, if given, receives ΣzᵀZ of K and V by layer."""
+        """Logits [C, B, n, vocab] of the own chunks' tokens. `moments`, if given, receives ΣzᵀZ of K and V by layer;
+        `report`, in a pass without gradients, what the subspaces keep."""
         trains = torch.is_grad_enabled()
         exchange.begin(spec, trains)
-        step = Pass(exchange, spec, self._rope(tokens_CBn.device), self._positions(tokens_CBn, exchange), moments)
+        step = Pass(
+            exchange, spec, self._rope(tokens_CBn.device), self._positions(tokens_CBn, exchange), moments, report
+        )
         x_CBnd = self.embed_tokens(tokens_CBn)
         for layer in self.layers:
             x_CBnd = layer(x_CBnd, step)

@@ -1,4 +1,4 @@
-"""Principal directions of K and V, taken once at the end of the warm start and frozen.
+"""Principal directions of K and V, taken at the end of the warm start, and again where the basis is refreshed.
 
 Both kinds of basis are eigenvectors of a moment matrix: of the activations, Σ zᵀz over tokens (what the wire must
 carry), or of the weights, WᵀW in Z = XW (the paper's reading: right singular vectors of W, uncentred).
@@ -40,6 +40,21 @@ def principal_directions(moments_GDD: Tensor, count: int) -> Tensor:
     signs = torch.where(leading.gather(-2, largest) < 0, -1.0, 1.0)
     directions: Tensor = (leading * signs).float()
     return directions
+
+
+def align(leading_GDc: Tensor, near_GDc: Tensor, rank: int) -> Tensor:
+    """The same subspaces in coordinates that lie nearest to those of an earlier basis.
+
+    Each block of `rank` columns (Ū, and Ū₂ where a rotation has one) is turned within its own span, so what a
+    projection keeps is as before the alignment: Ū ← Ū Q with the orthogonal Q that makes ‖Ū Q − Ū_old‖_F least
+    (Procrustes: the polar factor of ŪᵀŪ_old). Numbers on the wire then go on where they were, and so does the plane in
+    which θ turns each column, which pairs a column of Ū with one of Ū₂.
+    """
+    blocks = []
+    for new, old in zip(leading_GDc.double().split(rank, -1), near_GDc.double().split(rank, -1), strict=True):
+        left, _, right = torch.linalg.svd(new.mT @ old)
+        blocks.append(new @ left @ right)
+    return torch.cat(blocks, dim=-1).float()
 
 
 def kept_energy(moments_GDD: Tensor, basis_GDr: Tensor) -> float:

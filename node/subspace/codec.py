@@ -1,8 +1,8 @@
 """Encode and decode of one layer's K, or V: the payload (Z U(θ), θ) and its way back (the paper's Algorithm 1).
 
-The codec is the same for a chunk that stays on its node and for one that travels; rounding to the wire's number
-format is part of `encode`, so the model is one function of the tokens whoever owns what. Both directions are plain
-torch operations: the compressed backward, ∂L/∂Zcomp = (∂L/∂Z̃) U, is what autograd makes of `decode`.
+The codec is the same for a chunk that stays on its node and for one that travels. It does not round: how numbers
+cross the wire is the exchange's business (`node.exchange.formats`). Both directions are plain torch operations: the
+compressed backward, ∂L/∂Zcomp = (∂L/∂Z̃) U, is what autograd makes of `decode`.
 
 Shapes: C own chunks, B batch, n tokens of a chunk, K = d_kv, G groups, D = K/G, r rank, m numbers of θ a group.
 """
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from node.seeds import derive
-from node.subspace.basis import principal_directions
+from node.subspace.basis import align, principal_directions
 from node.subspace.rotation import Directions, Rotation
 
 
@@ -35,17 +35,21 @@ class CodecShape(NamedTuple):
 
 
 class Codec(nn.Module):
-    """One layer's compression of K, or of V. Unusable until `set_basis` (before it, the layer sends dense)."""
+    """One layer's compression of K, or of V. Unusable until `set_basis` (before it, the layer sends dense).
+
+    `source` is what ψ reads of a chunk: "mean", of all its tokens (the paper), or "first", of its first token alone,
+    which all of its tokens may know of.
+    """
 
     directions: Directions
 
-    def __init__(self, shape: CodecShape, rotation: Rotation, clip: float, wire_dtype: torch.dtype, seed: int) -> None:
+    def __init__(self, shape: CodecShape, rotation: Rotation, clip: float, seed: int, source: str = "mean") -> None:
         super().__init__()
         self.shape = shape
+        self.clip = clip
         self._rotation = rotation
-        self._clip = clip
-        self._wire_dtype = wire_dtype
         self._seed = seed
+        self._source = source
         # ψ starts at zero: U = Ū, and the gradient of θ says where to turn first.
         learned = rotation.learned and rotation.parameters > 0
         self.psi = nn.Parameter(torch.zeros(shape.groups, shape.parameters, shape.width)) if learned else None
@@ -53,9 +57,20 @@ class Codec(nn.Module):
         self.leading: Tensor
         self.directions = ()
 
-    def set_moments(self, moments_GDD: Tensor) -> None:
-        """Take the principal directions of second moments as the basis."""
-        self.set_basis(principal_directions(moments_GDD, self._rotation.columns(self.shape.rank)))
+    def set_rank(self, rank: int) -> None:
+        """Take a rank, chosen after the codec was made; the basis is to be set anew. ψ does not depend on it."""
+        self.shape = self.shape._replace(rank=rank)
+        self.leading = self.leading.new_zeros(*self.leading.shape[:2], self._rotation.columns(rank))
+        self.directions = ()
+
+    def columns(self, rank: int) -> int:
+        """How many principal directions a subspace of `rank` takes."""
+        return self._rotation.columns(rank)
+
+    def set_moments(self, moments_GDD: Tensor, near: Tensor | None = None) -> None:
+        """Take the principal directions of second moments as the basis, aligned to the basis `near`, if given."""
+        leading_GDc = principal_directions(moments_GDD, self._rotation.columns(self.shape.rank))
+        self.set_basis(leading_GDc if near is None else align(leading_GDc, near, self.shape.rank))
 
     def set_basis(self, leading_GDc: Tensor) -> None:
         """Take these principal directions, equal on all nodes, as the basis."""
@@ -63,14 +78,35 @@ class Codec(nn.Module):
         self.directions = self._rotation.prepare(self.leading, self.shape.rank)
 
     def encode(self, z_CBnK: Tensor, chunks: tuple[int, ...]) -> tuple[Tensor, ...]:
-        """Compress the own chunks: Zcomp [C, B, n, G·r] in the wire's dtype, and θ [C, B, G·m] in float32 (or none)."""
-        groups, width, _, parameters = self.shape
-        z_CBnGD = z_CBnK.unflatten(-1, (groups, width))
-        theta_CBGm = self._theta(z_CBnGD, chunks)
-        u_CBGDr = self._rotation.turn(self.directions, theta_CBGm)
-        compressed = torch.einsum("cbngd,cbgdr->cbngr", z_CBnGD, u_CBGDr.to(z_CBnGD.dtype))
-        payload = compressed.flatten(-2).to(self._wire_dtype)
-        return (payload, theta_CBGm.flatten(-2)) if parameters else (payload,)
+        """Compress the own chunks by the θ of each: Zcomp [C, B, n, G·r] and θ [C, B, G·m] in float32 (or none)."""
+        z_CBnGD = self.grouped(z_CBnK)
+        return self.compress(z_CBnGD, self.theta(z_CBnGD, chunks))
+
+    def grouped(self, z_CBnK: Tensor) -> Tensor:
+        """z [..., G, D]. Once for both of what follows: gradients are added in one order, then."""
+        z_CBnGD: Tensor = z_CBnK.unflatten(-1, (self.shape.groups, self.shape.width))
+        return z_CBnGD
+
+    def theta(self, z_CBnGD: Tensor, chunks: tuple[int, ...]) -> Tensor:
+        """θ [C, B, G·m] of the own chunks, |θ| ≤ clip: ψ of the chunk, or drawn from seed and chunk index."""
+        groups, _, _, parameters = self.shape
+        chunk_count, batch = z_CBnGD.shape[:2]
+        if self.psi is not None:
+            seen_CBGD = z_CBnGD.float().mean(dim=2) if self._source == "mean" else z_CBnGD[:, :, 0].float()
+            # Not a matrix product: autocast would make one of it in bf16, and θ travels in float32.
+            theta_CBGm = (seen_CBGD.unsqueeze(-2) * self.psi).sum(-1)
+            theta_CBp: Tensor = theta_CBGm.clamp(-self.clip, self.clip).flatten(-2)
+            return theta_CBp
+        drawn = [self._drawn(chunk) for chunk in chunks]
+        stacked = torch.stack(drawn).to(z_CBnGD.device) if drawn else z_CBnGD.new_zeros(0, groups, parameters)
+        return stacked.unsqueeze(1).expand(chunk_count, batch, groups, parameters).flatten(-2)
+
+    def compress(self, z_CBnGD: Tensor, theta_CBp: Tensor) -> tuple[Tensor, ...]:
+        """The payload of the own chunks at this θ [C, B, G·m]."""
+        groups, _, _, parameters = self.shape
+        u_CBGDr = self._rotation.turn(self.directions, theta_CBp.unflatten(-1, (groups, parameters)))
+        compressed = torch.einsum("cbngd,cbgdr->cbngr", z_CBnGD, u_CBGDr.to(z_CBnGD.dtype)).flatten(-2)
+        return (compressed, theta_CBp) if parameters else (compressed,)
 
     def decode(self, payload: tuple[Tensor, ...], dtype: torch.dtype) -> Tensor:
         """Z̃ [B, n, K] = Zcomp U(θ)ᵀ of one chunk, from its Zcomp [B, n, G·r] and θ [B, G·m]."""
@@ -83,21 +119,8 @@ class Codec(nn.Module):
         u_BGDr = self._rotation.turn(self.directions, theta_BGm)
         return torch.einsum("bngr,bgdr->bngd", compressed_BnGr, u_BGDr.to(dtype)).flatten(-2)
 
-    def _theta(self, z_CBnGD: Tensor, chunks: tuple[int, ...]) -> Tensor:
-        """θ [C, B, G, m] of the own chunks, |θ| ≤ clip: ψ of the chunk's mean, or drawn from seed and chunk index."""
-        chunk_count, batch = z_CBnGD.shape[:2]
-        groups, _, _, parameters = self.shape
-        if self.psi is not None:
-            mean_CBGD = z_CBnGD.float().mean(dim=2)
-            # Not a matrix product: autocast would make one of it in bf16, and θ travels in float32.
-            theta_CBGm = (mean_CBGD.unsqueeze(-2) * self.psi).sum(-1)
-            return theta_CBGm.clamp(-self._clip, self._clip)
-        drawn = [self._drawn(chunk) for chunk in chunks]
-        stacked = torch.stack(drawn).to(z_CBnGD.device) if drawn else z_CBnGD.new_zeros(0, groups, parameters)
-        return stacked.unsqueeze(1).expand(chunk_count, batch, groups, parameters)
-
     def _drawn(self, chunk: int) -> Tensor:
         """θ [G, m] of a rotation that is not learned: uniform in ±clip, the same on every node and in every step."""
         source = torch.Generator().manual_seed(derive(self._seed, "theta", chunk))
         uniform = torch.rand(self.shape.groups, self.shape.parameters, generator=source)
-        return (2.0 * uniform - 1.0) * self._clip
+        return (2.0 * uniform - 1.0) * self.clip

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from coordinator import ring
-from node.exchange.payload import TensorSpec
+from node.exchange.formats import TensorSpec
 from node.subspace.basis import digest
 
 BUCKET_ELEMENTS = 1 << 20

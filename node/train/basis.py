@@ -1,8 +1,14 @@
-"""The end of the warm start: from second moments to one basis, equal on every node to the bit.
+"""From second moments to one basis, equal on every node to the bit: at the end of the warm start, and at refreshes.
 
 Moments of the activations are summed over nodes in a round; every node finds the principal directions; rank 0's are
-then copied to all in a second round, since two machines' eigensolvers need not agree in the last bit. What proves
-equality is the digest that nodes send with the next barrier (`digests` in `coordinator.messages.Ready`).
+then copied to all in a second round, since two machines' eigensolvers need not agree in the last bit. Where ranks are
+chosen for a budget, rank 0's choice goes round first, in a round of its own: a node that has taken part in the basis
+round knows the ranks by then, so nobody can meet a payload whose shape it does not know. What proves equality is the
+digest that nodes send with the next barrier (`digests` in `coordinator.messages.Ready`).
+
+A refresh takes the basis anew and keeps the ranks. What the optimizer has stays as it is: the weights and ψ, and so
+AdamW's moments of them, live in coordinates of Z, which a refresh does not touch; what changes under them is the
+projection alone, by as much as the subspace has moved. `node.subspace.basis.align` keeps the coordinates within it.
 """
 
 from __future__ import annotations
@@ -10,18 +16,18 @@ from __future__ import annotations
 import torch
 
 from node.config import Config
-from node.data.batches import BatchSampler
+from node.data.task import Sampler
 from node.exchange.chunks import ChunkExchange
+from node.exchange.payload import PayloadFormat
 from node.model.llama import Llama, Moments
 from node.schedule import PassSpec
 from node.subspace.basis import digest, kept_energy
+from node.subspace.ranks import choose_ranks, rank_bounds, spectrum
 from node.train.averaging import Averager, flatten, unflatten_into
 from node.train.passes import loss_sum
 
 
-def activation_moments(
-    config: Config, model: Llama, exchange: ChunkExchange, sampler: BatchSampler, cursor: int
-) -> Moments:
+def activation_moments(config: Config, model: Llama, exchange: ChunkExchange, sampler: Sampler, cursor: int) -> Moments:
     """ΣzᵀZ of this node's K and V over the calibration batches that begin at `cursor`, uncompressed."""
     spec = PassSpec(sampler.context // config.model.chunks, compressed=False)
     total: Moments = {}
@@ -40,11 +46,39 @@ def sum_moments(moments: Moments, averager: Averager, round_id: int) -> None:
     unflatten_into(averager.total(round_id, flatten(moments[key] for key in keys)), [moments[key] for key in keys])
 
 
-def share_basis(model: Llama, moments: Moments, rank: int, averager: Averager, round_id: int) -> None:
-    """Set every codec's basis from `moments`, and replace it by rank 0's: all others add zeros."""
+def share_ranks(
+    config: Config, model: Llama, moments: Moments, payload: PayloadFormat, rank: int, averager: Averager, round_id: int
+) -> None:
+    """Choose ranks for the budget from the spectra of `moments`, rank 0's for all; give them to codecs and format."""
+    codecs = dict(model.codecs())
+    own = torch.zeros(len(codecs))
+    if rank == 0:
+        found = choose_ranks(
+            {key: spectrum(moments[key]) for key in codecs},
+            *rank_bounds(config),
+            payload.codec_bytes,
+            payload.budget_bytes,
+        )
+        own = torch.tensor([float(found[key]) for key in codecs])
+    shared = averager.total(round_id, own)
+    for codec, chosen in zip(codecs.values(), shared.tolist(), strict=True):
+        codec.set_rank(int(chosen))
+    payload.set_ranks(chosen_ranks(model))
+
+
+def chosen_ranks(model: Llama) -> dict[tuple[int, str], int]:
+    """The rank of every codec, by layer and kind; 0 where it is still to be chosen."""
+    return {key: codec.shape.rank for key, codec in model.codecs()}
+
+
+def share_basis(
+    model: Llama, moments: Moments, rank: int, averager: Averager, round_id: int, refresh: bool = False
+) -> None:
+    """Set every codec's basis from `moments`, and replace it by rank 0's: all others add zeros. At a refresh it is
+    aligned to the basis that the codec has."""
     codecs = dict(model.codecs())
     for key, codec in codecs.items():
-        codec.set_moments(moments[key])
+        codec.set_moments(moments[key], near=codec.leading.clone() if refresh else None)
     own = flatten(codec.leading for codec in codecs.values())
     shared = averager.total(round_id, own if rank == 0 else torch.zeros_like(own))
     with torch.no_grad():
@@ -59,8 +93,9 @@ def restore_basis(model: Llama) -> None:
 
 
 def basis_digest(model: Llama) -> str:
-    """What nodes compare."""
-    return digest(codec.leading for _, codec in model.codecs())
+    """What nodes compare: the bases, and the ranks."""
+    ranks = torch.tensor(list(chosen_ranks(model).values()))
+    return digest([ranks, *(codec.leading for _, codec in model.codecs())])
 
 
 def energies(model: Llama, moments: Moments) -> dict[str, float]:
@@ -71,3 +106,26 @@ def energies(model: Llama, moments: Moments) -> dict[str, float]:
         key = f"{kind}_energy_kept"
         kept[key] = min(energy, kept.get(key, 1.0))
     return kept
+
+
+class RunningMoments:
+    """Second moments of this node's K and V in training passes, from which the basis is refreshed.
+
+    Sums since the last refresh, and `decay` times what there was before it. Few steps are looked at
+    (`node.schedule.samples_moments`), so that the cost does not show.
+    """
+
+    def __init__(self, decay: float) -> None:
+        self.total: Moments = {}
+        self._decay = decay
+
+    def add(self, moments: Moments) -> None:
+        """What one pass has seen."""
+        for key, moment in moments.items():
+            self.total[key] = self.total[key] + moment if key in self.total else moment
+
+    def take(self) -> Moments:
+        """A copy of what is there now; from here on it counts `decay` times."""
+        taken = {key: moment.clone() for key, moment in self.total.items()}
+        self.total = {key: moment * self._decay for key, moment in self.total.items()}
+        return taken

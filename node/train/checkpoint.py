@@ -2,7 +2,8 @@
 
     outputs/<run>/checkpoint/step-000200/
         model.safetensors     the agreed weights and the basis (rank 0 writes it)
-        node-0.safetensors    that node's weights, basis and optimizer moments (each node writes its own)
+        node-0.safetensors    that node's weights, basis, optimizer moments, and the second moments of K and V that the
+                              next refresh of the basis will need, if there is one (each node writes its own)
         COMPLETE.json         written last, by the coordinator, when every node has saved (`node.run_folder`)
 
 Each node's file is enough for that node, so machines need not share a disk. Tensors only; nothing is unpickled.
@@ -18,10 +19,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from netem.errors import ConfigError
-from node.model.llama import Llama
+from netem.errors import ConfigError, IsthmusError
+from node.model.llama import Llama, Moments
 from node.run_folder import checkpoint_folder
+from node.subspace.codec import Codec
 from node.train.basis import restore_basis
+
+_RUNNING = "running."
+"""Before the layer and kind of a running second moment."""
 
 _OTHER_MODEL = "it was made with other [model] or [compress] settings"
 
@@ -33,7 +38,7 @@ class Checkpoints:
         self._run_folder = run_folder
         self._rank = rank
 
-    def save(self, step: int, model: Llama, optimizer: torch.optim.Optimizer) -> None:
+    def save(self, step: int, model: Llama, optimizer: torch.optim.Optimizer, running: Moments | None = None) -> None:
         """Write this node's part of the checkpoint after `step` steps."""
         folder = checkpoint_folder(self._run_folder, step)
         folder.mkdir(parents=True, exist_ok=True)
@@ -41,21 +46,28 @@ class Checkpoints:
         if self._rank == 0:
             _write(weights, folder / "model.safetensors", {"step": str(step)})
         moments = _optimizer_tensors(model, optimizer)
+        for (layer, kind), moment in (running or {}).items():
+            moments[f"{_RUNNING}{layer}.{kind}"] = moment.cpu().contiguous()
         _write({**weights, **moments}, folder / f"node-{self._rank}.safetensors", {"step": str(step)})
 
-    def load(self, step: int, model: Llama, optimizer: torch.optim.Optimizer) -> None:
-        """Load this node's part of the checkpoint after `step` steps. Raises `ConfigError` where it is not there."""
+    def load(self, step: int, model: Llama, optimizer: torch.optim.Optimizer) -> Moments:
+        """Load this node's part of the checkpoint after `step` steps; returns its running second moments, if any.
+        Raises `ConfigError` where it is not there."""
         tensors = _read(checkpoint_folder(self._run_folder, step) / f"node-{self._rank}.safetensors")
         load_weights(model, tensors)
         _load_optimizer(model, optimizer, tensors)
+        return _running_moments(model, tensors)
 
 
 def load_weights(model: Llama, tensors: dict[str, Tensor]) -> None:
     """Put saved weights and basis into the model. Raises `ConfigError` where they are of another model."""
+    _take_ranks(model, tensors)
     own = _weights(model)
     # Codecs may be left aside: a compressed model can be looked at as a dense one.
     strays = [
-        name for name in tensors.keys() - own.keys() if not name.startswith("optimizer.") and "codecs" not in name
+        name
+        for name in tensors.keys() - own.keys()
+        if not name.startswith(("optimizer.", _RUNNING)) and "codecs" not in name
     ]
     if strays:
         raise ConfigError(f"checkpoint: {min(strays)} is in it and not in the model: {_OTHER_MODEL}")
@@ -66,6 +78,19 @@ def load_weights(model: Llama, tensors: dict[str, Tensor]) -> None:
         with torch.no_grad():
             tensor.copy_(tensors[name])
     restore_basis(model)
+
+
+def _take_ranks(model: Llama, tensors: dict[str, Tensor]) -> None:
+    """Codecs whose ranks a run chooses take those that it chose."""
+    for (layer, kind), codec in model.codecs():
+        saved = tensors.get(f"layers.{layer}.self_attn.codecs.{kind}.leading")
+        if not codec.shape.rank and saved is not None:
+            codec.set_rank(_rank_with(codec, saved.shape[-1]))
+
+
+def _rank_with(codec: Codec, columns: int) -> int:
+    """The rank that takes so many principal directions; 0 where there is none, and the shapes will not fit."""
+    return next((rank for rank in range(columns + 1) if codec.columns(rank) == columns), 0)
 
 
 def load_model(folder: Path, model: Llama) -> None:
@@ -98,11 +123,21 @@ def _load_optimizer(model: Llama, optimizer: torch.optim.Optimizer, tensors: dic
                 optimizer.state[parameter][key] = saved.to(place)
 
 
+def _running_moments(model: Llama, tensors: dict[str, Tensor]) -> Moments:
+    device = model.embed_tokens.weight.device
+    named = {key: f"{_RUNNING}{key[0]}.{key[1]}" for key, _ in model.codecs()}
+    return {key: tensors[name].to(device) for key, name in named.items() if name in tensors}
+
+
 def _write(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
-    """Write beside the place, then rename: a file of that name is always whole."""
+    """Write beside the place, then rename: a file of that name is always whole. `IsthmusError` for a full disk."""
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    save_file(tensors, unfinished, metadata={"format": "pt", **metadata})
-    unfinished.replace(path)
+    try:
+        save_file(tensors, unfinished, metadata={"format": "pt", **metadata})
+        unfinished.replace(path)
+    except (safetensors.SafetensorError, OSError) as error:
+        unfinished.unlink(missing_ok=True)
+        raise IsthmusError(f"{path}: cannot be written: {error}") from None
 
 
 def _read(path: Path) -> dict[str, Tensor]:

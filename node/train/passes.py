@@ -13,25 +13,33 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from node.data.batches import Contexts
+from node.data.task import NOT_ASKED, asked, read
 from node.exchange.chunks import ChunkExchange
 from node.model.llama import Llama, Moments
 from node.schedule import PassSpec
+from node.subspace.energy import EnergyReport
 
 
 def own_tokens(contexts: Contexts, own: tuple[int, ...], spec: PassSpec, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Inputs and targets [C, B, n] of the own chunks, out of contexts [B, T + 1]."""
+    """Inputs and targets [C, B, n] of the own chunks, out of contexts [B, T + 1] (`node.data.task` has their form)."""
     starts = [chunk * spec.tokens for chunk in own]
-    inputs = np.stack([contexts[:, start : start + spec.tokens] for start in starts])
-    targets = np.stack([contexts[:, start + 1 : start + spec.tokens + 1] for start in starts])
+    inputs = read(np.stack([contexts[:, start : start + spec.tokens] for start in starts]))
+    targets = asked(np.stack([contexts[:, start + 1 : start + spec.tokens + 1] for start in starts]))
     return torch.from_numpy(inputs).to(device), torch.from_numpy(targets).to(device)
 
 
 def loss_sum(
-    model: Llama, exchange: ChunkExchange, contexts: Contexts, spec: PassSpec, moments: Moments | None = None
+    model: Llama,
+    exchange: ChunkExchange,
+    contexts: Contexts,
+    spec: PassSpec,
+    moments: Moments | None = None,
+    report: EnergyReport | None = None,
 ) -> Tensor:
-    """Sum of the next-token losses (nats) of the own chunks' tokens. On a GPU the compute runs in bf16."""
+    """Sum of the losses (nats) of the own chunks' targets that are asked for. On a GPU the compute runs in bf16."""
     device = model.embed_tokens.weight.device
     inputs_CBn, targets_CBn = own_tokens(contexts, exchange.own, spec, device)
     with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-        logits_CBnV = model(inputs_CBn, exchange, spec, moments)
-    return F.cross_entropy(logits_CBnV.flatten(0, 2).float(), targets_CBn.flatten(), reduction="sum")
+        logits_CBnV = model(inputs_CBn, exchange, spec, moments, report)
+    logits_tV = logits_CBnV.flatten(0, 2).float()
+    return F.cross_entropy(logits_tV, targets_CBn.flatten(), reduction="sum", ignore_index=NOT_ASKED)

@@ -12,12 +12,27 @@ from typing import Protocol
 import torch
 
 from coordinator.messages import Go, Round, Stop
+from netem.errors import RunAborted
 from node.config import Config
-from node.data import BatchSampler, Corpus
+from node.data import Task
+from node.data.task import Sampler, count_asked
 from node.exchange.chunks import ChunkExchange
 from node.model.llama import Llama, Moments
-from node.schedule import BASIS, GRADIENTS, MOMENTS, WEIGHTS, evaluates, learning_rate, pass_spec, saves
+from node.schedule import (
+    BASIS,
+    GRADIENTS,
+    MOMENTS,
+    RANKS,
+    WEIGHTS,
+    evaluates,
+    learning_rate,
+    pass_spec,
+    refreshes,
+    samples_moments,
+    saves,
+)
 from node.subspace.basis import digest
+from node.subspace.energy import EnergyReport
 from node.train import basis
 from node.train.averaging import Averager, flatten, unflatten_into
 from node.train.checkpoint import Checkpoints
@@ -48,7 +63,7 @@ class Trainer:
     def __init__(
         self,
         config: Config,
-        corpus: Corpus,
+        task: Task,
         model: Llama,
         exchange: ChunkExchange,
         averager: Averager,
@@ -57,19 +72,23 @@ class Trainer:
         self.model = model
         self.optimizer = make_optimizer(model, config.train)
         self._config = config
-        self._corpus = corpus
+        self._task = task
         self._exchange = exchange
         self._averager = averager
         self._checkpoints = checkpoints
         self._parameters = list(model.parameters())
         self._agreed = flatten(self._parameters)
         self._share = len(exchange.own) / config.model.chunks
+        self._running = basis.RunningMoments(config.compress.refresh_decay)
         # What nodes must have in common, compared at the next barrier.
-        self._digests = {"corpus": corpus.fingerprint, "weights": digest([self._agreed])}
+        self._digests = {"corpus": task.fingerprint, "weights": digest([self._agreed])}
 
     def resume(self, step: int) -> None:
         """Go on from this run's checkpoint after `step` steps."""
-        self._checkpoints.load(step, self.model, self.optimizer)
+        self._running.total = self._checkpoints.load(step, self.model, self.optimizer)
+        ranks = basis.chosen_ranks(self.model)
+        if all(ranks.values()):  # else the warm start is not over
+            self._exchange.payload.set_ranks(ranks)
         self._agreed = flatten(self._parameters)
         self._digests |= {"weights": digest([self._agreed]), "basis": basis.basis_digest(self.model)}
 
@@ -80,12 +99,15 @@ class Trainer:
             self._digests = {}
             began = time.monotonic()
             metrics = self.step(go)
-            metrics |= {"step_s": time.monotonic() - began} | meter.step_metrics()
+            metrics["step_s"] = time.monotonic() - began
             done = go.step + 1
             if saves(self._config, done):
-                self._checkpoints.save(done, self.model, self.optimizer)
+                self._checkpoints.save(done, self.model, self.optimizer, self._running.total)
                 barrier.saved(done)
                 self._digests["weights"] = digest([flatten(self._parameters)])
+            if evaluates(self._config, done):
+                metrics |= self.evaluate(done)
+            metrics |= meter.step_metrics()
 
     def step(self, go: Go) -> Metrics:
         """One optimizer step, and what the schedule adds to it."""
@@ -95,10 +117,18 @@ class Trainer:
         sampler = self._sampler(spec.tokens)
         metrics: Metrics = {}
         if BASIS in rounds:
-            metrics |= self._take_basis(rounds, go.cursor)
+            metrics |= self._take_basis(rounds, go.cursor, refresh=refreshes(config, number))
 
-        loss = loss_sum(self.model, self._exchange, sampler.contexts(go.cursor), spec)
-        tokens = config.train.batch * config.model.chunks * spec.tokens
+        contexts = sampler.contexts(go.cursor)
+        self._exchange.at_step(number)
+        moments: Moments = {}
+        loss = loss_sum(
+            self.model, self._exchange, contexts, spec, moments if samples_moments(config, number) else None
+        )
+        if not torch.isfinite(loss.detach()):
+            raise RunAborted(f"step {number}: the loss is {loss.item()}; a lower train.lr may help")
+        self._running.add(moments)
+        tokens = count_asked(contexts)
         self.optimizer.zero_grad()
         (loss / tokens).backward()
 
@@ -115,31 +145,40 @@ class Trainer:
             "grad_norm": float(norm),
             "lr": lr,
         }
-        if evaluates(config, number):
-            total, count = heldout_loss(
-                self.model,
-                self._exchange,
-                self._corpus.heldout,
-                spec,
-                config.train.batch,
-                config.train.eval_batches,
-            )
-            metrics |= {"heldout_loss_sum": total, "heldout_tokens": count}
+        if config.leaks:
+            metrics["leaks"] = 1.0
         return metrics
 
-    def _take_basis(self, rounds: dict[str, Round], cursor: int) -> Metrics:
-        """End the warm start: from moments to a basis that all nodes share (`node.train.basis`)."""
-        config = self._config
+    def evaluate(self, number: int) -> Metrics:
+        """The held-out loss after step `number`, and how much of K and V the subspaces kept."""
+        train, report, spec = self._config.train, EnergyReport(), pass_spec(self._config, number)
+        total, count = heldout_loss(
+            self.model, self._exchange, self._task, spec, train.batch, train.eval_batches, report
+        )
+        return {"heldout_loss_sum": total, "heldout_tokens": count} | report.metrics()
+
+    def _take_basis(self, rounds: dict[str, Round], cursor: int, refresh: bool) -> Metrics:
+        """End the warm start, or refresh: from moments to a basis that all nodes share (`node.train.basis`)."""
+        config, rank = self._config, self._exchange.rank
         moments: Moments
-        if MOMENTS in rounds:
+        if MOMENTS not in rounds:
+            moments = self.model.weight_moments(config.compress)
+        elif refresh:
+            moments = self._running.take()
+        else:
             sampler = self._sampler(config.warmup_chunk_tokens)
             moments = basis.activation_moments(config, self.model, self._exchange, sampler, cursor)
+        if MOMENTS in rounds:
             basis.sum_moments(moments, self._averager, rounds[MOMENTS].round_id)
-        else:
-            moments = self.model.weight_moments(config.compress)
-        basis.share_basis(self.model, moments, self._exchange.rank, self._averager, rounds[BASIS].round_id)
+        metrics: Metrics = {}
+        if RANKS in rounds:
+            payload = self._exchange.payload
+            basis.share_ranks(config, self.model, moments, payload, rank, self._averager, rounds[RANKS].round_id)
+            ranks = basis.chosen_ranks(self.model)
+            metrics = {f"layer{layer}_{kind}_rank": float(chosen) for (layer, kind), chosen in ranks.items()}
+        basis.share_basis(self.model, moments, rank, self._averager, rounds[BASIS].round_id, refresh)
         self._digests["basis"] = basis.basis_digest(self.model)
-        return dict(basis.energies(self.model, moments))
+        return metrics | basis.energies(self.model, moments)
 
     def _scale_or_average_gradients(self, entry: Round | None) -> None:
         """This node's gradient is a part of the global sum. With a round, all get the sum; without, each takes its
@@ -159,7 +198,7 @@ class Trainer:
             unflatten_into(self._agreed, self._parameters)
         self._digests["weights"] = digest([self._agreed])
 
-    def _sampler(self, chunk_tokens: int) -> BatchSampler:
+    def _sampler(self, chunk_tokens: int) -> Sampler:
         config = self._config
         context = config.model.chunks * chunk_tokens
-        return BatchSampler(self._corpus.train, context, config.train.batch, config.run.seed)
+        return self._task.sampler(context, config.train.batch, config.run.seed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,8 +12,10 @@ import pytest
 import torch
 
 import node.cli
+from coordinator.messages import NODE_NAME
 from netem.errors import ConfigError, ProtocolError, RunAborted
 from node.cli import main
+from node.commands.node import default_name
 from node.commands.run import check_corpus
 from node.config import Config, load_config, save_config
 from node.model.llama import Llama
@@ -83,12 +86,25 @@ def test_a_mistake_in_the_config(
             "modle: no such section; there are compress, coordinator, data, model, net, run, train",
         ),
         (["node", TINY, "--join", "10.0.0.5:7070"], "--join '10.0.0.5:7070': expected the coordinator's address"),
+        (["node", TINY, "--join", "tcp://127.0.0.1:*"], "--join = 'tcp://127.0.0.1:*': names no single host and port"),
+        (["node", TINY, "--join", "tcp://127.0.0.1:1", "--name", "a b"], "--name 'a b': expected 1 to 64 letters"),
+        (["node", TINY, "--join", "tcp://127.0.0.1:1", "--name", "x" * 65], "expected 1 to 64 letters"),
+        (["node", TINY, "--join", "tcp://127.0.0.1:1", "--name", "coordinator"], "and not 'coordinator'"),
+        (["coordinator", TINY, "--run.name", "x" * 65], "expected a plain folder name, without slashes, of at most 64"),
         (["coordinator", TINY, "--run.resume", "true"], "run.resume = true: outputs/tiny holds no complete checkpoint"),
     ],
     ids=lambda value: " ".join(Path(word).name for word in value) if isinstance(value, list) else "",
 )
 def test_a_mistake_of_one_command(arguments: list[str], expected: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert expected in mistake(arguments, capsys)
+
+
+def test_two_nodes_without_a_name_or_rank_have_two_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("socket.gethostname", lambda: "the host's own, " + "very " * 20 + "long name")
+    names = {default_name(-1) for _ in range(2)}
+    assert len(names) == 2
+    assert all(re.fullmatch(NODE_NAME, name) for name in names)
+    assert default_name(3) == "node-3"
 
 
 @pytest.mark.parametrize(
@@ -198,7 +214,7 @@ def test_eval_of_a_checkpoint_that_does_not_fit(
     folder = trained()
     mark_complete(folder, 25, nodes=2)
     assert "other [model] or [compress] settings" in mistake(["eval", str(folder), "--model.d_model", "32"], capsys)
-    assert "fewer than a batch" in mistake(["eval", str(folder), "--train.batch", "500"], capsys)
+    assert "has only 46 contexts" in mistake(["eval", str(folder), "--train.batch", "500"], capsys)
     (checkpoint_folder(folder, 25) / "model.safetensors").write_bytes(b"\x00" * 50)
     assert "not a whole safetensors file" in mistake(["eval", str(folder)], capsys)
 
@@ -215,7 +231,7 @@ def test_a_gpu_that_is_not_there(trained: Callable[..., Path], capsys: pytest.Ca
 def test_resuming_what_cannot_be_resumed(trained: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
     folder = trained()
     mark_complete(folder, 25, nodes=4)
-    resume = ["coordinator", TINY, "--run.resume", "true"]
+    resume = ["coordinator", str(folder / "config.toml"), "--run.resume", "true"]
     assert "was written by 4 nodes" in mistake(resume, capsys)
     mark_complete(folder, 25, nodes=2)
     assert "raise train.steps" in mistake([*resume, "--train.steps", "25"], capsys)

@@ -20,6 +20,7 @@ PURE_MODULES = [
     "netem.counters",
     "netem.config",
     "netem.errors",
+    "netem.names",
 ]
 BELOW = {"netem": set(), "coordinator": {"netem"}, "node": {"coordinator", "netem"}}
 

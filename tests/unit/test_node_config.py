@@ -61,6 +61,12 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"compress": {"warmup_share": 0.0}}, "compress.warmup_share = 0.0: expected `float` > 0.0"),
     ({"compress": {"warmup_steps": 300}}, "compress.warmup_steps = 300: expected fewer than train.steps = 300"),
     ({"compress": {"dense_last_layers": 4}}, "compress.dense_last_layers = 4: leaves none of model.layers = 4"),
+    ({"compress": {"generators": 2, "rotation": "fixed"}}, "compress.generators = 2: expected 1, since"),
+    ({"compress": {"generators": 2, "rotation": "exact"}}, "compress.rotation = 'exact' has a short form for one"),
+    ({"compress": {"theta": "previous", "rotation": "random"}}, "compress.theta = 'previous': expected \"chunk\""),
+    ({"compress": {"clip": 3.5, "rotation": "exact"}}, "compress.clip = 3.5: expected at most 3.0"),
+    ({"compress": {"refresh_every": 30}}, "compress.refresh_every = 30: expected a multiple of train.sync_every = 20"),
+    ({"compress": {"refresh_decay": 1.0}}, "compress.refresh_decay = 1.0: expected `float` < 1.0"),
     ({"train": {"lr": 0.0}}, "train.lr = 0.0: expected `float` > 0.0"),
     ({"train": {"lr": "fast"}}, 'train.lr = "fast": expected `float`, got `str`'),
     ({"train": {"beta2": 1.0}}, "train.beta2 = 1.0: expected `float` < 1.0"),
@@ -148,6 +154,9 @@ OTHER: dict[str, Any] = {
     "data.tokenizer": "bytes",
     "net.profile": "unshaped",
     "train.checkpoint_every": 40,
+    "train.eval_every": 40,
+    "compress.refresh_every": 40,
+    "compress.budget_bytes_per_token": 64.0,
 }
 
 
@@ -156,7 +165,9 @@ def other_value(key: str, current: Any) -> Any:
     if key in LOCAL or key in OTHER:
         return (LOCAL | OTHER)[key]
     choices = {"compress.mode": "local", "compress.scope": "head", "compress.basis": "weights"}
-    choices |= {"compress.rotation": "random", "compress.generator_norm": "spectral", "compress.wire_dtype": "bfloat16"}
+    choices |= {"compress.rotation": "random", "compress.generator_norm": "spectral"}
+    choices |= {"compress.format": "int8", "compress.dense_format": "int4"}
+    choices |= {"compress.theta": "first", "compress.own": "projected"}
     if key in choices:
         return choices[key]
     if isinstance(current, bool):

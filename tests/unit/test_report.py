@@ -26,6 +26,7 @@ def line(step: int, *, time: float | None = None, names: Sequence[str] = ("node-
             "compressed_bytes": 0.0 if warm else 1e4,
             "dense_bytes": 1e5,
             "uncompressed_bytes": 1e5 if warm else 3e5,
+            "replaced_bytes": 0.0 if warm else 2e5,
             "averaging_bytes": 1e6 if step % 2 == 0 else 0.0,
             "sent_wire_bytes": 2e6,
         }
@@ -143,3 +144,9 @@ def test_smoothing_neither_shifts_nor_invents() -> None:
     assert smooth([0.0, 0.0, 9.0, 0.0, 0.0], 3) == [0.0, 3.0, 3.0, 3.0, 0.0]
     assert smooth([4.0], 5) == [4.0]
     assert smooth([], 3) == []
+
+
+def test_a_run_that_leaks_is_marked_wherever_it_is_named(tmp_path: Path) -> None:
+    leaking = folder(tmp_path / "one", [line(1), line(2, leaks=1.0)], HOME_LINE)
+    assert read_run(leaking).name == "one (leaks)"
+    assert read_run(folder(tmp_path / "two", [line(1), line(2)], HOME_LINE)).name == "two"

@@ -13,13 +13,13 @@ from node.subspace.rotation import make_rotation
 WIDTH, RANK, CHUNKS, BATCH, TOKENS = 12, 3, 2, 2, 5
 CLIP = 0.5
 OWN = (1, 3)
-ROTATIONS = ["geodesic", "taylor2", "fixed", "random"]
+ROTATIONS = ["geodesic", "taylor2", "exact", "fixed", "random"]
 
 
-def make_codec(rotation: str, groups: int = 1, dtype: torch.dtype = torch.float32, psi_std: float = 0.05) -> Codec:
+def make_codec(rotation: str, groups: int = 1, psi_std: float = 0.05, generators: int = 1) -> Codec:
     source = torch.Generator().manual_seed(groups)
-    turns = make_rotation(rotation, 5, "spectral")
-    codec = Codec(CodecShape(groups, WIDTH, RANK, turns.parameters), turns, CLIP, dtype, seed=5)
+    turns = make_rotation(rotation, 5, "spectral", generators)
+    codec = Codec(CodecShape(groups, WIDTH, RANK, turns.parameters), turns, CLIP, seed=5)
     rows = torch.randn(groups, 40, WIDTH, generator=source)
     codec.set_moments(rows.mT @ rows)
     if codec.psi is not None:
@@ -70,10 +70,36 @@ def test_theta_is_a_linear_head_of_the_chunk_mean_and_clipped() -> None:
     assert torch.equal(theta.detach().abs(), torch.full_like(theta, CLIP))
 
 
+def test_theta_may_be_of_the_first_token_alone() -> None:
+    codec = make_codec("geodesic", groups=2)
+    first = Codec(codec.shape, codec._rotation, CLIP, seed=5, source="first")
+    assert codec.psi is not None
+    first.psi = codec.psi
+    z = activations(groups=2)
+    wanted = torch.einsum("cbgd,gmd->cbgm", z[:, :, 0].unflatten(-1, (2, WIDTH)), codec.psi).flatten(-2)
+    found = first.theta(first.grouped(z), OWN)
+    torch.testing.assert_close(found, wanted.clamp(-CLIP, CLIP))
+    z[:, :, 1:] += 1.0
+    assert torch.equal(first.theta(first.grouped(z), OWN), found)
+
+
+def test_a_rank_may_be_chosen_later() -> None:
+    codec = make_codec("geodesic")
+    leading, psi = codec.leading, codec.psi
+    codec.set_rank(2)
+    assert codec.directions == ()
+    assert codec.leading.shape == (1, WIDTH, 4)
+    codec.set_basis(leading[..., :4])
+    compressed, theta = codec.encode(activations(), OWN)
+    assert [tuple(t.shape[1:]) for t in (compressed, theta)] == list(codec.shape.payload_shapes(BATCH, TOKENS))
+    assert compressed.shape[-1] == 2
+    assert codec.psi is psi
+
+
 def test_without_training_theta_is_zero() -> None:
     """ψ starts at zero: U = Ū."""
     turns = make_rotation("geodesic", 5, "spectral")
-    codec = Codec(CodecShape(1, WIDTH, RANK, 1), turns, CLIP, torch.float32, seed=5)
+    codec = Codec(CodecShape(1, WIDTH, RANK, 1), turns, CLIP, seed=5)
     codec.set_basis(torch.eye(WIDTH)[None, :, : 2 * RANK])
     _, theta = codec.encode(activations(), OWN)
     assert torch.count_nonzero(theta) == 0
@@ -93,10 +119,12 @@ def test_random_theta_is_of_seed_and_chunk_alone() -> None:
 
 
 @pytest.mark.parametrize("groups", [1, 2])
-@pytest.mark.parametrize("rotation", ROTATIONS)
-def test_the_compressed_backward_is_that_of_the_projection(rotation: str, groups: int) -> None:
+@pytest.mark.parametrize(
+    ("rotation", "generators"), [*((name, 1) for name in ROTATIONS), ("geodesic", 3), ("taylor2", 2), ("random", 2)]
+)
+def test_the_compressed_backward_is_that_of_the_projection(rotation: str, generators: int, groups: int) -> None:
     """∂L/∂Zcomp = (∂L/∂Z̃) U, and with θ's gradient, all of autograd through Z U(θ) U(θ)ᵀ written out in float64."""
-    codec = make_codec(rotation, groups)
+    codec = make_codec(rotation, groups, generators=generators)
     z, upstream = activations(groups).requires_grad_(), torch.randn(CHUNKS, BATCH, TOKENS, groups * WIDTH)
 
     # As on the wire: the reader's part ends at the payload, whose gradients the owner takes up.
@@ -113,10 +141,10 @@ def test_the_compressed_backward_is_that_of_the_projection(rotation: str, groups
     if psi is not None:
         theta = torch.einsum("cbgd,gmd->cbgm", z_CBnGD.mean(2), psi).clamp(-CLIP, CLIP)
     elif rotation == "random":
-        theta = payload[1].double().unflatten(-1, (groups, 1))
+        theta = payload[1].double().unflatten(-1, (groups, generators))
     else:
         theta = torch.zeros(CHUNKS, BATCH, groups, 0, dtype=torch.float64)
-    turns = make_rotation(rotation, 5, "spectral")
+    turns = make_rotation(rotation, 5, "spectral", generators)
     u = turns.turn(tuple(part.double() for part in codec.directions), theta)
     projected = torch.einsum("cbngd,cbgdr,cbger->cbnge", z_CBnGD, u, u).flatten(-2)
     wanted = torch.autograd.grad(projected, [exact, *([psi] if psi is not None else [])], upstream.double())
@@ -128,10 +156,10 @@ def test_the_compressed_backward_is_that_of_the_projection(rotation: str, groups
     torch.testing.assert_close(returned[0].double(), compressed, rtol=0, atol=1e-5)
 
 
-def test_the_wire_rounds_what_is_compressed_and_never_theta() -> None:
-    codec = make_codec("geodesic", dtype=torch.bfloat16)
+def test_theta_stays_in_float32_under_autocast() -> None:
+    codec = make_codec("geodesic")
     compressed, theta = codec.encode(activations(), OWN)
-    assert (compressed.dtype, theta.dtype) == (torch.bfloat16, torch.float32)
+    assert (compressed.dtype, theta.dtype) == (torch.float32, torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
         under_autocast = codec.encode(activations(), OWN)
     assert [tensor.dtype for tensor in under_autocast] == [torch.bfloat16, torch.float32]

@@ -1,6 +1,7 @@
 """Tags come back as they went, and anything else is a protocol error that names the peer."""
 
 import contextlib
+from typing import get_args
 
 import msgpack
 import pytest
@@ -8,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from netem.errors import ProtocolError
+from node.config import FormatName
 from node.exchange.tags import ChunkTag, RingTag, Tag, decode_tag, encode_tag
 
 index = st.integers(0, 1 << 40)
@@ -17,7 +19,7 @@ chunk_tags = st.builds(
     st.sampled_from(["kv", "grad", "done"]),
     *[index] * 4,
     st.booleans(),
-    st.sampled_from(["float32", "bfloat16"]),
+    st.sampled_from(get_args(FormatName)),
     shapes,
 )
 GOOD = ["chunk", "kv", 3, 0, 1, 16, True, "float32", [[2, 16, 6]]]

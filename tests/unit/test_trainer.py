@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,8 @@ from torch import Tensor
 from worlds import MODES, WORLDS, exchange_of, full_spec, tiny_config
 
 from coordinator.assignment import Assignment
-from netem.errors import ConfigError
+from netem.errors import ConfigError, RunAborted
 from node.config import Config
-from node.data import heldout_contexts
 from node.train.evaluate import heldout_loss
 from node.train.passes import loss_sum
 from node.train.trainer import Trainer
@@ -100,7 +100,7 @@ def test_an_averaging_round_leaves_all_with_the_weighted_mean_of_weights(world: 
 
 
 def test_what_is_said_at_the_barrier(tmp_path: Path) -> None:
-    config = tiny_config(train={"steps": 6, "sync_every": 2, "checkpoint_every": 2, "eval_every": 3})
+    config = tiny_config(train={"steps": 6, "sync_every": 2, "checkpoint_every": 2, "eval_every": 4})
     shared, trainers = train(config, WORLDS["3+1"], tmp_path)
     said = shared.said[0]
     assert [sorted(digests) for _, digests in said.values()] == [
@@ -115,7 +115,7 @@ def test_what_is_said_at_the_barrier(tmp_path: Path) -> None:
     assert shared.saved == [[2, 4, 6]] * 2
     assert said[0][0] is None
     metrics = [reported for reported, _ in said.values() if reported is not None]
-    assert [step for step, entry in enumerate(metrics, 1) if "heldout_loss_sum" in entry] == [1, 3, 6]
+    assert [step for step, entry in enumerate(metrics, 1) if "heldout_loss_sum" in entry] == [1, 4, 6]
     assert [step for step, entry in enumerate(metrics, 1) if "k_energy_kept" in entry] == [3]
     assert 0 < metrics[2]["k_energy_kept"] <= 1
     # Chunks of 4 tokens in the warm start, then of 8; three of four chunks here, in a batch of two contexts.
@@ -126,11 +126,14 @@ def test_what_is_said_at_the_barrier(tmp_path: Path) -> None:
     assert all(float(p.abs().max()) > 0 for _, codec in trainers[0].model.codecs() for p in codec.directions)
 
 
+@pytest.mark.parametrize("number_format", ["float32", "int8"])
 @pytest.mark.parametrize("world", ["1", "3+1"])
 @pytest.mark.parametrize("start", [2, 4])
-def test_a_resumed_run_goes_on_bit_for_bit(world: str, start: int, tmp_path: Path) -> None:
-    """From the end of the warm start (the basis is still to come), and from among compressed steps."""
-    config = tiny_config(train={"steps": 6, "sync_every": 2, "checkpoint_every": 2})
+def test_a_resumed_run_goes_on_bit_for_bit(world: str, start: int, number_format: str, tmp_path: Path) -> None:
+    """From the end of the warm start (the basis is still to come), and from among compressed steps. Gradients that are
+    rounded at random are rounded as they would have been."""
+    train_settings = {"steps": 6, "sync_every": 2, "checkpoint_every": 2}
+    config = tiny_config(train=train_settings, compress={"format": number_format})
     whole, straight = train(config, WORLDS[world], tmp_path)
     rest, resumed = train(config, WORLDS[world], tmp_path, start=start)
     assert rest.losses() == whole.losses()[start:]
@@ -159,11 +162,11 @@ def test_a_run_resumed_without_its_moments_would_not(tmp_path: Path) -> None:
 @pytest.mark.parametrize("world", ["2x2", "zigzag", "4"])
 def test_the_heldout_loss_is_that_of_one_rank(world: str) -> None:
     config = tiny_config()
-    tokens, spec = corpus().heldout, full_spec(config)
+    task, spec = corpus(), full_spec(config)
 
     def walk(rank: int, wire: ThreadWire, owners: str) -> tuple[float, int]:
         model = small_model(config)
-        return heldout_loss(model, exchange_of(config, WORLDS[owners], rank, wire), tokens, spec, 2, 1 << 60)
+        return heldout_loss(model, exchange_of(config, WORLDS[owners], rank, wire), task, spec, 2, 1 << 60)
 
     ((loss, count),) = run_ranks(1, lambda rank, wire: walk(rank, wire, "1"))
     parts = run_ranks(len(WORLDS[world]), lambda rank, wire: walk(rank, wire, world))
@@ -173,12 +176,12 @@ def test_the_heldout_loss_is_that_of_one_rank(world: str) -> None:
 
 def test_the_heldout_loss_walks_each_context_once() -> None:
     config = tiny_config()
-    tokens, spec = corpus().heldout, full_spec(config)
+    task, spec = corpus(), full_spec(config)
     model, exchange = small_model(config), exchange_of(config, WORLDS["1"], 0, None)
-    total, count = heldout_loss(model, exchange, tokens, spec, 2, 3)
+    total, count = heldout_loss(model, exchange, task, spec, 2, 3)
     assert model.training
     with torch.no_grad():
-        batches = [heldout_contexts(tokens, 32, first, 2) for first in (0, 2, 4)]
+        batches = [task.heldout_contexts(32, first, 2) for first in (0, 2, 4)]
         assert total == pytest.approx(sum(float(loss_sum(model, exchange, batch, spec)) for batch in batches))
     assert count == 3 * 2 * 32
 
@@ -186,6 +189,23 @@ def test_the_heldout_loss_walks_each_context_once() -> None:
 def test_a_heldout_part_of_less_than_one_batch_is_an_error_that_says_so() -> None:
     """Payloads have the shape of a whole batch: peers would refuse a smaller one."""
     config = tiny_config()
-    tokens = np.zeros(40, np.uint16)
-    with pytest.raises(ConfigError, match=r"train\.batch = 2: the held-out part .* 1 contexts? of 32 tokens"):
-        heldout_loss(small_model(config), exchange_of(config, WORLDS["1"], 0, None), tokens, full_spec(config), 2, 1)
+    short = dataclasses.replace(corpus(), heldout=np.zeros(40, np.uint16))
+    with pytest.raises(
+        ConfigError, match=r"train\.batch = 2: the held-out part .* only 1 contexts of model\.context = 32"
+    ):
+        heldout_loss(small_model(config), exchange_of(config, WORLDS["1"], 0, None), short, full_spec(config), 2, 1)
+
+
+def test_a_loss_that_is_no_number_ends_the_run_and_says_so(tmp_path: Path) -> None:
+    config = tiny_config(train={"steps": 3, "sync_every": 1})
+    shared = Coordinator(config, WORLDS["1"], 3)
+
+    def work(rank: int, wire: ThreadWire) -> None:
+        session = Session(shared, rank)
+        trainer = make_trainer(config, WORLDS["1"], rank, wire, session, tmp_path)
+        with torch.no_grad():
+            trainer.model.norm.weight.fill_(float("nan"))
+        with pytest.raises(RunAborted, match="step 1: the loss is nan"):
+            trainer.step(go(config, WORLDS["1"], 0))
+
+    run_ranks(1, work)

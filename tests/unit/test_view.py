@@ -26,6 +26,7 @@ def node(**changes: float) -> dict[str, float]:
         "dense_bytes": 100_000.0,
         "averaging_bytes": 0.0,
         "uncompressed_bytes": 200_000.0,
+        "replaced_bytes": 100_000.0,
         "sent_wire_bytes": 125_000.0,
         "cpu_percent": 50.0,
         "rss_bytes": 400e6,
@@ -95,7 +96,7 @@ def test_compression_with_and_without_the_layers_that_are_sent_as_they_are() -> 
 
 
 def test_the_warm_start_does_not_dilute_compression() -> None:
-    dense = {"n": node(compressed_bytes=0.0, dense_bytes=200_000.0)}
+    dense = {"n": node(compressed_bytes=0.0, dense_bytes=200_000.0, replaced_bytes=0.0)}
     assert rates.compression([record(1, nodes=dense)]) == (0.0, None)
     assert rates.compression([record(1, nodes=dense), record(2)]) == rates.compression([record(2)])
     assert rates.compression([{"step": 1}]) is None

@@ -1,0 +1,138 @@
+"""A probe in which all that is asked for lies far back, so that loss is low if and only if K and V arrive well.
+
+A token either plants a pair (a key with a value), or is a key that asks for its value, or is a value. One lookup in
+the context answers each question, so that small models learn it in minutes: with pairs of two tokens each, a model
+must first learn to tie them together, which took longer than a study has (the plateau before induction heads).
+Each context of T tokens is made up from (seed, number), in parts of T / 16, with filler between:
+  first part    facts: planted pairs, no key twice;
+  middle        more pairs, planted over up to a part and more, and after a part of filler asked for in a sequence of
+                questions and answers that repeats with a random period of more than one part up to two;
+  last          the facts' keys in another order, each followed by its value.
+Asked for are the values. Each stands more than one part behind all that tells it: a model whose chunks are no longer
+than a part and attend only to themselves is left with a uniform guess, ln `VALUES`. Distance and period differ from
+context to context, so nothing is found by counting back. Tokens that are not asked for are not trained on: they are
+noise, and without their gradients a model learns to recall in a fraction of the steps.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from netem.errors import ConfigError
+from node.data.batches import Contexts
+from node.data.config import RECALL_PARTS as PARTS
+
+VALUES = 8
+FACT_KEYS = 8
+KEYS = 8
+"""Keys of the middle."""
+HELDOUT_CONTEXTS = 1 << 12
+
+_VERSION = 2
+# Ids: the values, then all keys, those of facts first, then a planted pair for every key and value, then filler.
+_FIRST_KEY = VALUES
+_FIRST_PAIR = _FIRST_KEY + FACT_KEYS + KEYS
+_FILLER = _FIRST_PAIR + (FACT_KEYS + KEYS) * VALUES
+_FILLED = np.array([-1 - _FILLER])
+# Second words of the Philox key: other numbers than the batches of a corpus draw, and others when held out.
+_TRAIN_TAG, _HELDOUT_TAG = 0x726563616C6C, 0x68656C646F7574
+
+
+class RecallSampler:
+    """Training contexts of the probe; the interface of `node.data.task.Sampler`."""
+
+    def __init__(self, context: int, batch: int, seed: int) -> None:
+        _check_length(context)
+        self.context = context
+        self._batch = batch
+        self._seed = seed
+
+    def contexts(self, cursor: int) -> Contexts:
+        numbers = range(cursor, cursor + self._batch)
+        return np.stack([make_context(self.context, self._seed, _TRAIN_TAG, number) for number in numbers])
+
+
+class Recall:
+    """The probe as a task (`node.data.task.Task`). What is held out is another stream, the same for every seed."""
+
+    vocab_size = _FILLER + 1
+    fingerprint = hashlib.blake2b(f"recall {_VERSION} {vocab_size}".encode(), digest_size=16).hexdigest()
+    summary = f"recall probe, {FACT_KEYS + KEYS} keys and {VALUES} values, made up from the seed"
+
+    def sampler(self, context: int, batch: int, seed: int) -> RecallSampler:
+        return RecallSampler(context, batch, seed)
+
+    def heldout_count(self, context: int) -> int:
+        _check_length(context)
+        return HELDOUT_CONTEXTS
+
+    def heldout_contexts(self, context: int, first: int, count: int) -> Contexts:
+        stop = min(first + count, self.heldout_count(context))
+        return np.stack([make_context(context, 0, _HELDOUT_TAG, number) for number in range(first, stop)])
+
+
+def make_context(context: int, seed: int, tag: int, number: int) -> Contexts:
+    """Context `number` of a stream, [context + 1]; entries that are not asked for are −1 − id (`node.data.task`)."""
+    part = context // PARTS
+    draw = _Draws(seed, tag, number)
+    keys = draw.order(FACT_KEYS)[: part // 2]
+    values = draw.below(VALUES, len(keys))
+    order = draw.order(len(keys))
+    planted, answers = _planted(draw, keys, values, part), _answers(keys[order], values[order]).reshape(-1)
+    return np.concatenate([planted, _repeating(draw, context + 1 - part - len(answers), part), answers])
+
+
+def _repeating(draw: _Draws, length: int, part: int) -> Contexts:
+    """Planted pairs, a part and more of filler, then questions and answers again and again with a random period."""
+    spread, period = (int(drawn) for drawn in draw.below(part, 2))
+    keys = FACT_KEYS + draw.order(KEYS)[: (part + 1) // 2]
+    values = draw.below(VALUES, len(keys))
+    spare = part + 1 + period - 2 * len(keys)
+    answers = _answers(keys, values)
+    scattered = [answers[thing] if thing < len(keys) else _FILLED for thing in draw.order(len(keys) + spare)]
+    planted = _planted(draw, keys, values, len(keys) + spread)
+    repeats = np.resize(np.concatenate(scattered), length - len(planted) - part)
+    return np.concatenate([planted, np.tile(_FILLED, part), repeats])
+
+
+def _planted(draw: _Draws, keys: Contexts, values: Contexts, length: int) -> Contexts:
+    """A token for each pair, in random places among filler."""
+    entries = np.full(length, -1 - _FILLER)
+    entries[draw.order(length)[: len(keys)]] = -1 - (_FIRST_PAIR + keys * VALUES + values)
+    return entries
+
+
+def _answers(keys: Contexts, values: Contexts) -> Contexts:
+    """A question and its answer for each pair, [pairs, 2]."""
+    return np.stack([-1 - (_FIRST_KEY + keys), values], 1)
+
+
+class _Draws:
+    """Numbers of one context, from raw words only: numpy keeps a bit generator's stream for ever."""
+
+    def __init__(self, seed: int, tag: int, number: int) -> None:
+        # The number is the counter's second word: one context may take many of the first.
+        self._bits = np.random.Philox(key=np.array([seed, tag], np.uint64), counter=number << 64)
+
+    def below(self, bound: int, count: int) -> npt.NDArray[np.int64]:
+        """`count` numbers from 0 to bound − 1. The remainder's bias is under bound / 2**64."""
+        return (self._words(count) % np.uint64(bound)).astype(np.int64)
+
+    def order(self, count: int) -> npt.NDArray[np.int64]:
+        """A permutation of `count` things."""
+        return np.argsort(self._words(count), kind="stable").astype(np.int64)
+
+    def _words(self, count: int) -> npt.NDArray[Any]:
+        return np.asarray(self._bits.random_raw(count))
+
+
+def _check_length(context: int) -> None:
+    if context < 4 * PARTS:
+        raise ConfigError(
+            f"model.context = {context}: the recall probe is made of {PARTS} parts of at least 4 tokens "
+            f"(in the warm start too, which shortens it); set model.context >= {4 * PARTS}"
+        )

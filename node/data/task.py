@@ -1,0 +1,86 @@
+"""What a run learns from, as training sees it: contexts by number, held-out ones, and which tokens are asked for.
+
+`node.data.corpus` is text, in which every token is asked for; `node.data.recall` is made up, and asks only for what
+can be known from far back. Both are pure functions of (seed, cursor): nothing but the cursor travels.
+
+A context is an array of T + 1 token ids. A token that is read but not asked for, so that its prediction does not
+count in any loss, stands there as −1 − id; `read` and `asked` take the two meanings apart.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+
+from netem.errors import ConfigError
+from node.data.batches import Contexts
+
+NOT_ASKED = -100
+"""Stands in targets for a token whose prediction does not count (torch's default `ignore_index`)."""
+
+
+class Sampler(Protocol):
+    """Training contexts of one length."""
+
+    @property
+    def context(self) -> int:
+        """Tokens in a context, T."""
+
+    def contexts(self, cursor: int) -> Contexts:
+        """The batch that begins at context number `cursor`, [batch, T + 1]."""
+
+
+class Task(Protocol):
+    """A source of contexts. `fingerprint` is equal on nodes with the same data."""
+
+    @property
+    def fingerprint(self) -> str: ...
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    @property
+    def summary(self) -> str:
+        """What and how much it is, for the log."""
+
+    def sampler(self, context: int, batch: int, seed: int) -> Sampler:
+        """Training contexts of `context` tokens. Raises `ConfigError` where there are none so long."""
+
+    def heldout_count(self, context: int) -> int:
+        """How many held-out contexts there are. Raises `ConfigError` where there is none."""
+
+    def heldout_contexts(self, context: int, first: int, count: int) -> Contexts:
+        """Held-out contexts `first` to `first + count − 1`, [count, context + 1]; fewer where they end."""
+
+
+def heldout_batches(task: Task, context: int, batch: int) -> int:
+    """How many full batches the held-out contexts make. Raises `ConfigError` where it is none."""
+    contexts = task.heldout_count(context)
+    if contexts < batch:
+        raise ConfigError(
+            f"train.batch = {batch}: the held-out part of the corpus has only {contexts} contexts of "
+            f"model.context = {context} tokens; set a smaller batch or name a larger corpus"
+        )
+    return contexts // batch
+
+
+def check_room(task: Task, context: int, batch: int) -> None:
+    """Raise `ConfigError` where the task has no context so long to train on, or no such batch to evaluate on."""
+    task.sampler(context, batch, seed=0)
+    heldout_batches(task, context, batch)
+
+
+def read(entries: Contexts) -> Contexts:
+    """The token ids of context entries, asked for or not."""
+    return np.where(entries < 0, -1 - entries, entries)
+
+
+def asked(entries: Contexts) -> Contexts:
+    """The token ids that are asked for, and `NOT_ASKED` in place of the others."""
+    return np.where(entries < 0, NOT_ASKED, entries)
+
+
+def count_asked(contexts: Contexts) -> int:
+    """How many targets of the contexts count: the first token of each is no target."""
+    return int((contexts[:, 1:] >= 0).sum())

@@ -1,0 +1,129 @@
+"""Which rank each layer's K and V gets: by share, as the paper sets it, or from the measured spectrum for a budget.
+
+By share, ranks are a matter of the config. For a budget (`compress.budget_bytes_per_token`) they are chosen once, at
+the end of the warm start, from the second moments that the basis is made of: `choose_ranks` gives one direction after
+the other to whoever gains the most energy per byte. Until then a rank is 0, "not chosen", and nothing compressed may
+travel. How the choice reaches all nodes is in `node.train.basis`; what a rank costs on the wire, the caller says.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from netem.errors import ConfigError
+from node.config import CompressConfig, Config
+from node.subspace.basis import rank_of
+from node.subspace.codec import CodecShape
+from node.subspace.rotation import Rotation, make_rotation
+
+Key = tuple[int, str]
+"""A layer, and "k" or "v"."""
+
+
+class LayerShapes(NamedTuple):
+    """The codec shapes of one layer."""
+
+    k: CodecShape
+    v: CodecShape
+
+    def of(self, kind: str) -> CodecShape:
+        return self.k if kind == "k" else self.v
+
+
+def rotation_of(compress: CompressConfig, seed: int) -> Rotation:
+    """The rotation that the config names, its generators drawn from `seed`."""
+    return make_rotation(compress.rotation, seed, compress.generator_norm, compress.generators, compress.clip)
+
+
+def codec_shapes(config: Config) -> tuple[LayerShapes, ...]:
+    """The codec shapes of every layer that compresses. Raises `ConfigError` where a rank leaves no room.
+
+    The model's last layer, where it compresses at all, has shares of its own. With a budget all ranks are 0 yet.
+    """
+    model, compress = config.model, config.compress
+    shapes = []
+    for layer in range(config.compressed_layers):
+        keys = ("last_k_share", "last_v_share") if layer == model.layers - 1 else ("k_share", "v_share")
+        shapes.append(LayerShapes(*(_shape(config, key) for key in keys)))
+    if compress.budget_bytes_per_token:
+        return tuple(LayerShapes(*(shape._replace(rank=0) for shape in layer)) for layer in shapes)
+    return tuple(shapes)
+
+
+def rank_bounds(config: Config) -> tuple[int, int]:
+    """The least and the greatest rank that the rotation can turn: one column an angle, and room for all its columns."""
+    rotation = rotation_of(config.compress, 0)
+    width = _width(config)
+    least = rotation.parameters if config.compress.rotation == "geodesic" else 1
+    greatest = max((rank for rank in range(1, width + 1) if rotation.columns(rank) <= width), default=0)
+    return least, greatest
+
+
+def spectrum(moments_GDD: Tensor) -> Tensor:
+    """Share of the energy in each principal direction, strongest first, summed over groups: [D] in float64."""
+    values_GD = torch.linalg.eigvalsh(moments_GDD.detach().to("cpu", torch.float64)).flip(-1).clamp_min(0.0)
+    shares_D: Tensor = values_GD.sum(0) / values_GD.sum().clamp_min(1e-300)
+    return shares_D
+
+
+def choose_ranks(
+    spectra: Mapping[Key, Tensor], least: int, greatest: int, cost_bytes: Callable[[Key, int], int], budget_bytes: float
+) -> dict[Key, int]:
+    """Ranks within the budget: from `least` for all, the next direction goes where it keeps the most energy per byte.
+
+    `cost_bytes(key, rank)` is what a codec of this rank sends. Energy is a share of each K's or V's own: what is
+    lost of one cannot be weighed against another's by size. Spectra fall, so taking the best each time loses at most
+    one direction against the best choice there is. Raises `ConfigError` where the budget does not reach `least`.
+    """
+    ranks = dict.fromkeys(sorted(spectra), least)
+    spent_bytes = sum(cost_bytes(key, least) for key in ranks)
+    if spent_bytes > budget_bytes:
+        raise ConfigError(f"the least that the layers need is {spent_bytes} bytes, the budget is {budget_bytes:g}")
+
+    def offer(key: Key) -> tuple[float, Key, int]:
+        """(minus energy per byte, key, bytes) of the next direction."""
+        more_bytes = cost_bytes(key, ranks[key] + 1) - cost_bytes(key, ranks[key])
+        return -float(spectra[key][ranks[key]]) / max(more_bytes, 1), key, more_bytes
+
+    offers = [offer(key) for key in ranks if least < greatest]
+    heapq.heapify(offers)
+    while offers:
+        _, key, more_bytes = heapq.heappop(offers)
+        if spent_bytes + more_bytes > budget_bytes:
+            continue  # another may cost less
+        ranks[key] += 1
+        spent_bytes += more_bytes
+        if ranks[key] < greatest:
+            heapq.heappush(offers, offer(key))
+    return ranks
+
+
+def _shape(config: Config, key: str) -> CodecShape:
+    compress, width = config.compress, _width(config)
+    share = float(getattr(compress, key))
+    rotation, rank = rotation_of(compress, 0), rank_of(share, width)
+    groups = config.model.d_kv // width
+    if compress.budget_bytes_per_token:
+        return CodecShape(groups, width, 0, rotation.parameters)
+    least, _ = rank_bounds(config)
+    if rotation.columns(rank) > width:
+        raise ConfigError(
+            f"compress.{key} = {share}: rotation {compress.rotation!r} wants {rotation.columns(rank)} directions "
+            f"for rank {rank}, and there are {width}; raise the share, or use another rotation"
+        )
+    if rank < least:
+        raise ConfigError(
+            f"compress.{key} = {share}: leaves rank {rank}, fewer columns than compress.generators = "
+            f"{compress.generators} angles; lower the share, or take fewer"
+        )
+    return CodecShape(groups, width, rank, rotation.parameters)
+
+
+def _width(config: Config) -> int:
+    """Width of a group: one for all heads of a layer, or one for each."""
+    return config.model.head_size if config.compress.scope == "head" else config.model.d_kv
