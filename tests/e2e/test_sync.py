@@ -36,7 +36,5 @@ def test_sparse_averaging_stays_within_seed_noise(tmp_path: Path, cache: Path) -
     mean, error = statistics.mean(lost), statistics.stdev(lost) / math.sqrt(len(lost))
     noise = statistics.stdev(exact)
     print(f"held-out loss, seeds {SEEDS}: c = 1 {exact}, c = 20 {sparse}")
-    print(
-        f"c = 20 loses {mean:+.4f} ± {error:.4f} nats a token of {statistics.mean(exact):.3f}; seeds spread by {noise:.4f}"
-    )
+    print(f"c = 20 loses {mean:+.4f} ± {error:.4f} nats of {statistics.mean(exact):.3f}; seeds spread by {noise:.4f}")
     assert mean <= noise
