@@ -1,4 +1,4 @@
-"""The command line: `isthmus run | coordinator | node | eval | report | settings`.
+"""The command line: `isthmus run | coordinator | node | eval | report | study | settings`.
 
 Parsing and exit codes only; what a command does is in `node.commands`. Exit codes: 0 done, 1 the run failed,
 2 a mistake that the user can mend, 130 interrupted. Mistakes are one line, without a traceback.
@@ -15,12 +15,12 @@ from pathlib import Path
 
 from netem.config import describe
 from netem.errors import ConfigError, IsthmusError
-from node.config import Config, load_config
-
-TOKEN_VARIABLE = "ISTHMUS_TOKEN"
+from node.config import TOKEN_VARIABLE, Config, load_config
 
 FINAL_EVALUATION_TOKENS = 1 << 16
 """Held-out tokens that `isthmus run` evaluates its last checkpoint on; `isthmus eval` takes all of them."""
+
+LEAKS = "the chunk's own mean tells its early tokens of later ones (compress.own): not to be compared with other losses"
 
 _SETTINGS = """\
 Every setting of the config can be given on the command line, in place of the file's:
@@ -34,6 +34,7 @@ examples:
   isthmus run configs/tiny.toml --coordinator.nodes 2      the same in small, on two nodes
   isthmus eval outputs/demo                                held-out loss of its last checkpoint
   isthmus report outputs/demo outputs/demo-2 --out a.png   two runs in one picture
+  isthmus study control                                    what the far context is worth, and what keeps it
 
 on several machines:
   one   $ ISTHMUS_TOKEN=… isthmus coordinator run.toml --coordinator.address tcp://10.0.0.5:7070
@@ -74,6 +75,8 @@ def _run(options: argparse.Namespace, overrides: list[str]) -> None:
     print(f"report:      {draw_report(folder)}")
     result = evaluate(folder, batches=max(1, FINAL_EVALUATION_TOKENS // (config.model.context * config.train.batch)))
     print(f"held-out:    loss {result.loss:.4f}, perplexity {result.perplexity:.1f} over {result.tokens} tokens")
+    if result.leaks:
+        print(f"leaks:       {LEAKS}")
     print(f"everything:  {folder}")
 
 
@@ -93,9 +96,13 @@ def _node(options: argparse.Namespace, overrides: list[str]) -> None:
 def _eval(options: argparse.Namespace, overrides: list[str]) -> None:
     from node.commands.evaluate import evaluate
 
+    if options.batches < 0:
+        raise ConfigError(f"--batches {options.batches}: expected 0 (all) or more")
     result = evaluate(options.checkpoint, options.batches, overrides)
     print(f"step {result.step}: held-out loss {result.loss:.4f} nats a token, perplexity {result.perplexity:.2f}")
     print(f"over {result.tokens} tokens that were never trained on")
+    if result.leaks:
+        print(f"leaks:       {LEAKS}")
 
 
 def _report(options: argparse.Namespace, _rest: list[str]) -> None:
@@ -107,6 +114,22 @@ def _report(options: argparse.Namespace, _rest: list[str]) -> None:
         print(draw_report(options.runs[0]))
     else:
         print(draw_comparison(options.runs, options.out))
+
+
+def _study(options: argparse.Namespace, overrides: list[str]) -> None:
+    from node.commands.study import Wish, run_study, show_checkpoint, show_studies
+
+    if options.checkpoint is not None:
+        if options.name != "spectrum" or overrides:
+            raise ConfigError("--checkpoint: goes with `isthmus study spectrum`, and with nothing else")
+        show_checkpoint(options.checkpoint)
+    elif not options.name:
+        if overrides:
+            raise ConfigError(f"{' '.join(overrides)}: name a study; `isthmus study` lists them")
+        show_studies()
+    else:
+        wish = Wish(options.name, options.base, options.seeds, options.jobs, options.out, tuple(overrides))
+        print(f"study:       {run_study(wish)}")
 
 
 def _show_settings(options: argparse.Namespace, _rest: list[str]) -> None:
@@ -137,9 +160,10 @@ _COMMANDS = {
     "node": _node,
     "eval": _eval,
     "report": _report,
+    "study": _study,
     "settings": _show_settings,
 }
-_CONFIGURED = ("run", "coordinator", "node", "eval")
+_CONFIGURED = ("run", "coordinator", "node", "eval", "study")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -169,7 +193,9 @@ def _parser() -> argparse.ArgumentParser:
         help="where peers reach this node: tcp://INTERFACE:PORT; port 0 takes a free one (default: %(default)s)",
     )
     node.add_argument("--advertise", default="", metavar="HOST", help="the host that peers are told (default: bound)")
-    node.add_argument("--name", default="", help="what the node is called (default: node-RANK, or its host)")
+    node.add_argument(
+        "--name", default="", help="what the node is called (default: node-RANK, or its host and some digits)"
+    )
     node.add_argument("--rank", type=int, default=-1, help="the rank it would like (default: any)")
 
     evaluation = _command(commands, "eval", "the held-out loss of a checkpoint", _SETTINGS)
@@ -181,6 +207,14 @@ def _parser() -> argparse.ArgumentParser:
     report = _command(commands, "report", "a picture of one run, or of several together", "")
     report.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="a run's folder, such as outputs/demo")
     report.add_argument("--out", type=Path, help="the PNG to write (default: report.png in the run's folder)")
+
+    study = _command(commands, "study", "a named table of arms × seeds, run here; without a name: the list", _SETTINGS)
+    study.add_argument("name", nargs="?", default="", metavar="NAME", help="a study, such as control")
+    study.add_argument("--base", default="", help="another base for its arms, such as novels-gpt2")
+    study.add_argument("--seeds", type=int, default=3, help="runs of each arm (default: %(default)s)")
+    study.add_argument("--jobs", type=int, default=0, help="runs at once (default: 0, the number of cores)")
+    study.add_argument("--out", type=Path, default=Path("docs/study"), help="folder to write to (default: %(default)s)")
+    study.add_argument("--checkpoint", type=Path, help="of `spectrum`: a Hugging Face folder to look at instead")
 
     settings = _command(commands, "settings", "every setting, with its default and meaning", "")
     settings.add_argument("section", nargs="?", default="", help="one section: run, model, compress, train, …")
