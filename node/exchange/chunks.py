@@ -34,7 +34,7 @@ from node.schedule import PassSpec
 from node.seeds import derive
 
 FORWARD_PASSES_AHEAD = 2
-"""Forward-only passes that an owner may be ahead of its readers."""
+"""Forward-only passes that an owner may be ahead of its readers; `node.exchange.inbox` takes none from further."""
 
 
 class Wire(Protocol):

@@ -19,6 +19,7 @@ from coordinator.assignment import Assignment
 from coordinator.messages import COORDINATOR, control_buffer
 from netem.errors import IsthmusError, PeerSilent, ProtocolError, RunAborted
 from netem.names import plain
+from node.exchange.chunks import FORWARD_PASSES_AHEAD
 from node.exchange.payload import PayloadFormat
 from node.exchange.tags import ChunkTag, RingTag, decode_tag
 from node.schedule import PassSpec
@@ -30,9 +31,6 @@ _WHAT = {
     "theta": "rotation parameters",
     "dtheta": "gradient of the rotation parameters",
 }
-
-PASSES_AHEAD = 2
-"""How far a peer may be ahead of us: one forward-only pass may run ahead of its readers, and the next may begin."""
 
 MAX_RING_MESSAGE_BYTES = 16 << 20
 
@@ -109,7 +107,7 @@ class Inbox:
         """Pass `pass_no` begins here: whatever is left of passes that nobody will ask for again is dropped."""
         with self._changed:
             self._pass_no = pass_no
-            oldest = pass_no - PASSES_AHEAD
+            oldest = pass_no - FORWARD_PASSES_AHEAD
             for keys in (self._held, self._admitted):
                 for key in [key for key in keys if isinstance(key, ChunkKey) and key.pass_no < oldest]:
                     keys.pop(key) if isinstance(keys, dict) else keys.discard(key)
@@ -231,9 +229,9 @@ class Inbox:
         assert self._world is not None
         assignment, me, peers = self._world
         rank = peers.index(peer)
-        if tag.pass_no < self._pass_no - PASSES_AHEAD:
+        if tag.pass_no < self._pass_no - FORWARD_PASSES_AHEAD:
             return None
-        if tag.pass_no > self._pass_no + PASSES_AHEAD:
+        if tag.pass_no > self._pass_no + FORWARD_PASSES_AHEAD:
             raise ProtocolError(f"is at pass {tag.pass_no}, this node at {self._pass_no}", peer=peer)
         if tag.chunk >= assignment.n_chunks or tag.layer >= self._payload.layers:
             raise ProtocolError(f"chunk {tag.chunk}, layer {tag.layer}: there is no such thing", peer=peer)
