@@ -28,7 +28,7 @@ from netem.profile import NetConfig, resolve
 from netem.units import format_size
 from node import rates
 from node.rates import Record, number
-from node.run_folder import CONFIG, METRICS, REPORT
+from node.run_folder import CONFIG, METRICS, REPORT, whole_file
 from node.view import describe_profile, format_duration
 
 # Okabe and Ito's palette: told apart with any colour vision.
@@ -331,12 +331,11 @@ def styled_figure(width_in: float, height_in: float) -> Iterator[Figure]:
 
 
 def save_png(figure: Figure, path: Path) -> Path:
-    """Write a figure as a PNG, under another name first, so that a picture that is looked at is always whole."""
-    unfinished = path.with_name(f".{path.name}.part")
+    """Write a figure as a PNG; a picture that is looked at is always whole."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(unfinished, format="png")
-        unfinished.replace(path)
+        with whole_file(path) as unfinished:
+            figure.savefig(unfinished, format="png")
     except OSError as error:
         raise ConfigError(f"{path}: cannot be written ({error.strerror}); name another file") from None
     return path

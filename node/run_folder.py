@@ -14,6 +14,8 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from netem.errors import ConfigError
@@ -25,6 +27,20 @@ METRICS = "metrics.jsonl"
 REPORT = "report.png"
 LOGS = "logs"
 _COMPLETE = "COMPLETE.json"
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Where to write what will be at `path`: it is renamed after the block, so a file of that name is always whole.
+
+    Nothing is left behind where the block fails.
+    """
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        yield unfinished
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 def make_folder(folder: Path, exist_ok: bool = True) -> None:
@@ -49,9 +65,8 @@ def mark_complete(run_folder: Path, step: int, nodes: int) -> None:
     """Mark a checkpoint as whole: every node has saved its part. The mark appears at once or not at all."""
     folder = checkpoint_folder(run_folder, step)
     folder.mkdir(parents=True, exist_ok=True)
-    unfinished = folder / f".{_COMPLETE}.{os.getpid()}"
-    unfinished.write_text(json.dumps({"step": step, "nodes": nodes}) + "\n")
-    unfinished.replace(folder / _COMPLETE)
+    with whole_file(folder / _COMPLETE) as unfinished:
+        unfinished.write_text(json.dumps({"step": step, "nodes": nodes}) + "\n")
 
 
 def is_complete(checkpoint: Path) -> bool:

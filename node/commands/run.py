@@ -8,7 +8,6 @@ its standard input closed and ends the run.
 
 from __future__ import annotations
 
-import itertools
 import json
 import logging
 import os
@@ -92,7 +91,7 @@ def prepare(config: Config) -> Config:
         config = _claim_folder(config)
     if not config.run.threads:
         threads = max(1, (os.cpu_count() or 1) // config.coordinator.nodes)
-        config = msgspec.structs.replace(config, run=msgspec.structs.replace(config.run, threads=threads))
+        config = _with_run(config, threads=threads)
     save_config(config, config.run.folder / CONFIG)
     (config.run.folder / ADDRESS).unlink(missing_ok=True)
     return config
@@ -100,14 +99,20 @@ def prepare(config: Config) -> Config:
 
 def _claim_folder(config: Config) -> Config:
     """Make the first of outputs/NAME, NAME-2, … that is not there yet; of two runs at once each gets its own."""
-    for name in itertools.chain([config.run.name], (f"{config.run.name}-{number}" for number in itertools.count(2))):
-        named = msgspec.structs.replace(config, run=msgspec.structs.replace(config.run, name=name))
+    name, number = config.run.name, 1
+    while True:
+        named = _with_run(config, name=name)
         try:
             make_folder(named.run.folder / LOGS, exist_ok=False)
         except FileExistsError:
-            continue
-        return named
-    raise AssertionError("there is always another number")
+            number += 1
+            name = f"{config.run.name}-{number}"
+        else:
+            return named
+
+
+def _with_run(config: Config, **changes: Any) -> Config:
+    return msgspec.structs.replace(config, run=msgspec.structs.replace(config.run, **changes))
 
 
 class Swarm:

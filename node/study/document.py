@@ -11,6 +11,7 @@ from netem.config import Tree
 from netem.errors import ConfigError
 from node.config import Config
 from node.data.config import RECALL
+from node.run_folder import whole_file
 from node.study.figures import CLEAR, Figures, Line, Result, Spread
 from node.study.table import DENSE, LOCAL, Study
 
@@ -35,11 +36,10 @@ def document(study: Study, found: Figures, results: Mapping[str, Sequence[Result
 
 def write(path: Path, text: str) -> Path:
     """Write a file whole. Raises `ConfigError` where it cannot be written."""
-    unfinished = path.with_name(f".{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished.write_text(text, encoding="utf-8")
-        unfinished.replace(path)
+        with whole_file(path) as unfinished:
+            unfinished.write_text(text, encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"{path}: cannot be written ({error.strerror}); name another folder with --out") from None
     return path

@@ -29,6 +29,7 @@ from node.data import Task, open_data
 from node.exchange.chunks import ChunkExchange
 from node.exchange.payload import PayloadFormat
 from node.model.llama import Llama
+from node.run_folder import whole_file
 from node.schedule import pass_spec
 from node.study.measure import payload_bytes, position_losses, stable_ranks
 from node.study.memory import Coordinator, MemoryWire, Post, Session
@@ -178,9 +179,8 @@ def main() -> int:
     except RunAborted as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    unfinished = result_path.with_suffix(".part")
-    unfinished.write_text(json.dumps({"digest": job["digest"], "code": job["code"], **result}) + "\n")
-    unfinished.replace(result_path)
+    with whole_file(result_path) as unfinished:
+        unfinished.write_text(json.dumps({"digest": job["digest"], "code": job["code"], **result}) + "\n")
     return 0
 
 

@@ -11,7 +11,6 @@ Each node's file is enough for that node, so machines need not share a disk. Ten
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import safetensors
@@ -21,7 +20,7 @@ from torch import Tensor
 
 from netem.errors import ConfigError, IsthmusError
 from node.model.llama import Llama, Moments
-from node.run_folder import checkpoint_folder
+from node.run_folder import checkpoint_folder, whole_file
 from node.subspace.codec import Codec
 from node.train.basis import restore_basis
 
@@ -130,13 +129,11 @@ def _running_moments(model: Llama, tensors: dict[str, Tensor]) -> Moments:
 
 
 def _write(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
-    """Write beside the place, then rename: a file of that name is always whole. `IsthmusError` for a full disk."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    """Write a file, whole or not at all. Raises `IsthmusError` for a full disk."""
     try:
-        save_file(tensors, unfinished, metadata={"format": "pt", **metadata})
-        unfinished.replace(path)
+        with whole_file(path) as unfinished:
+            save_file(tensors, unfinished, metadata={"format": "pt", **metadata})
     except (safetensors.SafetensorError, OSError) as error:
-        unfinished.unlink(missing_ok=True)
         raise IsthmusError(f"{path}: cannot be written: {error}") from None
 
 

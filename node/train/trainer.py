@@ -104,7 +104,8 @@ class Trainer:
             if saves(self._config, done):
                 self._checkpoints.save(done, self.model, self.optimizer, self._running.total)
                 barrier.saved(done)
-                self._digests["weights"] = digest([flatten(self._parameters)])
+                if "weights" not in self._digests:  # an averaging of weights has just taken it
+                    self._digests["weights"] = digest([flatten(self._parameters)])
             if evaluates(self._config, done):
                 metrics |= self.evaluate(done)
             metrics |= meter.step_metrics()
@@ -138,13 +139,8 @@ class Trainer:
         set_learning_rate(self.optimizer, lr)
         self.optimizer.step()
         if WEIGHTS in rounds:
-            self._average_weights(rounds[WEIGHTS], go)
-        metrics |= {
-            "loss_sum": float(loss.detach()),
-            "tokens": tokens * self._share,
-            "grad_norm": float(norm),
-            "lr": lr,
-        }
+            self._average_weights(rounds[WEIGHTS])
+        metrics |= {"loss_sum": loss.item(), "tokens": tokens * self._share, "grad_norm": float(norm), "lr": lr}
         if config.leaks:
             metrics["leaks"] = 1.0
         return metrics
@@ -189,7 +185,7 @@ class Trainer:
         else:
             torch._foreach_mul_(gradients, 1.0 / self._share)
 
-    def _average_weights(self, entry: Round, go: Go) -> None:
+    def _average_weights(self, entry: Round) -> None:
         """W ← W₀ + Σ wᵢ (Wᵢ − W₀), with W₀ the last agreed weights. What is sent is the difference."""
         weight = entry.weights[self._exchange.rank]
         change = (flatten(self._parameters) - self._agreed) * weight

@@ -6,7 +6,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-IMPURE = {"zmq", "asyncio", "torch", "time", "random", "threading", "socket", "select", "selectors", "secrets"}
+IMPURE = {
+    *("zmq", "asyncio", "torch", "time", "random", "threading", "socket", "select", "selectors", "secrets"),
+    *("os", "queue"),
+}
 PURE_MODULES = [
     "netem.units",
     "netem.bucket",
@@ -21,6 +24,15 @@ PURE_MODULES = [
     "netem.config",
     "netem.errors",
     "netem.names",
+    "coordinator.assignment",
+    "coordinator.barrier",
+    "coordinator.events",
+    "coordinator.member",
+    "coordinator.membership",
+    "coordinator.messages",
+    "coordinator.ring",
+    "coordinator.rounds",
+    "coordinator.run",
 ]
 BELOW = {"netem": set(), "coordinator": {"netem"}, "node": {"coordinator", "netem"}}
 
@@ -67,3 +79,11 @@ def test_floors_import_downwards_only(floor: str) -> None:
 def test_only_one_module_speaks_zmq() -> None:
     users = {path.relative_to(ROOT).as_posix() for path in (ROOT / "netem").rglob("*.py") if "zmq" in imports_of(path)}
     assert users == {"netem/sockets.py"}
+
+
+def test_nothing_unpickles_and_only_nodes_know_torch() -> None:
+    for floor in BELOW:
+        for path in (ROOT / floor).rglob("*.py"):
+            roots = {found.split(".")[0] for found in imports_of(path)}
+            assert "pickle" not in roots, path
+            assert floor == "node" or "torch" not in roots, path
