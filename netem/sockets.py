@@ -2,8 +2,8 @@
 
 One ROUTER is bound, for all who dial us; one DEALER dials each peer. What libzmq does not do by itself is written
 where it bites. Opened by the thread that builds the endpoint, then touched by its I/O thread alone, except `wake`.
-Waiting is `select` on one descriptor behind which all others stand: it takes microseconds where zmq's poller takes
-whole milliseconds.
+Waiting is `select` on one descriptor behind which all others stand: it takes microseconds where zmq's poller, and
+epoll itself, take whole milliseconds.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ _POLLIN = int(zmq.POLLIN)
 _NOBLOCK = int(zmq.NOBLOCK)
 _MORE = int(zmq.SNDMORE) | _NOBLOCK
 _CALLER_FRAMES = 256  # frames of one caller that wait to be read; then TCP holds it back, so a flood fills no memory
+_SELECTABLE = 1024  # FD_SETSIZE: `select` takes no descriptor from here on
 _BURST = 32  # frames read in one go, so that pacing gets its turn
 
 
@@ -122,7 +123,11 @@ class Sockets:
 
         Call it only after `read` has found nothing: a ZeroMQ descriptor tells of changes, not of what is there.
         """
-        select.select([self._selector], [], [], max(timeout_s, 0.0))
+        timeout_s = max(timeout_s, 0.0)
+        if self._selector.fileno() < _SELECTABLE:
+            select.select([self._selector], [], [], timeout_s)
+        else:  # in a process with a thousand files open: up to a millisecond late
+            self._selector.select(timeout_s)
 
     def wake(self) -> None:
         """End the `wait` of the I/O thread. From any thread."""

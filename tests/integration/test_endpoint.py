@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -27,6 +28,7 @@ from netem.limits import Limits
 from netem.profile import UNSHAPED, Profile
 
 MB = 10**6
+FD_SETSIZE = 1024
 IMPATIENT = Limits(silent_s=0.6, resend_s=0.2)
 
 
@@ -516,3 +518,24 @@ def test_the_host_is_measured_in_a_moment() -> None:
     start = time.monotonic()
     assert measure(Profile(rate_bps=300e6)) > 200e6
     assert time.monotonic() - start < 3.0
+
+
+def test_an_endpoint_works_in_a_process_with_more_open_files_than_select_takes() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = FD_SETSIZE + 200
+    if hard != resource.RLIM_INFINITY and hard < wanted:
+        pytest.skip(f"a process may open {hard} files here, and the test wants {wanted}")
+    held: list[int] = []
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), hard))
+        while not held or held[-1] < FD_SETSIZE:
+            held.append(os.open(os.devnull, os.O_RDONLY))
+        with network("a", "b") as (endpoints, inboxes):
+            for number in range(20):
+                endpoints["a"].send("b", bytes([number]), [bytes(100_000)])
+                assert inboxes["b"].next().buffer.nbytes == 100_000
+            assert endpoints["a"].flush(5.0)
+    finally:
+        for descriptor in held:
+            os.close(descriptor)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
