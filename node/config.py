@@ -158,10 +158,14 @@ class CompressConfig(Section, frozen=True, kw_only=True):
         Meta(description="What a chunk attends to within itself: its own K and V, or what the subspace keeps of them."),
     ] = "exact"
     dense_last_layers: Annotated[int, Meta(description="Last layers that send K and V uncompressed.", ge=0)] = 1
+    remote_last_layers: Annotated[
+        int,
+        Meta(description="Last layers that see other chunks; all before them see only their own. 0: all do.", ge=0),
+    ] = 0
     format: Annotated[FormatName, Meta(description="How payloads, and their gradients, cross the wire.")] = "float32"
     dense_format: Annotated[
         Literal["same", FormatName],
-        Meta(description="The same, where K and V are sent whole: warm start, last layers, dense; same: as format."),
+        Meta(description="The same where K and V are sent whole: warm start, last layers, unplugged; same: as format."),
     ] = "same"
     warmup_steps: Annotated[int, Meta(description="Uncompressed steps before the basis is taken.", ge=0)] = 50
     warmup_share: Annotated[float, Meta(description="Share of the context length used in those steps.", gt=0, le=1)] = (
@@ -176,6 +180,12 @@ class CompressConfig(Section, frozen=True, kw_only=True):
     refresh_decay: Annotated[
         float, Meta(description="Weight at a refresh of the moments that the one before it used.", ge=0, lt=1)
     ] = 0.5
+    unplug_step: Annotated[
+        int, Meta(description="Last step that compresses: after it K and V are sent whole; 0 is never.", ge=0)
+    ] = 0
+    unplug_lr_share: Annotated[
+        float, Meta(description="Share of train.lr from which the rate falls after unplugging, at most.", gt=0, le=1)
+    ] = 0.1
 
     def check(self, path: str) -> None:
         turns = f"{path}rotation = {self.rotation!r}"
@@ -212,6 +222,10 @@ class TrainConfig(Section, frozen=True, kw_only=True):
         int,
         Meta(description="Steps between averagings (c). 1 averages gradients: exact context parallelism.", ge=1),
     ] = 20
+    outer_lr: Annotated[
+        float, Meta(description="Rate of the outer step at an averaging of weights; 1 is their mean.", gt=0)
+    ] = 1.0
+    outer_momentum: Annotated[float, Meta(description="Nesterov momentum of the outer step.", ge=0, lt=1)] = 0.0
     checkpoint_every: Annotated[int, Meta(description="Steps between checkpoints; 0 is only at the end.", ge=0)] = 0
     eval_every: Annotated[
         int, Meta(description="Steps between held-out evaluations; 0 is only at start and end.", ge=0)
@@ -229,6 +243,12 @@ class TrainConfig(Section, frozen=True, kw_only=True):
                 f"{path}eval_every = {self.eval_every}: expected a multiple of "
                 f"{path}sync_every = {self.sync_every}, so that agreed weights are evaluated"
             )
+        for key, plain in (("outer_lr", 1.0), ("outer_momentum", 0.0)):
+            if self.sync_every == 1 and getattr(self, key) != plain:
+                raise ConfigError(
+                    f"{path}{key} = {getattr(self, key)}: expected {plain}, since {path}sync_every = 1 averages "
+                    f"gradients, and the outer step is taken where weights are averaged"
+                )
 
 
 class Config(Section, frozen=True, kw_only=True):
@@ -244,32 +264,44 @@ class Config(Section, frozen=True, kw_only=True):
 
     def check(self, path: str) -> None:
         self.assignment()
+        if self.compress.remote_last_layers > self.model.layers:
+            raise ConfigError(
+                f"compress.remote_last_layers = {self.compress.remote_last_layers}: expected at most "
+                f"model.layers = {self.model.layers}, or 0 for all"
+            )
         if self.data.corpus == RECALL and self.model.chunks < RECALL_PARTS:
             raise ConfigError(
                 f"model.chunks = {self.model.chunks}: the recall probe asks for what lies a {RECALL_PARTS}th of the "
                 f"context back and more; with data.corpus = {RECALL!r} expected at least {RECALL_PARTS}"
             )
         if self.compress.mode == "subspace":
-            self._check_warm_start()
+            self._check_compression()
         if self.run.device.startswith("cuda") and (self.model.head_size % 8 or self.model.head_size > 256):
             raise ConfigError(
                 f"model.head_dim = {self.model.head_size}: fused attention on a GPU takes multiples of 8 up to 256"
             )
 
-    def _check_warm_start(self) -> None:
-        if self.compress.warmup_steps >= self.train.steps:
+    def _check_compression(self) -> None:
+        compress, steps = self.compress, self.train.steps
+        if compress.warmup_steps >= steps:
             raise ConfigError(
-                f"compress.warmup_steps = {self.compress.warmup_steps}: expected fewer than "
-                f'train.steps = {self.train.steps}, or compress.mode = "dense"'
+                f"compress.warmup_steps = {compress.warmup_steps}: expected fewer than "
+                f'train.steps = {steps}, or compress.mode = "dense"'
             )
-        if self.compress.dense_last_layers >= self.model.layers:
+        if compress.unplug_step and not compress.warmup_steps < compress.unplug_step < steps:
             raise ConfigError(
-                f"compress.dense_last_layers = {self.compress.dense_last_layers}: leaves none of "
-                f"model.layers = {self.model.layers} to compress"
+                f"compress.unplug_step = {compress.unplug_step}: expected more than compress.warmup_steps = "
+                f"{compress.warmup_steps} and less than train.steps = {steps}, or 0 for never"
             )
-        if self.compress.refresh_every % self.train.sync_every:
+        if not self.compressed_layers:
+            key = "compress.remote_last_layers" if compress.remote_last_layers else "model.layers"
             raise ConfigError(
-                f"compress.refresh_every = {self.compress.refresh_every}: expected a multiple of "
+                f"compress.dense_last_layers = {compress.dense_last_layers}: leaves none of "
+                f"{key} = {self.model.layers - self.local_layers} to compress"
+            )
+        if compress.refresh_every % self.train.sync_every:
+            raise ConfigError(
+                f"compress.refresh_every = {compress.refresh_every}: expected a multiple of "
                 f"train.sync_every = {self.train.sync_every}, so that a new basis meets agreed weights"
             )
 
@@ -279,9 +311,26 @@ class Config(Section, frozen=True, kw_only=True):
         return assign(self.model.chunks, owners.nodes, owners.assignment, owners.chunks_per_node)
 
     @property
+    def local_layers(self) -> int:
+        """How many layers, from the first, see no chunk but their own, and send nothing."""
+        layers = self.model.layers
+        return layers if self.compress.mode == "local" else layers - (self.compress.remote_last_layers or layers)
+
+    @property
+    def compressed(self) -> range:
+        """The layers that compress what they send."""
+        end = self.model.layers - self.compress.dense_last_layers
+        return range(self.local_layers, end) if self.compress.mode == "subspace" else range(0)
+
+    @property
     def compressed_layers(self) -> int:
-        """How many layers, from the first, compress what they send."""
-        return self.model.layers - self.compress.dense_last_layers if self.compress.mode == "subspace" else 0
+        """How many layers compress what they send."""
+        return len(self.compressed)
+
+    def is_unplugged_at(self, step: int) -> bool:
+        """Whether `step` trains, and its checkpoint is, a model that was compressed once and is not any more: without
+        theta and bases, a plain decoder that sends K and V whole."""
+        return self.compressed_layers > 0 and 0 < self.compress.unplug_step < step
 
     @property
     def hands_theta_on(self) -> bool:

@@ -50,31 +50,52 @@ def refreshes(config: Config, step: int) -> bool:
     """Whether `step` begins with a new basis: weights were averaged at the end of the one before, and a whole
     interval of compressed steps lies behind."""
     every, done = config.compress.refresh_every, step - 1
-    refreshing = config.compressed_layers > 0 and every > 0
+    refreshing = pass_spec(config, step).compressed and every > 0
     return refreshing and done % every == 0 and done >= config.warmup_steps + every
 
 
 def samples_moments(config: Config, step: int) -> bool:
     """Whether the training pass of `step` adds to the moments of the next refresh."""
     every, compress = config.compress.refresh_every, config.compress
-    running = config.compressed_layers > 0 and every > 0 and compress.basis == "activations"
-    return running and step > config.warmup_steps and step % max(1, every // MOMENT_SAMPLES) == 0
+    running = pass_spec(config, step).compressed and every > 0 and compress.basis == "activations"
+    return running and step % max(1, every // MOMENT_SAMPLES) == 0
 
 
 def pass_spec(config: Config, step: int) -> PassSpec:
-    """Chunk length and compression of the passes of `step`."""
+    """Chunk length and compression of the passes of `step`: whole in the warm start, and again once unplugged."""
     if step <= config.warmup_steps:
         return PassSpec(config.warmup_chunk_tokens, compressed=False)
-    return PassSpec(config.model.chunk_tokens, compressed=config.compressed_layers > 0)
+    compresses = config.compressed_layers > 0 and not config.is_unplugged_at(step)
+    return PassSpec(config.model.chunk_tokens, compresses)
+
+
+def phase(config: Config, step: int) -> str:
+    """What is special about `step`, in words; "" where nothing is."""
+    if step <= config.warmup_steps:
+        return "warm start, uncompressed"
+    return "unplugged, uncompressed" if config.is_unplugged_at(step) else ""
 
 
 def learning_rate(config: Config, step: int) -> float:
-    """Linear warm-up to `lr`, then linear decay to its final share at the last step (the paper's schedule)."""
-    train = config.train
+    """Linear warm-up to `lr`, then linear decay to its final share at the last step (the paper's schedule).
+
+    The steps after unplugging decay anew, from a lower rate (the paper's "short fine-tuning at low learning rate"), and
+    are never above what the schedule without them gives.
+    """
+    train, compress = config.train, config.compress
     if step <= train.lr_warmup_steps:
-        return train.lr * step / train.lr_warmup_steps
-    done = (step - train.lr_warmup_steps) / max(1, train.steps - train.lr_warmup_steps)
-    return train.lr * (1.0 - (1.0 - train.lr_final_share) * done)
+        rate = train.lr * step / train.lr_warmup_steps
+    else:
+        rate = _decayed(config, train.lr, train.lr_warmup_steps, step)
+    if config.is_unplugged_at(step):
+        rate = min(rate, _decayed(config, train.lr * compress.unplug_lr_share, compress.unplug_step, step))
+    return rate
+
+
+def _decayed(config: Config, rate: float, began: int, step: int) -> float:
+    """What is left of `rate` when it falls from step `began` to the last."""
+    done = (step - began) / max(1, config.train.steps - began)
+    return rate * (1.0 - (1.0 - config.train.lr_final_share) * done)
 
 
 def saves(config: Config, step: int) -> bool:

@@ -16,11 +16,11 @@ from threads import ThreadWire, run_ranks
 from worlds import exchange_of
 
 from coordinator.assignment import Assignment
-from coordinator.messages import Go, Round, Stop
+from coordinator.messages import Go, Stop
 from node.config import Config
 from node.data import Corpus, make_tokenizer
 from node.model.llama import Llama
-from node.schedule import rounds_for
+from node.study.memory import go
 from node.train.averaging import Averager
 from node.train.checkpoint import Checkpoints
 from node.train.trainer import Metrics, Trainer
@@ -36,14 +36,6 @@ def corpus(tokens: int = 4000) -> Corpus:
         ids[place] = (3 * ids[place - 1] + 1) % VOCAB if draw.random() < 0.9 else draw.integers(VOCAB)
     held = tokens // 10
     return Corpus(train=ids[held:], heldout=ids[:held], tokenizer=make_tokenizer("bytes"), fingerprint="")
-
-
-def go(config: Config, world: Sequence[Sequence[int]], done: int) -> Go:
-    """The step after `done` steps, as the coordinator would begin it."""
-    weights = Assignment(world).weights()
-    kinds = rounds_for(config, done + 1)
-    rounds = [Round(round_id=10 * done + place, kind=kind, weights=weights) for place, kind in enumerate(kinds)]
-    return Go(step=done, generation=1, cursor=done * config.train.batch, rounds=rounds)
 
 
 @dataclass
@@ -83,7 +75,7 @@ class Session:
         assert all(by_step[step][1] == said[0][step][1] for by_step in said), "digests differ"
         if step == self.shared.until:
             return Stop(ok=True)
-        return go(self.shared.config, self.shared.world, step)
+        return go(self.shared.config, Assignment(self.shared.world), step)
 
     def saved(self, step: int) -> None:
         self.shared.saved[self.rank].append(step)

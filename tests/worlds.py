@@ -60,6 +60,8 @@ MODES: dict[str, dict[str, Any]] = {
     "two angles of the chunk before": {"generators": 2, "theta": "previous", "scope": "head"},
     "own projected, theta of the chunk before": {"own": "projected", "theta": "previous", "dense_last_layers": 0},
     "own projected, theta of the first token": {"own": "projected", "theta": "first"},
+    "only the last layer sees far, whole": {"mode": "dense", "remote_last_layers": 1},
+    "only the last layer sees far, compressed": {"remote_last_layers": 1, "dense_last_layers": 0},
 }
 """Every way to exchange keys and values, as settings of [compress]."""
 

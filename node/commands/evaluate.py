@@ -32,13 +32,10 @@ def evaluate(path: Path, batches: int, overrides: Sequence[str] = ()) -> Evaluat
     """Evaluate a checkpoint, or the last complete one of a run, and write `evaluation.json` beside it.
 
     `batches` bounds the walk over the held-out tokens; 0 walks them all. The mode is the checkpoint's: compressed
-    once its warm start is over.
+    from the end of its warm start until it is unplugged.
     """
     checkpoint = find_checkpoint(path)
-    run_folder = checkpoint.parent.parent
-    tree = apply_overrides(load_toml(run_folder / CONFIG), overrides)
-    tree["coordinator"] = {}  # one node, whoever trained it
-    result = _evaluate(convert(Config, tree), checkpoint, batches)
+    result = _evaluate(checkpoint_config(checkpoint, overrides), checkpoint, batches)
     facts = result._asdict() | {"perplexity": result.perplexity}
     (checkpoint / EVALUATION).write_text(json.dumps(facts) + "\n")
     return result
@@ -56,6 +53,13 @@ def find_checkpoint(path: Path) -> Path:
     if found is None:
         raise ConfigError(f"{path}: holds no complete checkpoint; give outputs/RUN, or outputs/RUN/checkpoint/step-N")
     return found
+
+
+def checkpoint_config(checkpoint: Path, overrides: Sequence[str] = ()) -> Config:
+    """The config that a checkpoint was trained with, for one node that owns all chunks, whoever trained it."""
+    tree = apply_overrides(load_toml(checkpoint.parent.parent / CONFIG), overrides)
+    tree["coordinator"] = {}
+    return convert(Config, tree)
 
 
 def _evaluate(config: Config, checkpoint: Path, batches: int) -> Evaluation:

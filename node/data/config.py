@@ -36,7 +36,10 @@ class DataConfig(Section, frozen=True, kw_only=True):
             "or a .txt, .jsonl or .parquet file (.txt and .jsonl also .gz or .xz) or a folder of them",
         ),
     ] = EMBEDDED_CORPUS
-    tokenizer: Annotated[Literal["gpt2", "bytes"], Meta(description="gpt2: 50257 tokens; bytes: 257 tokens")] = "gpt2"
+    tokenizer: Annotated[
+        Literal["gpt2", "gpt2-2048", "bytes"],
+        Meta(description="gpt2: 50257 tokens; gpt2-2048: its first 2048; bytes: 257 tokens"),
+    ] = "gpt2"
     text_field: Annotated[
         str,
         Meta(

@@ -1,6 +1,6 @@
-"""Tokenizers: GPT-2's, built offline from the embedded merges, and plain bytes.
+"""Tokenizers: GPT-2's, whole or its first merges only, built offline from the embedded file, and plain bytes.
 
-Both turn whole documents into ids and back, and know one special token, end-of-text, which only the token
+All turn whole documents into ids and back, and know one special token, end-of-text, which only the token
 store adds (`node.data.build`): text that happens to spell `<|endoftext|>` is ordinary text.
 The merges are read by `node.data.embedded`.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,6 +21,10 @@ from netem.errors import ConfigError
 from node.data.embedded import load_merges
 
 TokenArray = npt.NDArray[np.unsignedinteger[Any]]
+
+TOKENIZERS = ("gpt2", "gpt2-2048", "bytes")
+"""What `data.tokenizer` may name. gpt2-2048 has GPT-2's first merges, for models that are small beside its 50,257 rows
+of output head."""
 
 END_OF_TEXT = "<|endoftext|>"
 _PIECE_CHARS = 1 << 20
@@ -51,12 +56,12 @@ class Tokenizer(Protocol):
 
 
 def make_tokenizer(name: str) -> Tokenizer:
-    """The tokenizer called `name`, "gpt2" or "bytes". Raises `ConfigError` for any other."""
-    if name == "gpt2":
-        return _gpt2()
+    """The tokenizer called `name`, one of `TOKENIZERS`. Raises `ConfigError` for any other."""
     if name == "bytes":
         return ByteTokenizer()
-    raise ConfigError(f"data.tokenizer = {name!r}: expected gpt2 or bytes")
+    if name in TOKENIZERS:
+        return _gpt2(name)
+    raise ConfigError(f"data.tokenizer = {name!r}: expected {', '.join(TOKENIZERS)}")
 
 
 def token_dtype(vocab_size: int) -> np.dtype[Any]:
@@ -65,16 +70,18 @@ def token_dtype(vocab_size: int) -> np.dtype[Any]:
 
 
 class Gpt2Tokenizer:
-    """OpenAI's GPT-2 byte-level BPE, from the text of its `vocab.bpe`."""
+    """OpenAI's GPT-2 byte-level BPE, from the text of its `vocab.bpe`; `name` may end in a size of the vocabulary."""
 
-    name = "gpt2"
-
-    def __init__(self, merges: str) -> None:
+    def __init__(self, name: str, merges: str) -> None:
+        self.name = name
+        _, _, size = name.partition("-")
         ranks = _ranks(merges)
+        if size:  # the most frequent merges come first, so a part of them is a tokenizer too
+            ranks = dict(islice(ranks.items(), int(size) - 1))
         self.eot = len(ranks)
         self.vocab_size = len(ranks) + 1
         self._encoding = tiktoken.Encoding(
-            "gpt2", pat_str=_GPT2_PATTERN, mergeable_ranks=ranks, special_tokens={END_OF_TEXT: self.eot}
+            name, pat_str=_GPT2_PATTERN, mergeable_ranks=ranks, special_tokens={END_OF_TEXT: self.eot}
         )
 
     def encode_document(self, text: str) -> TokenArray:
@@ -110,8 +117,8 @@ class ByteTokenizer:
 
 
 @functools.cache
-def _gpt2() -> Gpt2Tokenizer:
-    return Gpt2Tokenizer(load_merges())
+def _gpt2(name: str) -> Gpt2Tokenizer:
+    return Gpt2Tokenizer(name, load_merges())
 
 
 def _ranks(merges: str) -> dict[bytes, int]:

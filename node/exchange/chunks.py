@@ -1,7 +1,7 @@
 """The differentiable exchange: an operation on tensors whose backward is the mirror of its forward.
 
-`publish` sends the own chunks' payloads to their readers and returns at once. `arrivals` yields the payloads of all
-earlier chunks as they come, local ones first. In the backward each reader returns a chunk's gradient as soon as it
+`publish` sends the own chunks' payloads to their readers and returns at once. `arrivals` yields the payloads of other
+nodes' earlier chunks as they come. In the backward each reader returns a chunk's gradient as soon as it
 is known, and `publish` waits for the readers' gradients only then, and adds them in order of rank.
 
 All of it crosses in a format (`node.exchange.formats`), also where it stays on its node: what own later chunks see is
@@ -77,13 +77,20 @@ class ChunkExchange:
         self._spec = PassSpec(0, False)
         self._step = 0
         self._unfinished: deque[int] = deque()  # forward-only passes that readers may still be at
-        last = self.own[-1]
-        self.earlier = () if payload.silent else tuple(range(last))
-        """Chunks that some own chunk attends to besides itself, in order."""
+        self._earlier = tuple(sorted(set(range(self.own[-1])) - set(self.own)))
+        self._last_layer = payload.layers - 1  # exchanges, if any layer does
 
     def at_step(self, step: int) -> None:
         """A training step begins. Its number seeds the rounding of gradients, so that a resumed run draws the same."""
         self._step = step
+
+    def earlier(self, layer: int) -> tuple[int, ...]:
+        """Other nodes' chunks that some own chunk attends to, in order."""
+        return self._earlier if self.payload.exchanges(layer) else ()
+
+    def shared(self, layer: int) -> tuple[int, ...]:
+        """Own chunks that later own chunks attend to."""
+        return self.own[:-1] if self.payload.exchanges(layer) else ()
 
     def begin(self, spec: PassSpec, trains: bool) -> None:
         """Begin a pass, with or without a backward. Every node must make the same passes in the same order."""
@@ -99,9 +106,8 @@ class ChunkExchange:
         chunks, which waits for nobody, would else run ahead and fill the others' memory."""
         if self._wire:
             self._unfinished.append(self._pass_no)
-            for chunk in self.earlier:
-                if chunk not in self.own:
-                    self.send(self.owner(chunk), "done", 0, chunk, ())
+            for chunk in self.earlier(self._last_layer):
+                self.send(self.owner(chunk), "done", 0, chunk, ())
 
     def first_reader(self, chunk: int) -> int:
         """Place (in `own`) of the first own chunk that sees `chunk`."""
@@ -119,21 +125,17 @@ class ChunkExchange:
         handed: Tensor = _HandOn.apply(self, layer, made_CBp)
         return handed
 
-    def arrivals(self, layer: int, anchor: Tensor, own_payload_CB: Payload) -> Iterator[tuple[int, Payload]]:
-        """Yield (chunk, payload tensors [B, …]) of every chunk in `earlier`: local ones, then others as they come."""
-        place = {chunk: index for index, chunk in enumerate(self.own)}
-        remote = frozenset(self.earlier) - frozenset(self.own)
-        for chunk in self.earlier:
-            if chunk in place:
-                yield chunk, tuple(tensor[place[chunk]] for tensor in own_payload_CB)
-        while remote:
-            chunk = self._first_of(layer, remote)
-            remote -= {chunk}
+    def arrivals(self, layer: int, anchor: Tensor) -> Iterator[tuple[int, Payload]]:
+        """Yield (chunk, payload tensors [B, …]) of every chunk in `earlier`, as they come."""
+        waiting = frozenset(self.earlier(layer))
+        while waiting:
+            chunk = self._first_of(layer, waiting)
+            waiting -= {chunk}
             yield chunk, _Receive.apply(self, layer, chunk, anchor)
 
-    def remote_readers(self, chunk: int) -> tuple[int, ...]:
+    def remote_readers(self, layer: int, chunk: int) -> tuple[int, ...]:
         """Ranks, in order, that get `chunk` from this node."""
-        return () if self.payload.silent else tuple(sorted(self._assignment.readers_of(chunk)))
+        return tuple(sorted(self._assignment.readers_of(chunk))) if self.payload.exchanges(layer) else ()
 
     def pack(self, layer: int, payload: Payload) -> Packed:
         """What crosses for payload tensors [..., B, …]."""
@@ -173,7 +175,7 @@ class ChunkExchange:
     def _await_readers(self, pass_no: int) -> None:
         assert self._wire
         for chunk in self.own:
-            for rank in self.remote_readers(chunk):
+            for rank in self.remote_readers(self._last_layer, chunk):
                 self._wire.await_done(pass_no, chunk, rank)
 
 
@@ -184,11 +186,11 @@ class _Publish(Function):
         ctx.exchange, ctx.layer = exchange, layer
         ctx.tensors = [(tensor.shape, tensor.dtype, tensor.device) for tensor in tensors]
         anchor = torch.zeros((), device=tensors[0].device)
-        if exchange.payload.silent:
+        if not exchange.payload.exchanges(layer):
             return anchor, *(tensor.view_as(tensor) for tensor in tensors)
         packed = exchange.pack(layer, tensors)
         for place, chunk in enumerate(exchange.own):
-            for rank in exchange.remote_readers(chunk):
+            for rank in exchange.remote_readers(layer, chunk):
                 exchange.send(rank, "kv", layer, chunk, tuple(tensor[place] for tensor in packed))
         return anchor, *(tensor.view_as(tensor) for tensor in exchange.unpack(layer, packed))
 
@@ -202,11 +204,11 @@ class _Publish(Function):
             for (shape, _, device), grad in zip(ctx.tensors, local, strict=True)
         ]
         for place, chunk in enumerate(exchange.own):
-            if chunk in exchange.earlier:  # an own chunk reads it
+            if chunk in exchange.shared(ctx.layer):
                 own = exchange.pack_gradient(ctx.layer, chunk, tuple(total[place] for total in totals))
                 for total, part in zip(totals, exchange.unpack(ctx.layer, own), strict=True):
                     total[place] = part
-            for rank in exchange.remote_readers(chunk):
+            for rank in exchange.remote_readers(ctx.layer, chunk):
                 returned = exchange.take("grad", ctx.layer, chunk, rank, totals[0].device)
                 for total, part in zip(totals, returned, strict=True):
                     total[place] += part

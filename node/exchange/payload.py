@@ -1,7 +1,8 @@
 """What one chunk sends per layer, as shapes and bytes: the closed formula that the wire is tested against.
 
 A compressed layer sends, for K and for V, Zcomp [B, n, G·r] and θ [B, G·m]; any other layer sends K and V whole,
-[B, n, d_kv] each. Gradients of the same shapes come back. A chunk goes once to each node that owns a later chunk.
+[B, n, d_kv] each; a layer that sees only its own chunk sends nothing. Gradients of the same shapes come back. A chunk
+goes once to each node that owns a later chunk.
 Each of these tensors crosses in its format (`node.exchange.formats`), which makes one or two tensors of it; θ, a few
 numbers on which a whole chunk hangs, is always float32.
 
@@ -47,7 +48,7 @@ class PayloadFormat:
 
     def __init__(self, config: Config) -> None:
         self.layers = config.model.layers
-        self._compressing: int = config.compressed_layers
+        self._local_layers = config.local_layers
         self.chunks = config.model.chunks
         self.batch = config.train.batch
         self.seed = config.run.seed
@@ -58,35 +59,42 @@ class PayloadFormat:
         self._hands_on = config.hands_theta_on
         self.budget_bytes = config.compress.budget_bytes_per_token * self.batch * config.model.chunk_tokens
         """Of one chunk of all compressed layers, to one reader; 0 where ranks go by share."""
-        chosen_later = self._compressing > 0 and self.budget_bytes > 0
+        chosen_later = bool(self._shapes) and self.budget_bytes > 0
         self.passes = set() if chosen_later else {self._full}
-        if self._compressing:
+        if self._shapes:
             # The warm start, and the calibration that ends it.
             self.passes.add(PassSpec(config.warmup_chunk_tokens, False))
+        if config.is_unplugged_at(config.train.steps):
+            self.passes.add(self._full._replace(compressed=False))
         if chosen_later:
             self._check_budget(config)
-        self.silent = config.compress.mode == "local"
-        used = {self._dense_format} | ({self._format} if self._compressing else set())
+        used = {self._dense_format} | ({self._format} if self._shapes else set())
         self._plain = FORMATS["float32" if used == {"float32"} else "bfloat16"]
 
     def set_ranks(self, ranks: Mapping[Key, int]) -> None:
         """The ranks have been chosen, on all nodes the same: from here on compressed payloads may come."""
-        self._shapes = tuple(
-            LayerShapes(shapes.k._replace(rank=ranks[layer, "k"]), shapes.v._replace(rank=ranks[layer, "v"]))
-            for layer, shapes in enumerate(self._shapes)
-        )
+        self._shapes = {
+            layer: LayerShapes(shapes.k._replace(rank=ranks[layer, "k"]), shapes.v._replace(rank=ranks[layer, "v"]))
+            for layer, shapes in self._shapes.items()
+        }
         self.passes = self.passes | {self._full}
 
     def compresses(self, layer: int) -> bool:
         """Whether this layer has a codec."""
-        return layer < self._compressing
+        return layer in self._shapes
+
+    def exchanges(self, layer: int) -> bool:
+        """Whether chunks of this layer see others, and are sent."""
+        return layer >= self._local_layers
 
     def format_name(self, layer: int, spec: PassSpec) -> FormatName:
         """The format of this layer's payload (θ apart), which its tag names."""
         return self._format if spec.compressed and self.compresses(layer) else self._dense_format
 
     def parts(self, layer: int, spec: PassSpec) -> tuple[Part, ...]:
-        """The float tensors that one chunk of one layer shows its readers: those of K, then those of V."""
+        """The float tensors that one chunk of one layer shows its readers: those of K, then those of V; if any."""
+        if not self.exchanges(layer):
+            return ()
         format = FORMATS[self.format_name(layer, spec)]
         if not (spec.compressed and self.compresses(layer)):
             return (Part((self.batch, spec.tokens, self._d_kv), format),) * 2
@@ -102,7 +110,7 @@ class PayloadFormat:
         if kind == "done":
             return ()
         if kind in ("kv", "grad"):
-            return self.tensors(layer, spec)
+            return self.tensors(layer, spec) or None
         return (self.theta(layer),) if self._hands_on and spec.compressed and self.compresses(layer) else None
 
     def codec_bytes(self, key: Key, rank: int) -> int:
@@ -151,13 +159,13 @@ class PayloadFormat:
     def _check_budget(self, config: Config) -> None:
         """Say before the warm start, not after it, that a budget does not reach."""
         least, greatest = rank_bounds(config)
-        keys = [(layer, kind) for layer in range(self._compressing) for kind in "kv"]
+        keys = [(layer, kind) for layer in self._shapes for kind in "kv"]
         least_bytes = sum(self.codec_bytes(key, least) for key in keys)
         if greatest < least or least_bytes > self.budget_bytes:
             tokens = self.batch * self._full.tokens
             raise ConfigError(
                 f"compress.budget_bytes_per_token = {config.compress.budget_bytes_per_token:g}: rank {least} in each "
-                f"of {self._compressing} layers takes {least_bytes / tokens:.4g}; raise it, or compress fewer layers"
+                f"of {len(self._shapes)} layers takes {least_bytes / tokens:.4g}; raise it, or compress fewer layers"
             )
 
 
@@ -179,8 +187,6 @@ def step_bytes(payload: PayloadFormat, assignment: Assignment, rank: int, spec: 
 
     The test of the wire compares this with what the links counted, and allows no difference.
     """
-    if payload.silent:
-        return StepBytes(0, 0, 0, 0)
     chunks = range(assignment.n_chunks)
     sent = sum(len(assignment.readers_of(chunk)) for chunk in chunks if assignment.owner(chunk) == rank)
     returned = sum(rank in assignment.readers_of(chunk) for chunk in chunks)

@@ -1,9 +1,9 @@
 """Causal attention over chunks that arrive one by one.
 
-Every own chunk attends to itself with its exact keys and values, all own chunks in one kernel call. Each earlier
-chunk of the context, wherever it is owned, is then one more call for the queries of all later own chunks; the
-caller makes these calls in whatever order chunks arrive. `merge` joins the blocks through their log-sum-exps in
-chunk order, so that arrival does not change a bit of the result.
+Every own chunk attends to itself with its exact keys and values, all own chunks in one kernel call. Own chunks then
+attend to the own ones before them, as a payload gives those back, and to each earlier chunk of other nodes in one
+more call for the queries of all later own chunks; the caller makes these calls in whatever order chunks arrive.
+`merge` joins the blocks through their log-sum-exps in chunk order, so that arrival does not change a bit of the result.
 
 The backward is split among the autograd nodes so that each block's gradient is ready, and can leave for its owner,
 before the next block's is computed: `_Merge` hands the gradient of the *merged* output to every block, and each
@@ -15,7 +15,8 @@ Shapes: C own chunks, B batch, H heads, n tokens of a chunk, D head_dim. Own chu
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,8 +25,7 @@ from torch.autograd import Function
 
 from node.model.kernels import block_backward, block_forward
 
-OWN = -1
-"""Stands for the own-chunk block in merge order: it comes before every chunk index."""
+_OWN, _LOCAL = -2, -1  # blocks that come before those of other nodes' chunks in merge order
 
 
 @dataclass
@@ -36,61 +36,56 @@ class _Merged:
     lse_CBHn: Tensor | None = None
 
 
-@dataclass
-class _Partial:
-    first: int  # the block covers own chunks first, first + 1, …
-    out_CBHnD: Tensor
-    lse_CBHn: Tensor
-
-
-@dataclass
 class ChunkAttention:
     """One layer's attention of the own chunks, built up block by block.
 
-    `q_CBHnD` is one set of queries for each block (`fan_out`), since their gradients must be added in chunk order,
-    not in order of arrival.
+    `far` has the earlier chunks of other nodes, and of each the place of the first own chunk after it; `local` says
+    whether own chunks attend to each other.
     """
 
-    blocks: int
-    q: tuple[Tensor, ...] = field(default=(), init=False)
-    _merged: _Merged = field(default_factory=_Merged, init=False)
-    _partials: dict[int, _Partial] = field(default_factory=dict, init=False)
-
-    def queries(self, q_CBHnD: Tensor) -> None:
-        """Set the queries of the own chunks."""
-        self.q = _FanOut.apply(q_CBHnD, self.blocks) if self.blocks > 1 else (q_CBHnD,)
+    def __init__(self, q_CBHnD: Tensor, far: Mapping[int, int], local: bool) -> None:
+        blocks = {_OWN: 0} | ({_LOCAL: 1} if local else {}) | dict(far)
+        self._firsts = {block: blocks[block] for block in sorted(blocks)}
+        # A set of queries for each block, since their gradients must be added in chunk order, not in order of arrival.
+        parts = _FanOut.apply(q_CBHnD, tuple(self._firsts.values()))
+        self._q = dict(zip(self._firsts, parts, strict=True))
+        self._merged = _Merged()
+        self._partials: dict[int, tuple[Tensor, Tensor]] = {}
 
     def attend_own(self, k_CBHnD: Tensor, v_CBHnD: Tensor, anchor: Tensor) -> None:
         """Each own chunk to itself. `anchor` ties the exchange's backward to this attention (`node.exchange`)."""
-        out, lse = _OwnBlock.apply(self.q[0], k_CBHnD, v_CBHnD, anchor, self._merged)
-        self._partials[OWN] = _Partial(0, out, lse)
+        self._partials[_OWN] = _OwnBlock.apply(self._q[_OWN], k_CBHnD, v_CBHnD, anchor, self._merged)
 
-    def attend_chunk(self, chunk: int, slot: int, first: int, k_BHnD: Tensor, v_BHnD: Tensor) -> None:
-        """Own chunks first, first + 1, … to an earlier chunk. `slot` (1 … blocks − 1) is the chunk's place in order."""
-        out, lse = _ChunkBlock.apply(self.q[slot], k_BHnD, v_BHnD, first, self._merged)
-        self._partials[chunk] = _Partial(first, out, lse)
+    def attend_local(self, k_CBHnD: Tensor, v_CBHnD: Tensor) -> None:
+        """Own chunks to the own ones before them: the keys and values of all own chunks but the last."""
+        self._partials[_LOCAL] = _LocalBlock.apply(self._q[_LOCAL], k_CBHnD, v_CBHnD, self._merged)
+
+    def attend_far(self, chunk: int, k_BHnD: Tensor, v_BHnD: Tensor) -> None:
+        """The later own chunks to a chunk of another node."""
+        self._partials[chunk] = _FarBlock.apply(self._q[chunk], k_BHnD, v_BHnD, self._firsts[chunk], self._merged)
 
     def merge(self) -> Tensor:
         """The attention's output [C, B, H, n, D], once every block has been attended."""
-        assert len(self._partials) == self.blocks
-        partials = [self._partials[chunk] for chunk in sorted(self._partials)]
-        tensors = [tensor for partial in partials for tensor in (partial.out_CBHnD, partial.lse_CBHn)]
-        merged: Tensor = _Merge.apply(self._merged, [partial.first for partial in partials], *tensors)
+        assert self._partials.keys() == self._firsts.keys()
+        tensors = [tensor for block in self._firsts for tensor in self._partials[block]]
+        merged: Tensor = _Merge.apply(self._merged, tuple(self._firsts.values()), *tensors)
         return merged
 
 
 class _FanOut(Function):
-    """Copies (views) of a tensor whose gradients are added in order of index, not of arrival."""
+    """The chunks of a tensor from each of `firsts` on (the first of them is 0), as views whose gradients are added in
+    order of index, not of arrival."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, copies: int) -> tuple[Tensor, ...]:
-        return tuple(x.view_as(x) for _ in range(copies))
+    def forward(ctx: Any, x_C: Tensor, firsts: tuple[int, ...]) -> tuple[Tensor, ...]:
+        ctx.firsts = firsts
+        return tuple(x_C[first:] for first in firsts)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         total = grads[0].clone()
-        for grad in grads[1:]:
-            total += grad
+        for first, grad in zip(ctx.firsts[1:], grads[1:], strict=True):
+            total[first:] += grad
         return total, None
 
 
@@ -114,7 +109,38 @@ class _OwnBlock(Function):
         return dq, dk, dv, torch.zeros_like(anchor), None
 
 
-class _ChunkBlock(Function):
+class _LocalBlock(Function):
+    """The queries are those of all own chunks but the first; each sees one chunk more than the one before it."""
+
+    @staticmethod
+    def forward(ctx: Any, q_CBHnD: Tensor, k_CBHnD: Tensor, v_CBHnD: Tensor, merged: _Merged) -> tuple[Tensor, Tensor]:
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(q_CBHnD, k_CBHnD, v_CBHnD)
+        ctx.merged = merged
+        k_BHtD, v_BHtD, tokens = _join(k_CBHnD), _join(v_CBHnD), k_CBHnD.shape[-2]
+        parts = [
+            block_forward(q, k_BHtD[:, :, :seen], v_BHtD[:, :, :seen], causal=False)
+            for q, seen in zip(q_CBHnD, _counts(tokens, len(q_CBHnD)), strict=True)
+        ]
+        return torch.stack([out for out, _ in parts]), torch.stack([lse for _, lse in parts])
+
+    @staticmethod
+    def backward(ctx: Any, dout: Tensor, _dlse: None) -> tuple[Tensor | None, ...]:
+        q, k, v = ctx.saved_tensors
+        out, lse = ctx.merged.out_CBHnD[1:], ctx.merged.lse_CBHn[1:]
+        k_BHtD, v_BHtD = _join(k), _join(v)
+        dq, dk, dv = torch.empty_like(q), torch.zeros_like(k_BHtD), torch.zeros_like(v_BHtD)
+        for place, seen in enumerate(_counts(k.shape[-2], len(q))):
+            keys, values = k_BHtD[:, :, :seen], v_BHtD[:, :, :seen]
+            dq[place], dk_part, dv_part = block_backward(
+                dout[place], q[place], keys, values, out[place], lse[place], causal=False
+            )
+            dk[:, :, :seen] += dk_part
+            dv[:, :, :seen] += dv_part
+        return dq, _part(dk, len(k)), _part(dv, len(v)), None
+
+
+class _FarBlock(Function):
     @staticmethod
     def forward(
         ctx: Any, q_CBHnD: Tensor, k_BHnD: Tensor, v_BHnD: Tensor, first: int, merged: _Merged
@@ -122,25 +148,22 @@ class _ChunkBlock(Function):
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(q_CBHnD, k_BHnD, v_BHnD)
         ctx.merged, ctx.first = merged, first
-        out, lse = block_forward(_join(q_CBHnD[first:]), k_BHnD, v_BHnD, causal=False)
-        return _part(out, q_CBHnD.shape[0] - first), _part(lse, q_CBHnD.shape[0] - first)
+        out, lse = block_forward(_join(q_CBHnD), k_BHnD, v_BHnD, causal=False)
+        return _part(out, len(q_CBHnD)), _part(lse, len(q_CBHnD))
 
     @staticmethod
     def backward(ctx: Any, dout: Tensor, _dlse: None) -> tuple[Tensor | None, ...]:
         q, k, v = ctx.saved_tensors
-        first = ctx.first
-        out, lse = ctx.merged.out_CBHnD[first:], ctx.merged.lse_CBHn[first:]
-        dq_part, dk, dv = block_backward(_join(dout), _join(q[first:]), k, v, _join(out), _join(lse), causal=False)
-        dq = torch.zeros_like(q)
-        dq[first:] = _part(dq_part, q.shape[0] - first)
-        return dq, dk, dv, None, None
+        out, lse = ctx.merged.out_CBHnD[ctx.first :], ctx.merged.lse_CBHn[ctx.first :]
+        dq, dk, dv = block_backward(_join(dout), _join(q), k, v, _join(out), _join(lse), causal=False)
+        return _part(dq, len(q)), dk, dv, None, None
 
 
 class _Merge(Function):
     """out = Σ_j exp(lse_j − lse) out_j with lse = log Σ_j exp(lse_j), in the order of the arguments."""
 
     @staticmethod
-    def forward(ctx: Any, merged: _Merged, firsts: list[int], *tensors: Tensor) -> Tensor:
+    def forward(ctx: Any, merged: _Merged, firsts: tuple[int, ...], *tensors: Tensor) -> Tensor:
         outs, lses = tensors[::2], tensors[1::2]
         out, lse = outs[0].to(lses[0].dtype, copy=True), lses[0].clone()
         for first, out_j, lse_j in zip(firsts[1:], outs[1:], lses[1:], strict=True):
@@ -158,6 +181,11 @@ class _Merge(Function):
         for first in ctx.firsts:
             grads += [dout[first:], None]
         return None, None, *grads
+
+
+def _counts(tokens: int, chunks: int) -> range:
+    """Earlier tokens that each of so many chunks sees, the first of which sees one chunk."""
+    return range(tokens, tokens * chunks + 1, tokens)
 
 
 def _fold(x_CB: Tensor) -> Tensor:

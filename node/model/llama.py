@@ -82,12 +82,6 @@ class KeyValueCodecs(nn.Module):
             k_theta, v_theta = thetas
         return self.k.compress(k_CBnGD, k_theta) + self.v.compress(v_CBnGD, v_theta)
 
-    def project(self, payload_CB: Payload, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """K and V [C, B, n, K] of the own chunks as their payload gives them back."""
-        shape = payload_CB[0].shape[:2]
-        k, v = self.decode(tuple(tensor.flatten(0, 1) for tensor in payload_CB), dtype)
-        return k.unflatten(0, shape), v.unflatten(0, shape)
-
     def report(self, report: EnergyReport, k_CBnK: Tensor, v_CBnK: Tensor, payload: Payload) -> None:
         half = len(payload) // 2
         report.see(self._layer, "k", k_CBnK, self.k, payload[:half])
@@ -124,22 +118,24 @@ class Attention(nn.Module):
         payload = self._encode(k_CBnK, v_CBnK, step)
         if step.report is not None:
             self._report(step.report, k_CBnK, v_CBnK, payload if compresses else None)
-        if self.codecs is not None and compresses and self._projects_own:
+        if compresses and self._projects_own:
             # Of what was encoded, not of what crosses: nothing of this leaves the node, or is rounded.
-            k_CBnK, v_CBnK = self.codecs.project(payload, k_CBnK.dtype)
+            k_CBnK, v_CBnK = self._decode_own(payload, k_CBnK.dtype, step)
         anchor, payload = exchange.publish(self._layer, payload)
         # What follows needs no network: it runs while the payloads travel, and in the backward after all is sent.
-        attention = ChunkAttention(blocks=1 + len(exchange.earlier))
         q_CBnHD = self.q_proj(x_CBnd).unflatten(-1, (-1, self._head_dim))
-        attention.queries(step.rope(q_CBnHD, step.own_positions_C1n).transpose(-3, -2))
-        k_CBHnD, v_CBHnD = self._heads(k_CBnK, v_CBnK, step.own_positions_C1n, step.rope)
-        attention.attend_own(k_CBHnD, v_CBHnD, anchor)
-        for chunk, arrived in exchange.arrivals(self._layer, anchor, payload):
+        q_CBHnD = step.rope(q_CBnHD, step.own_positions_C1n).transpose(-3, -2)
+        far = {chunk: exchange.first_reader(chunk) for chunk in exchange.earlier(self._layer)}
+        shared = bool(exchange.shared(self._layer))
+        attention = ChunkAttention(q_CBHnD, far, local=shared)
+        attention.attend_own(*self._heads(k_CBnK, v_CBnK, step.own_positions_C1n, step.rope), anchor)
+        if shared:
+            k_CBnK, v_CBnK = self._decode_own(tuple(tensor[:-1] for tensor in payload), k_CBnK.dtype, step)
+            attention.attend_local(*self._heads(k_CBnK, v_CBnK, step.own_positions_C1n[:-1], step.rope))
+        for chunk, arrived in exchange.arrivals(self._layer, anchor):
             k_BnK, v_BnK = self._decode(arrived, k_CBnK.dtype, step)
             positions_n = step.own_positions_C1n[0, 0] + (chunk - exchange.own[0]) * step.spec.tokens
-            k_BHnD, v_BHnD = self._heads(k_BnK, v_BnK, positions_n, step.rope)
-            slot = 1 + exchange.earlier.index(chunk)
-            attention.attend_chunk(chunk, slot, exchange.first_reader(chunk), k_BHnD, v_BHnD)
+            attention.attend_far(chunk, *self._heads(k_BnK, v_BnK, positions_n, step.rope))
         return self.o_proj(attention.merge().transpose(-3, -2).flatten(-2))  # type: ignore[no-any-return]
 
     def _heads(self, k_nK: Tensor, v_nK: Tensor, positions: Tensor, rope: Rope) -> tuple[Tensor, Tensor]:
@@ -168,6 +164,12 @@ class Attention(nn.Module):
             return self.codecs.decode(payload, dtype)
         k, v = payload
         return k.to(dtype), v.to(dtype)
+
+    def _decode_own(self, payload_CB: Payload, dtype: torch.dtype, step: Pass) -> tuple[Tensor, Tensor]:
+        """K and V [C, B, n, K] of own chunks as their payload gives them back."""
+        shape = payload_CB[0].shape[:2]
+        k, v = self._decode(tuple(tensor.flatten(0, 1) for tensor in payload_CB), dtype, step)
+        return k.unflatten(0, shape), v.unflatten(0, shape)
 
 
 class FeedForward(nn.Module):
@@ -208,9 +210,7 @@ class Llama(nn.Module):
         shapes = codec_shapes(config)
         self._model = model
         self.embed_tokens = nn.Embedding(vocab_size, model.d_model)
-        self.layers = nn.ModuleList(
-            Layer(config, index, shapes[index] if index < len(shapes) else None) for index in range(model.layers)
-        )
+        self.layers = nn.ModuleList(Layer(config, index, shapes.get(index)) for index in range(model.layers))
         self.norm = RMSNorm(model.d_model, model.norm_eps)
         self.lm_head = nn.Linear(model.d_model, vocab_size, bias=False)
         self._initialise(config.run.seed)

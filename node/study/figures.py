@@ -37,7 +37,7 @@ class Spread:
 class Traffic:
     """Payload bytes of one token (`node.study.measure.payload_bytes`): in the mean compressed layer, if there is one,
     and in the mean layer, while compression is on. The savings are against K and V as they are: in compressed layers,
-    over all layers, and over all layers for a token of the whole training, warm start included.
+    over all layers, and over all layers for a token of the whole training, uncompressed steps included.
     """
 
     compressed_bytes: float | None
@@ -87,7 +87,7 @@ def figures(study: Study, results: Mapping[str, Sequence[Result]]) -> Figures:
                 Spread.of(_differences(losses[arm.name], losses[DENSE])),
                 Spread.of([part / whole for part, whole in zip(kept, gains, strict=True)]) if clear else None,
                 traffic(results[arm.name]),
-                arm.config.leaks,
+                arm.config.leaks and not arm.config.is_unplugged_at(arm.config.train.steps),
             )
         )
     return Figures(len(gains), gain, clear, tuple(lines))

@@ -58,16 +58,18 @@ def payload_bytes(config: Config, payload: PayloadFormat) -> dict[str, float]:
     """Bytes per token, one way to one reader, by the formula that the wire is tested against.
 
     `compressed` is of the mean compressed layer (0 where none is), `layer` of the mean layer while compression is on,
-    `trained` of the mean layer over all tokens of the training, uncompressed steps included, and `plain` of a layer
-    with K and V as they are. `payload` knows the ranks of a budget once they have been chosen.
+    layers that send nothing included, `trained` of the mean layer over all tokens of the training, uncompressed steps
+    included, and `plain` of a layer with K and V as they are. `payload` knows the ranks of a budget once they have been
+    chosen.
     """
     full = pass_spec(config, config.warmup_steps + 1)._replace(tokens=config.model.chunk_tokens)
-    layers, narrow = _layer_bytes(config, payload, full), config.compressed_layers
+    layers = _layer_bytes(config, payload, full)
+    narrow = [layers[layer] for layer in config.compressed]
     steps = Counter(pass_spec(config, step) for step in range(1, config.train.steps + 1))
     tokens = sum(count * spec.tokens for spec, count in steps.items())
     sent = sum(count * spec.tokens * fmean(_layer_bytes(config, payload, spec)) for spec, count in steps.items())
     return {
-        "compressed": fmean(layers[:narrow]) if narrow else 0.0,
+        "compressed": fmean(narrow) if narrow else 0.0,
         "layer": fmean(layers),
         "trained": sent / tokens,
         "plain": payload.uncompressed_bytes(full) / (config.train.batch * full.tokens),
@@ -75,8 +77,6 @@ def payload_bytes(config: Config, payload: PayloadFormat) -> dict[str, float]:
 
 
 def _layer_bytes(config: Config, payload: PayloadFormat, spec: PassSpec) -> list[float]:
-    if payload.silent:
-        return [0.0] * payload.layers
     sizes = [payload.chunk_bytes(layer, spec) + payload.theta_bytes(layer, spec) for layer in range(payload.layers)]
     return [size / (config.train.batch * spec.tokens) for size in sizes]
 

@@ -29,9 +29,10 @@ Watcher = Callable[[int, list[Metrics]], None]
 
 
 class Post:
-    """What all ranks' wires share: tensors by address."""
+    """What all ranks' wires share: tensors by address. Who waits longer than `timeout_s` gives up."""
 
-    def __init__(self) -> None:
+    def __init__(self, timeout_s: float = TIMEOUT_S) -> None:
+        self._timeout_s = timeout_s
         self._changed = threading.Condition()
         self._held: dict[Hashable, Tensors] = {}
         self._closed = False
@@ -60,11 +61,11 @@ class Post:
             self._changed.notify_all()
 
     def _await(self, ready: Callable[[], bool]) -> None:
-        arrived = self._changed.wait_for(lambda: self._closed or ready(), TIMEOUT_S)
+        arrived = self._changed.wait_for(lambda: self._closed or ready(), self._timeout_s)
         if self._closed:
             raise RunAborted("another rank failed")
         if not arrived:
-            raise RunAborted(f"a rank sent nothing for {TIMEOUT_S:g} s")
+            raise RunAborted(f"a rank sent nothing for {self._timeout_s:g} s")
 
 
 class MemoryWire:
@@ -101,6 +102,14 @@ class MemoryWire:
         return shard
 
 
+def go(config: Config, assignment: Assignment, done: int) -> Go:
+    """The step after `done` steps, as a coordinator would begin it."""
+    weights = assignment.weights()
+    kinds = rounds_for(config, done + 1)
+    rounds = [Round(round_id=16 * done + place, kind=kind, weights=weights) for place, kind in enumerate(kinds)]
+    return Go(step=done, generation=1, cursor=done * config.train.batch, rounds=rounds)
+
+
 @dataclass
 class Coordinator:
     """What a coordinator would say, from the same schedule: every round happens, nobody is ever lost."""
@@ -124,16 +133,10 @@ class Coordinator:
                 raise RunAborted(f"after step {step} the ranks differ in what they should share")
             self.watch(step, [part for part in self._metrics if part is not None])
         self._meet()
-        return Stop(ok=True) if step == self.config.train.steps else self._go(step)
+        return Stop(ok=True) if step == self.config.train.steps else go(self.config, self.assignment, step)
 
     def abort(self) -> None:
         self._together.abort()
-
-    def _go(self, done: int) -> Go:
-        weights = self.assignment.weights()
-        kinds = rounds_for(self.config, done + 1)
-        rounds = [Round(round_id=16 * done + place, kind=kind, weights=weights) for place, kind in enumerate(kinds)]
-        return Go(step=done, generation=1, cursor=done * self.config.train.batch, rounds=rounds)
 
     def _meet(self) -> int:
         try:

@@ -7,7 +7,8 @@
     [arms.dense]                      an arm and what it lays over that; the order is that of the tables
     compress.mode = "dense"
 
-A value such as "25 % of train.steps" stands for that number of steps, so that a study can be made shorter as a whole.
+A value such as "25 % of train.steps" stands for that number of steps, so that a study can be made shorter as a whole;
+less than 100 % is never all of them.
 Two arms have fixed names, since every study is measured against them: `DENSE` and `LOCAL`.
 """
 
@@ -98,7 +99,10 @@ def _with_steps(tree: Tree) -> Tree:
         if isinstance(value, dict):
             return {key: resolve(inner) for key, inner in value.items()}
         match = _SHARE.fullmatch(value) if isinstance(value, str) else None
-        return round(float(match.group(1)) / 100 * steps) if match and isinstance(steps, int) else value
+        if not match or not isinstance(steps, int):
+            return value
+        percent = float(match.group(1))
+        return round(percent / 100 * steps) if percent >= 100 else min(round(percent / 100 * steps), steps - 1)
 
     resolved = resolve(tree)
     assert isinstance(resolved, dict)

@@ -153,6 +153,8 @@ class _Notebook:
         """Held-out loss by position after `step` steps, over about so many tokens, in the mode of that step."""
         config = self._config
         spec = pass_spec(config, max(1, step))._replace(tokens=config.model.chunk_tokens)
+        if step == 0:  # there is no basis yet
+            spec = spec._replace(compressed=False)
         batches = max(1, tokens // (config.train.batch * config.model.context))
         return position_losses(model, self._exchange, self._task, spec, config.train.batch, batches)
 

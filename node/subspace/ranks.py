@@ -40,19 +40,16 @@ def rotation_of(compress: CompressConfig, seed: int) -> Rotation:
     return make_rotation(compress.rotation, seed, compress.generator_norm, compress.generators, compress.clip)
 
 
-def codec_shapes(config: Config) -> tuple[LayerShapes, ...]:
-    """The codec shapes of every layer that compresses. Raises `ConfigError` where a rank leaves no room.
+def codec_shapes(config: Config) -> dict[int, LayerShapes]:
+    """The codec shapes of every layer that compresses, by layer. Raises `ConfigError` where a rank leaves no room.
 
     The model's last layer, where it compresses at all, has shares of its own. With a budget all ranks are 0 yet.
     """
-    model, compress = config.model, config.compress
-    shapes = []
-    for layer in range(config.compressed_layers):
-        keys = ("last_k_share", "last_v_share") if layer == model.layers - 1 else ("k_share", "v_share")
-        shapes.append(LayerShapes(*(_shape(config, key) for key in keys)))
-    if compress.budget_bytes_per_token:
-        return tuple(LayerShapes(*(shape._replace(rank=0) for shape in layer)) for layer in shapes)
-    return tuple(shapes)
+    shapes = {}
+    for layer in config.compressed:
+        keys = ("last_k_share", "last_v_share") if layer == config.model.layers - 1 else ("k_share", "v_share")
+        shapes[layer] = LayerShapes(*(_shape(config, key) for key in keys))
+    return shapes
 
 
 def rank_bounds(config: Config) -> tuple[int, int]:

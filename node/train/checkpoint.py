@@ -2,8 +2,9 @@
 
     outputs/<run>/checkpoint/step-000200/
         model.safetensors     the agreed weights and the basis (rank 0 writes it)
-        node-0.safetensors    that node's weights, basis, optimizer moments, and the second moments of K and V that the
-                              next refresh of the basis will need, if there is one (each node writes its own)
+        node-0.safetensors    that node's weights, basis, optimizer moments, the outer step's momentum, and the second
+                              moments of K and V that the next refresh of the basis will need, where there are such
+                              (each node writes its own)
         COMPLETE.json         written last, by the coordinator, when every node has saved (`node.run_folder`)
 
 Each node's file is enough for that node, so machines need not share a disk. Tensors only; nothing is unpickled.
@@ -23,9 +24,13 @@ from node.model.llama import Llama, Moments
 from node.run_folder import checkpoint_folder, whole_file
 from node.subspace.codec import Codec
 from node.train.basis import restore_basis
+from node.train.outer import OuterStep
 
 _RUNNING = "running."
 """Before the layer and kind of a running second moment."""
+
+_VELOCITY = "outer.velocity"
+"""The outer step's momentum, of all weights in a row."""
 
 _OTHER_MODEL = "it was made with other [model] or [compress] settings"
 
@@ -37,7 +42,14 @@ class Checkpoints:
         self._run_folder = run_folder
         self._rank = rank
 
-    def save(self, step: int, model: Llama, optimizer: torch.optim.Optimizer, running: Moments | None = None) -> None:
+    def save(
+        self,
+        step: int,
+        model: Llama,
+        optimizer: torch.optim.Optimizer,
+        running: Moments | None = None,
+        outer: OuterStep | None = None,
+    ) -> None:
         """Write this node's part of the checkpoint after `step` steps."""
         folder = checkpoint_folder(self._run_folder, step)
         folder.mkdir(parents=True, exist_ok=True)
@@ -47,14 +59,20 @@ class Checkpoints:
         moments = _optimizer_tensors(model, optimizer)
         for (layer, kind), moment in (running or {}).items():
             moments[f"{_RUNNING}{layer}.{kind}"] = moment.cpu().contiguous()
+        if outer is not None and outer.velocity is not None:
+            moments[_VELOCITY] = outer.velocity
         _write({**weights, **moments}, folder / f"node-{self._rank}.safetensors", {"step": str(step)})
 
-    def load(self, step: int, model: Llama, optimizer: torch.optim.Optimizer) -> Moments:
+    def load(
+        self, step: int, model: Llama, optimizer: torch.optim.Optimizer, outer: OuterStep | None = None
+    ) -> Moments:
         """Load this node's part of the checkpoint after `step` steps; returns its running second moments, if any.
         Raises `ConfigError` where it is not there."""
         tensors = _read(checkpoint_folder(self._run_folder, step) / f"node-{self._rank}.safetensors")
         load_weights(model, tensors)
         _load_optimizer(model, optimizer, tensors)
+        if outer is not None and outer.has_momentum:
+            outer.velocity = _velocity(model, tensors)
         return _running_moments(model, tensors)
 
 
@@ -66,7 +84,7 @@ def load_weights(model: Llama, tensors: dict[str, Tensor]) -> None:
     strays = [
         name
         for name in tensors.keys() - own.keys()
-        if not name.startswith(("optimizer.", _RUNNING)) and "codecs" not in name
+        if not name.startswith(("optimizer.", "outer.", _RUNNING)) and "codecs" not in name
     ]
     if strays:
         raise ConfigError(f"checkpoint: {min(strays)} is in it and not in the model: {_OTHER_MODEL}")
@@ -97,6 +115,18 @@ def load_model(folder: Path, model: Llama) -> None:
     load_weights(model, _read(folder / "model.safetensors"))
 
 
+def vocab_size_of(folder: Path) -> int:
+    """How many tokens the model of a checkpoint folder knows: the rows of its embedding."""
+    path = folder / "model.safetensors"
+    try:
+        with safetensors.safe_open(path, "pt") as tensors:
+            return int(tensors.get_slice("embed_tokens.weight").get_shape()[0])
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: is missing; the node of rank 0 wrote it on its own machine") from None
+    except (safetensors.SafetensorError, OSError) as error:
+        raise ConfigError(f"{path}: not a whole safetensors file: {error}") from None
+
+
 def _weights(model: Llama) -> dict[str, Tensor]:
     """Parameters and basis by name; a tied head is the embedding, and is written once."""
     state = dict(model.named_parameters())
@@ -120,6 +150,15 @@ def _load_optimizer(model: Llama, optimizer: torch.optim.Optimizer, tensors: dic
                     raise ConfigError(f"checkpoint: optimizer.{key}.{name} is {tuple(saved.shape)}: {_OTHER_MODEL}")
                 place = torch.device("cpu") if key == "step" else parameter.device
                 optimizer.state[parameter][key] = saved.to(place)
+
+
+def _velocity(model: Llama, tensors: dict[str, Tensor]) -> Tensor:
+    elements = sum(parameter.numel() for parameter in model.parameters())
+    saved = tensors.get(_VELOCITY)
+    if saved is None or saved.shape != (elements,):
+        found = "missing" if saved is None else tuple(saved.shape)
+        raise ConfigError(f"checkpoint: {_VELOCITY} is {found}, train.outer_momentum wants ({elements},)")
+    return saved
 
 
 def _running_moments(model: Llama, tensors: dict[str, Tensor]) -> Moments:

@@ -38,6 +38,7 @@ from node.train.averaging import Averager, flatten, unflatten_into
 from node.train.checkpoint import Checkpoints
 from node.train.evaluate import heldout_loss
 from node.train.optimizer import clip_gradients, make_optimizer, set_learning_rate
+from node.train.outer import OuterStep
 from node.train.passes import loss_sum
 
 Metrics = dict[str, float]
@@ -78,6 +79,7 @@ class Trainer:
         self._checkpoints = checkpoints
         self._parameters = list(model.parameters())
         self._agreed = flatten(self._parameters)
+        self._outer = OuterStep(config.train)
         self._share = len(exchange.own) / config.model.chunks
         self._running = basis.RunningMoments(config.compress.refresh_decay)
         # What nodes must have in common, compared at the next barrier.
@@ -85,7 +87,7 @@ class Trainer:
 
     def resume(self, step: int) -> None:
         """Go on from this run's checkpoint after `step` steps."""
-        self._running.total = self._checkpoints.load(step, self.model, self.optimizer)
+        self._running.total = self._checkpoints.load(step, self.model, self.optimizer, self._outer)
         ranks = basis.chosen_ranks(self.model)
         if all(ranks.values()):  # else the warm start is not over
             self._exchange.payload.set_ranks(ranks)
@@ -102,7 +104,7 @@ class Trainer:
             metrics["step_s"] = time.monotonic() - began
             done = go.step + 1
             if saves(self._config, done):
-                self._checkpoints.save(done, self.model, self.optimizer, self._running.total)
+                self._checkpoints.save(done, self.model, self.optimizer, self._running.total, self._outer)
                 barrier.saved(done)
                 if "weights" not in self._digests:  # an averaging of weights has just taken it
                     self._digests["weights"] = digest([flatten(self._parameters)])
@@ -141,7 +143,7 @@ class Trainer:
         if WEIGHTS in rounds:
             self._average_weights(rounds[WEIGHTS])
         metrics |= {"loss_sum": loss.item(), "tokens": tokens * self._share, "grad_norm": float(norm), "lr": lr}
-        if config.leaks:
+        if config.leaks and spec.compressed:
             metrics["leaks"] = 1.0
         return metrics
 
@@ -186,10 +188,10 @@ class Trainer:
             torch._foreach_mul_(gradients, 1.0 / self._share)
 
     def _average_weights(self, entry: Round) -> None:
-        """W ← W₀ + Σ wᵢ (Wᵢ − W₀), with W₀ the last agreed weights. What is sent is the difference."""
+        """W ← W₀ + outer step of Σ wᵢ (Wᵢ − W₀), with W₀ the last agreed weights. What is sent is the difference."""
         weight = entry.weights[self._exchange.rank]
         change = (flatten(self._parameters) - self._agreed) * weight
-        self._agreed += self._averager.total(entry.round_id, change)
+        self._agreed += self._outer(self._averager.total(entry.round_id, change))
         with torch.no_grad():
             unflatten_into(self._agreed, self._parameters)
         self._digests["weights"] = digest([self._agreed])

@@ -36,6 +36,8 @@ MODES = {
     "all layers compressed": {"dense_last_layers": 0},
     "theta of the chunk before": {"theta": "previous", "own": "projected", "generators": 2},
     "exact": {"rotation": "exact", "generator_norm": "spectral", "theta": "first"},
+    "only the last layer sees far, whole": {"mode": "dense", "remote_last_layers": 1},
+    "only the last layer sees far, compressed": {"remote_last_layers": 1, "dense_last_layers": 0},
 }
 
 FORMATS: dict[str, tuple[dict[str, Any], float]] = {

@@ -30,15 +30,18 @@ def chunked(
     q, k, v, dout = (tensor.to(dtype) for tensor in context())
     q_own, k_own, v_own = (tensor[list(own)].requires_grad_() for tensor in (q, k, v))
     earlier = tuple(range(own[-1]))
-    far = {chunk: (k[chunk].clone().requires_grad_(), v[chunk].clone().requires_grad_()) for chunk in earlier}
-    attention = ChunkAttention(blocks=1 + len(earlier))
-    attention.queries(q_own * 1.0)
+    sent = {chunk: (k[chunk].clone().requires_grad_(), v[chunk].clone().requires_grad_()) for chunk in earlier}
+    far = {chunk: sum(mine <= chunk for mine in own) for chunk in earlier if chunk not in own}
+    attention = ChunkAttention(q_own * 1.0, far, local=len(own) > 1)
     attention.attend_own(k_own, v_own, torch.zeros(()))
+    if len(own) > 1:
+        k_local, v_local = (torch.stack([sent[chunk][part] for chunk in own[:-1]]) for part in (0, 1))
+        attention.attend_local(k_local, v_local)
     for chunk in arrival:
-        first = sum(mine <= chunk for mine in own)
-        attention.attend_chunk(chunk, 1 + chunk, first, *far[chunk])
+        if chunk in far:
+            attention.attend_far(chunk, *sent[chunk])
     out = attention.merge()
-    inputs = (q_own, k_own, v_own, *(tensor for chunk in earlier for tensor in far[chunk]))
+    inputs = (q_own, k_own, v_own, *(tensor for chunk in earlier for tensor in sent[chunk]))
     return out.detach(), torch.autograd.grad(out, inputs, dout[list(own)])
 
 
@@ -83,17 +86,15 @@ def test_the_order_of_arrival_changes_no_bit(own: tuple[int, ...]) -> None:
 def test_scores_far_apart_do_not_overflow() -> None:
     """One block may outweigh another by more than exp can hold."""
     q = torch.full((1, 1, 1, 1, 2), 40.0)
-    attention = ChunkAttention(blocks=2)
-    attention.queries(q)
+    attention = ChunkAttention(q, {0: 0}, local=False)
     attention.attend_own(-q, torch.zeros_like(q), torch.zeros(()))
-    attention.attend_chunk(0, 1, 0, q[0] * 40.0, torch.ones_like(q[0]))
+    attention.attend_far(0, q[0] * 40.0, torch.ones_like(q[0]))
     assert torch.equal(attention.merge(), torch.ones_like(q))
 
 
 def test_a_block_that_never_came_is_our_own_fault() -> None:
     q = torch.zeros(1, 1, 1, 1, 2)
-    attention = ChunkAttention(blocks=2)
-    attention.queries(q)
+    attention = ChunkAttention(q, {0: 0}, local=False)
     attention.attend_own(q, q, torch.zeros(()))
     with pytest.raises(AssertionError):
         attention.merge()

@@ -11,12 +11,12 @@ import pytest
 
 from netem.errors import ConfigError
 from node.data import embedded, tokenizers
-from node.data.tokenizers import ByteTokenizer, Tokenizer, make_tokenizer, token_dtype
+from node.data.tokenizers import TOKENIZERS, ByteTokenizer, Tokenizer, make_tokenizer, token_dtype
 
 TRICKY = "naïve — “quotes”\n\n  two  spaces\t漢字 🙂 it's 1815!   "
 
 
-@pytest.fixture(params=["gpt2", "bytes"])
+@pytest.fixture(params=TOKENIZERS)
 def tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
     return make_tokenizer(request.param)
 
@@ -28,6 +28,16 @@ def test_gpt2_gives_the_published_ids() -> None:
     # Every byte alone is a token, in the order of GPT-2's alphabet: '!' first, then the unprintable ones.
     assert gpt2.encode_document("!").tolist() == [0]
     assert gpt2.encode_document("\x00").tolist() == [188]
+
+
+def test_the_first_merges_alone_are_a_tokenizer() -> None:
+    small, whole = make_tokenizer("gpt2-2048"), make_tokenizer("gpt2")
+    assert (small.vocab_size, small.eot) == (2048, 2047)
+    text = "It is a truth universally acknowledged, that a single man"
+    ids = small.encode_document(text).tolist()
+    assert max(ids) < 2047
+    assert len(whole.encode_document(text)) < len(ids) < len(text)
+    assert [small.decode([i]) for i in ids if i < 2047] == [whole.decode([i]) for i in ids if i < 2047]
 
 
 def test_bytes_are_bytes() -> None:
@@ -77,7 +87,7 @@ def test_ids_are_stored_as_narrow_as_they_fit() -> None:
 
 
 def test_unknown_tokenizer_is_a_config_error() -> None:
-    with pytest.raises(ConfigError, match=r"data\.tokenizer = 'llama'.*gpt2 or bytes"):
+    with pytest.raises(ConfigError, match=r"data\.tokenizer = 'llama'.*gpt2, gpt2-2048, bytes"):
         make_tokenizer("llama")
 
 

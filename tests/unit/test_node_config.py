@@ -61,6 +61,17 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"compress": {"warmup_share": 0.0}}, "compress.warmup_share = 0.0: expected `float` > 0.0"),
     ({"compress": {"warmup_steps": 300}}, "compress.warmup_steps = 300: expected fewer than train.steps = 300"),
     ({"compress": {"dense_last_layers": 4}}, "compress.dense_last_layers = 4: leaves none of model.layers = 4"),
+    (
+        {"compress": {"dense_last_layers": 1, "remote_last_layers": 1}},
+        "compress.dense_last_layers = 1: leaves none of compress.remote_last_layers = 1 to compress",
+    ),
+    ({"compress": {"remote_last_layers": 5}}, "compress.remote_last_layers = 5: expected at most model.layers = 4"),
+    (
+        {"compress": {"unplug_step": 50}},
+        "compress.unplug_step = 50: expected more than compress.warmup_steps = 50 and less than train.steps = 300",
+    ),
+    ({"compress": {"unplug_step": 300}}, "compress.unplug_step = 300: expected more than compress.warmup_steps = 50"),
+    ({"compress": {"unplug_lr_share": 0.0}}, "compress.unplug_lr_share = 0.0: expected `float` > 0.0"),
     ({"compress": {"generators": 2, "rotation": "fixed"}}, "compress.generators = 2: expected 1, since"),
     ({"compress": {"generators": 2, "rotation": "exact"}}, "compress.rotation = 'exact' has a short form for one"),
     ({"compress": {"theta": "previous", "rotation": "random"}}, "compress.theta = 'previous': expected \"chunk\""),
@@ -95,8 +106,32 @@ def test_a_mistake_is_one_line_with_key_value_and_expectation(tree: dict[str, An
 
 def test_a_mode_that_does_not_compress_has_no_warm_start_to_be_wrong_about() -> None:
     for mode in ("dense", "local"):
-        config = convert(Config, {"compress": {"mode": mode, "warmup_steps": 999, "dense_last_layers": 99}})
-        assert (config.compressed_layers, config.warmup_steps) == (0, 0)
+        never = {"mode": mode, "warmup_steps": 999, "dense_last_layers": 99, "unplug_step": 10}
+        config = convert(Config, {"compress": never})
+        assert (config.compressed_layers, config.warmup_steps, config.is_unplugged_at(11)) == (0, 0, False)
+
+
+@pytest.mark.parametrize(
+    ("compress", "local_layers", "compressed"),
+    [
+        ({}, 0, [0, 1, 2]),
+        ({"dense_last_layers": 0}, 0, [0, 1, 2, 3]),
+        ({"remote_last_layers": 2}, 2, [2]),
+        ({"remote_last_layers": 1, "dense_last_layers": 0}, 3, [3]),
+        ({"remote_last_layers": 4}, 0, [0, 1, 2]),
+        ({"mode": "dense"}, 0, []),
+        ({"mode": "dense", "remote_last_layers": 1}, 3, []),
+        ({"mode": "local"}, 4, []),
+        ({"mode": "local", "remote_last_layers": 1}, 4, []),
+    ],
+    ids=str,
+)
+def test_which_layers_see_other_chunks_and_which_compress(
+    compress: dict[str, Any], local_layers: int, compressed: list[int]
+) -> None:
+    config = convert(Config, {"compress": compress})
+    assert (config.local_layers, list(config.compressed)) == (local_layers, compressed)
+    assert config.compressed_layers == len(compressed)
 
 
 def test_what_follows_from_the_settings() -> None:
@@ -157,6 +192,8 @@ OTHER: dict[str, Any] = {
     "train.eval_every": 40,
     "compress.refresh_every": 40,
     "compress.budget_bytes_per_token": 64.0,
+    "compress.remote_last_layers": 2,
+    "compress.unplug_step": 200,
 }
 
 

@@ -21,6 +21,7 @@ CASES: dict[str, dict[str, Any]] = MODES | {
     "geodesic, bfloat16": {"format": "bfloat16"},
     "dense, bfloat16": {"mode": "dense", "format": "bfloat16"},
     "all layers compressed": {"dense_last_layers": 0},
+    "the last two layers see far": {"remote_last_layers": 2, "format": "bfloat16"},
     "two layers dense": {"dense_last_layers": 2, "scope": "head", "format": "bfloat16"},
     "int8, the last layer in fp8": {"format": "int8", "dense_format": "fp8"},
     "float32, the last layer in int8": {"dense_format": "int8"},
@@ -54,7 +55,16 @@ def test_the_formula_is_what_a_counting_wire_sees(case: str, world: str) -> None
 
 
 @pytest.mark.parametrize(
-    "case", ["geodesic", "two layers dense", "dense, bfloat16", "local", "int8, the last layer in fp8", "top-k"]
+    "case",
+    [
+        "geodesic",
+        "two layers dense",
+        "dense, bfloat16",
+        "local",
+        "int8, the last layer in fp8",
+        "top-k",
+        "the last two layers see far",
+    ],
 )
 def test_the_wire_counts_by_what_bytes_are_for(case: str) -> None:
     """Compressed layers, dense layers, and what both would have been; passes without gradients apart."""
@@ -70,15 +80,15 @@ def test_the_wire_counts_by_what_bytes_are_for(case: str) -> None:
         return dict(loop.wires[rank].sent_bytes)
 
     payload, plain = PayloadFormat(config), 2 * 2 * 8 * 16 * (4 if case == "geodesic" else 2)
-    compressed_layers = payload.layers - (config.compress.dense_last_layers if spec.compressed else payload.layers)
+    exchanging = payload.layers - config.local_layers
     for rank, counted in enumerate(run_ranks(2, work)):
         formula = step_bytes(payload, Assignment(world), rank, spec)
         assert counted.get("compressed", 0) == formula.compressed_forward + formula.compressed_backward
         assert counted.get("dense", 0) == formula.dense_forward + formula.dense_backward
         assert counted.get("evaluation", 0) == formula.compressed_forward + formula.dense_forward
         messages = 0 if case == "local" else 3  # three chunks to one reader, and its gradients of them
-        assert counted.get("uncompressed", 0) == messages * payload.layers * plain
-        assert counted.get("replaced", 0) == messages * compressed_layers * plain
+        assert counted.get("uncompressed", 0) == messages * exchanging * plain
+        assert counted.get("replaced", 0) == messages * config.compressed_layers * plain
 
 
 def test_the_formula_by_hand() -> None:
@@ -155,6 +165,20 @@ def test_the_passes_of_a_run_are_known() -> None:
     """What an inbox admits: full chunks, and where there is a warm start, its short and uncompressed ones."""
     assert PayloadFormat(tiny_config()).passes == {PassSpec(8, True), PassSpec(4, False)}
     assert PayloadFormat(tiny_config(compress={"mode": "dense"})).passes == {PassSpec(8, False)}
+    unplugged = PayloadFormat(tiny_config(compress={"unplug_step": 5}))
+    assert unplugged.passes == {PassSpec(8, True), PassSpec(4, False), PassSpec(8, False)}
+
+
+def test_a_layer_that_sees_only_its_own_chunk_sends_nothing_and_none_is_let_in() -> None:
+    payload = PayloadFormat(tiny_config(compress={"remote_last_layers": 2}))
+    for spec in (PassSpec(8, True), PassSpec(4, False)):
+        assert [payload.exchanges(layer) for layer in range(3)] == [False, True, True]
+        assert (payload.chunk_bytes(0, spec), payload.theta_bytes(0, spec)) == (0, 0)
+        assert payload.message("kv", 0, spec) is payload.message("grad", 0, spec) is None
+        assert payload.message("kv", 1, spec) == payload.tensors(1, spec) != ()
+        assert payload.message("done", 0, spec) == ()
+    silent = PayloadFormat(tiny_config(compress={"mode": "local"}))
+    assert [silent.message("kv", layer, PassSpec(8, False)) for layer in range(3)] == [None] * 3
 
 
 def test_a_rank_that_leaves_no_room_is_an_error_that_names_the_mend() -> None:

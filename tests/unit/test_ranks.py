@@ -38,9 +38,11 @@ TRAIN = {"sync_every": 2, "checkpoint_every": 2}
 def test_the_last_layer_has_shares_of_its_own() -> None:
     every = {"dense_last_layers": 0, "last_k_share": 0.7, "last_v_share": 0.5}
     shapes = codec_shapes(tiny_config(compress=every))
-    assert [(layer.k.rank, layer.v.rank) for layer in shapes] == [(3, 6), (3, 6), (5, 8)]
+    assert [(layer.k.rank, layer.v.rank) for layer in shapes.values()] == [(3, 6), (3, 6), (5, 8)]
     shapes = codec_shapes(tiny_config(compress=every | {"dense_last_layers": 1}))
-    assert [(layer.k.rank, layer.v.rank) for layer in shapes] == [(3, 6), (3, 6)]
+    assert {layer: (kv.k.rank, kv.v.rank) for layer, kv in shapes.items()} == {0: (3, 6), 1: (3, 6)}
+    shapes = codec_shapes(tiny_config(compress=every | {"remote_last_layers": 2}))
+    assert {layer: (kv.k.rank, kv.v.rank) for layer, kv in shapes.items()} == {1: (3, 6), 2: (5, 8)}
     payload = PayloadFormat(tiny_config(compress=every))
     assert payload.chunk_bytes(2, PassSpec(8, True)) == 4 * 2 * (8 * (5 + 8) + 2)
 

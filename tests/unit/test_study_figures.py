@@ -90,6 +90,22 @@ def test_bytes_are_those_of_the_formula() -> None:
     assert found.run_saving < found.all_saving  # the warm start is uncompressed
     assert of("method, last layer compressed too").all_saving > found.all_saving
 
+    whole, narrow = of("only the last layer sees far, whole"), of("only the last layer sees far, compressed")
+    assert (whole.compressed_bytes, whole.mean_layer_bytes) == (None, 8 * model.d_kv / model.layers)
+    last = of("method, last layer compressed too").mean_layer_bytes * model.layers - sum(per_token[:-1])
+    assert narrow.compressed_bytes == pytest.approx(last)
+    assert narrow.mean_layer_bytes == pytest.approx(last / model.layers)
+
+
+def test_the_tail_counts_in_the_bytes_of_the_training() -> None:
+    arms = {arm.name: arm.config for arm in load_study("unplug").arms}
+    found = {name: traffic([{"bytes": payload_bytes(config, PayloadFormat(config))}]) for name, config in arms.items()}
+    assert found["50 %"].all_saving == found["not removed"].all_saving
+    savings = [found[name].run_saving for name in ("50 %", "70 %", "80 %", "90 %", "95 %", "99 %", "not removed")]
+    assert savings == sorted(savings)
+    # 50 steps at a quarter of the context, 200 compressed, 250 whole: that is 462.5 full steps in tokens.
+    assert found["50 %"].run_saving == pytest.approx(found["50 %"].all_saving * 200 / 462.5)
+
 
 def test_an_arm_that_leaks_is_marked_and_retains_nothing() -> None:
     leaky = load_study("own-chunk")
@@ -99,6 +115,14 @@ def test_an_arm_that_leaks_is_marked_and_retains_nothing() -> None:
     text = document(leaky, figures(leaky, of_arm), of_arm, "isthmus study own-chunk", "own-chunk")
     (row,) = (line for line in text.splitlines() if line.startswith(f"| {name} (leaks) |"))
     assert row.split("|")[4].strip() == "–"
+
+
+def test_an_arm_that_leaks_no_more_at_the_end_is_not_marked() -> None:
+    leaky = load_study("own-chunk", "", ["--compress.unplug_step", "400"])
+    one = results(dense=[2.0], local=[3.0], method=[2.1])
+    of_arm = {arm.name: one.get(arm.name, one["method"]) for arm in leaky.arms}
+    assert any(arm.config.leaks for arm in leaky.arms)
+    assert not any(line.leaks for line in figures(leaky, of_arm).lines)
 
 
 def test_a_table_is_markdown() -> None:

@@ -61,6 +61,13 @@ def test_a_run_measures_what_the_study_shows() -> None:
 
 
 @pytest.mark.usefixtures("_short")
+def test_a_run_may_do_without_a_warm_start() -> None:
+    result = run_trial(config(compress={"warmup_steps": 0}))
+    assert [entry["step"] for entry in result["curve"]] == [0, 3, 6]
+    assert result["bytes"]["layer"] == result["bytes"]["trained"]
+
+
+@pytest.mark.usefixtures("_short")
 @pytest.mark.parametrize("mode", ["dense", "subspace", "local"])
 def test_ranks_in_one_process_equal_one_node(mode: str) -> None:
     alone = run_trial(config(compress={"mode": mode}))

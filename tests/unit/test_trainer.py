@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from coordinated import Coordinator, Session, corpus, go, make_trainer, train
+from coordinated import Coordinator, Session, corpus, make_trainer, train
 from small import largest_difference, small_model
 from threads import ThreadWire, run_ranks
 from torch import Tensor
@@ -18,6 +18,7 @@ from worlds import MODES, WORLDS, exchange_of, full_spec, tiny_config
 from coordinator.assignment import Assignment
 from netem.errors import ConfigError, RunAborted
 from node.config import Config
+from node.study.memory import go
 from node.train.evaluate import heldout_loss
 from node.train.passes import loss_sum
 from node.train.trainer import Trainer
@@ -53,12 +54,14 @@ def test_at_c_1_ranks_train_as_one_does(mode: str, world: str, tmp_path: Path) -
 def one_step(config: Config, world: str, kinds: list[str], folder: Path) -> list[Trainer]:
     """The first step of fresh trainers, with only these rounds."""
     shared = Coordinator(config, WORLDS[world], 1)
-    first = go(config, WORLDS[world], 0)
+    first = go(config, Assignment(WORLDS[world]), 0)
 
     def work(rank: int, wire: ThreadWire) -> Trainer:
         trainer = make_trainer(config, WORLDS[world], rank, wire, Session(shared, rank), folder)
         rounds = [
-            entry for entry in go(config, WORLDS[world], config.train.sync_every - 1).rounds if entry.kind in kinds
+            entry
+            for entry in go(config, Assignment(WORLDS[world]), config.train.sync_every - 1).rounds
+            if entry.kind in kinds
         ]
         trainer.step(type(first)(step=0, generation=1, cursor=0, rounds=rounds))
         return trainer
@@ -206,6 +209,6 @@ def test_a_loss_that_is_no_number_ends_the_run_and_says_so(tmp_path: Path) -> No
         with torch.no_grad():
             trainer.model.norm.weight.fill_(float("nan"))
         with pytest.raises(RunAborted, match="step 1: the loss is nan"):
-            trainer.step(go(config, WORLDS["1"], 0))
+            trainer.step(go(config, Assignment(WORLDS["1"]), 0))
 
     run_ranks(1, work)
