@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from coordinator.messages import CoordinatorMessage, NodeMessage
 
@@ -60,6 +60,10 @@ class Forget(NamedTuple):
     """The node `peer` is gone: drop what is queued for it."""
 
     peer: str
+
+
+PER_LINK: Final = "link/"
+"""Keys that begin so ("link/node-1/missed_s") are of one link of one node. They are recorded, and not added up."""
 
 
 class Record(NamedTuple):

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from tensorboardX import SummaryWriter
 
-from coordinator.events import Record
+from coordinator.events import PER_LINK, Record
 
 _METRICS: Final = "metrics.jsonl"
 
@@ -40,9 +40,9 @@ def aggregate(nodes: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
     """One value a key over all nodes that report it.
 
     Sums of bytes, tokens, sums and rates; the maximum of times (``_s``); means of all else. `LOSSES` are
-    added where their parts are there and the denominator is not 0.
+    added where their parts are there and the denominator is not 0. Keys of single links are left out.
     """
-    keys = sorted({key for values in nodes.values() for key in values})
+    keys = sorted({key for values in nodes.values() for key in values if not key.startswith(PER_LINK)})
     totals = {key: _combine(key, [values[key] for values in nodes.values() if key in values]) for key in keys}
     for key, (numerator, denominator) in LOSSES.items():
         if numerator in totals and totals.get(denominator):
@@ -58,10 +58,14 @@ class Recorder:
     A line is ``{"step", "time", "generation", key: value …, "nodes": {name: {key: value …}}}`` and is
     flushed, so that a parent can follow the file. `time` is Unix time in seconds. Values that are not
     finite are null: JSON has no others. Raises `OSError` where the disk does.
+
+    All times and rates are of the wall clock. Under time dilation (`netem.network`) each line says so with
+    ``dilation``, and has ``emulated_step_s`` beside ``step_s``: the same on the emulated network's clock.
     """
 
-    def __init__(self, folder: Path, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, folder: Path, clock: Callable[[], float] = time.time, *, dilation: float = 1.0) -> None:
         folder.mkdir(parents=True, exist_ok=True)
+        self._dilation = dilation
         self._clock = clock
         _drop_torn_line(folder / _METRICS)
         self._lines = (folder / _METRICS).open("a", encoding="utf-8")
@@ -76,6 +80,9 @@ class Recorder:
     def record(self, record: Record) -> None:
         """Write one step."""
         totals = aggregate(record.nodes)
+        if self._dilation != 1:
+            totals |= {"dilation": self._dilation}
+            totals |= {"emulated_step_s": totals["step_s"] / self._dilation} if "step_s" in totals else {}
         now_s = self._clock()
         line: dict[str, Any] = {key: _finite(value) for key, value in totals.items()}
         line = {"step": record.step, "time": round(now_s, 3), "generation": record.generation} | {

@@ -3,14 +3,20 @@
 Endpoints exchange messages over ZeroMQ, in order and exactly once, at the rate and latency of a profile. What a
 network does is arithmetic in modules without I/O or clock; one thread per endpoint carries it out. Reading order:
 
-    units, profile    what a network is, as people write it and in numbers
+    units, profile    what a network is, as people write it
+    network           the same in numbers; time dilation
     bucket            when bytes have left, at a rate
+    delay             how long they travel: latency, jitter, what TCP makes of loss
     segments, frames  a message cut into segments; the header of each
     link              reliability and credit between two endpoints
-    shaper            whose segment is next, when it has left, when it arrives
+    lane              whose segment is next
+    shaper            when it has left, when it arrives
+    ingress           how the senders to one NIC share it
     assembly          segments back into messages, in lent buffers
     sockets           ZeroMQ, and what it does not do for us
+    peers             whom an endpoint knows, strangers among them
     endpoint          the thread that joins them: what the upper floors use
     host              what this machine can carry, said aloud
+    verify            how true a profile is here, measured and certified
     names, limits, counters, config, errors   who is who; caps; totals; settings from TOML; what can go wrong
 """

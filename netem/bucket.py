@@ -21,11 +21,7 @@ class TokenBucket:
     __slots__ = ("_burst_s", "_busy_until", "_seconds_per_byte", "rate_bps")
 
     def __init__(self, rate_bps: float | None, burst_bytes: int = 0) -> None:
-        assert rate_bps is None or rate_bps > 0
-        assert burst_bytes >= 0
-        self.rate_bps = rate_bps
-        self._seconds_per_byte = 0.0 if rate_bps is None else 8.0 / rate_bps
-        self._burst_s = burst_bytes * self._seconds_per_byte
+        self._set(rate_bps, burst_bytes)
         self._busy_until = float("-inf")
 
     @property
@@ -37,15 +33,33 @@ class TokenBucket:
         """Seconds that `nbytes` take at the rate."""
         return nbytes * self._seconds_per_byte
 
-    def reserve(self, nbytes: int, ready: float) -> float:
+    def reshape(self, rate_bps: float | None, burst_bytes: int, now: float) -> None:
+        """From `now` on, another rate and burst, without credit for the time before.
+
+        What would have left later than `now` is forgotten: book it again.
+        """
+        used_bytes = 0.0
+        if self._seconds_per_byte and self._busy_until > now:
+            used_bytes = min(self._busy_until - now, self._burst_s) / self._seconds_per_byte
+        self._set(rate_bps, burst_bytes)
+        self._busy_until = now + min(used_bytes, burst_bytes) * self._seconds_per_byte
+
+    def reserve(self, nbytes: float, ready: float) -> float:
         """Book `nbytes` that could leave from `ready` on; return the time at which the last of them has left."""
         start = self._busy_until if self._busy_until > ready else ready
         self._busy_until = start + nbytes * self._seconds_per_byte
         departure = self._busy_until - self._burst_s
         return departure if departure > ready else ready
 
+    def _set(self, rate_bps: float | None, burst_bytes: int) -> None:
+        assert rate_bps is None or rate_bps > 0
+        assert burst_bytes >= 0
+        self.rate_bps = rate_bps
+        self._seconds_per_byte = 0.0 if rate_bps is None else 8.0 / rate_bps
+        self._burst_s = burst_bytes * self._seconds_per_byte
 
-def reserve_jointly(buckets: Iterable[TokenBucket], nbytes: int, ready: float) -> float:
+
+def reserve_jointly(buckets: Iterable[TokenBucket], nbytes: float, ready: float) -> float:
     """Book `nbytes` on all of `buckets` for the same moment; return the departure, which is the latest of theirs.
 
     Not one after the other: shaping twice in a row would double the time of what fits in one segment.

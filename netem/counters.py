@@ -24,6 +24,10 @@ class LinkCounters(msgspec.Struct):
     lateness_s: float = 0.0
     """Sum over `segments` of the time by which each was written after its emulated arrival; see `mean_lateness_s`."""
     lateness_max_s: float = 0.0
+    promised_s: float = 0.0
+    """Sum over bulk messages on a link with a rate, of the time from `send` to the last byte's arrival, as emulated."""
+    missed_s: float = 0.0
+    """Sum of the times by which those came later than that, because this host was late; see `note_transfer`."""
     received_payload_bytes: int = 0
     received_wire_bytes: int = 0
     received_messages: int = 0
@@ -38,6 +42,13 @@ class LinkCounters(msgspec.Struct):
         for field in self.__struct_fields__:
             setattr(self, field, getattr(self, field) + getattr(other, field))
         self.lateness_max_s = late_s
+
+    def note_transfer(self, took_s: float, late_s: float, stalled_s: float) -> None:
+        """A message's last segment was written `late_s` after its emulated arrival, `took_s` after it was sent;
+        `stalled_s` of that the link idled because this host was slow to give credit."""
+        missed_s = late_s + stalled_s
+        self.promised_s += took_s - missed_s
+        self.missed_s += missed_s
 
     @property
     def mean_lateness_s(self) -> float:

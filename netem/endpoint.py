@@ -1,16 +1,13 @@
 """The endpoint: one I/O thread that joins the state machines to the sockets and the clock.
 
 The only thing that the upper floors see of the network. It decides nothing itself: `netem.shaper` says what is
-written when, `netem.link` what arrives, `netem.assembly` where it goes, `netem.sockets` holds ZeroMQ. Other threads
-hand in commands through a queue; they are made to wait only where they give a time limit (`send`, `flush`, `close`).
-
-Strangers are peers that we neither dialled nor were told to trust. What they may hold is bounded by
-`limits.max_strangers`, and by what `Receiver.admit` lends them; they never displace anybody else.
+written when, `netem.link` what arrives, `netem.assembly` where it goes, `netem.peers` who is heard; `netem.sockets`
+holds ZeroMQ. Other threads hand in commands through a queue; they are made to wait only where they give a time limit
+(`send`, `flush`, `close`).
 """
 
 from __future__ import annotations
 
-import copy
 import math
 import secrets
 import threading
@@ -23,19 +20,18 @@ from netem import frames
 from netem.assembly import Assembler, Receiver
 from netem.counters import LinkCounters
 from netem.errors import ConfigError, IsthmusError, PeerSilent, ProtocolError, QueueFull
+from netem.ingress import Ingress
 from netem.limits import MAX_NAME_BYTES, Limits
 from netem.link import Link, Silence, Verdict
 from netem.names import SEPARATOR, plain
-from netem.profile import Profile
+from netem.network import Profile
+from netem.peers import STRANGERS, Peer, Peers
 from netem.segments import Message
-from netem.shaper import Ingress, Lane, Shaper
+from netem.shaper import Shaper
 from netem.sockets import Frame, Sockets, parse_address
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
-
-STRANGERS = "?"
-"""Under this name `counters` has what came from nobody we know, such as a port scanner, or know no longer."""
 
 _DEFAULT_LIMITS = Limits()
 _TICK_S = 0.05  # how often the links' timers are looked at while something is unacknowledged
@@ -48,18 +44,6 @@ _clock = time.monotonic
 def unique(name: str) -> str:
     """A name for an endpoint that no other process has, and that only those can guess who are told (`netem.names`)."""
     return f"{name}{SEPARATOR}{secrets.token_hex(8)}"
-
-
-class _Peer:
-    """All that the endpoint keeps for one peer."""
-
-    __slots__ = ("assembler", "counters", "lane", "link")
-
-    def __init__(self, link: Link, lane: Lane, assembler: Assembler, counters: LinkCounters) -> None:
-        self.link = link
-        self.lane = lane
-        self.assembler = assembler
-        self.counters = counters
 
 
 class Endpoint:
@@ -91,11 +75,9 @@ class Endpoint:
         self.address = self._sockets.address
         self._shaper = Shaper(name, profile)
         self._ingress: Ingress[tuple[str, frames.Header, memoryview]] | None = None
-        if profile.nic_rate_bps is not None:
-            self._ingress = Ingress(profile.nic_rate_bps)
-        self._peers: dict[str, _Peer] = {}
-        self._strangers: dict[str, None] = {}  # the longest unheard first
-        self._counters: dict[str, LinkCounters] = {}
+        if profile.scope == "nic":
+            self._ingress = Ingress(profile.nic_down_bps(name) or None)
+        self._peers = Peers(limits.max_strangers, self._open_peer, self._forget)
         self._incarnation = 0
         self._generation = 0
         self._next_tick = -math.inf
@@ -123,7 +105,7 @@ class Endpoint:
 
     def trust(self, peer: str) -> None:
         """The peer, which called us, is a stranger no more."""
-        self._submit(lambda: self._trust(peer))
+        self._submit(lambda: self._peers.trust(peer))
 
     def send(
         self,
@@ -183,6 +165,19 @@ class Endpoint:
         self._generation = generation
         self._submit(lambda: self._retire(generation))
 
+    def reshape(self, profile: Profile) -> None:
+        """The network changes, as soon as the I/O thread comes round: rates, latencies, links that are cut or healed.
+
+        Nothing in flight is lost, and order is kept. Over a link that is cut nothing passes, and its peers fall silent
+        as they would. What leaves here is shaped here, so each endpoint is to be told. Raises `ConfigError` where the
+        scope or the dilation is another: those hold for a whole run.
+        """
+        for key in ("scope", "dilation"):
+            before, after = getattr(self._profile, key), getattr(profile, key)
+            if before != after:
+                raise ConfigError(f"net.{key} = {after!r}: expected {before!r}; it cannot change in a run")
+        self._submit(lambda: self._reshape(profile))
+
     def forget(self, peer: str) -> None:
         """Drop the peer: what waits for it, what it has half sent, and the connection to it. Its counters stay.
 
@@ -192,7 +187,7 @@ class Endpoint:
 
     def counters(self) -> dict[str, LinkCounters]:
         """A copy of the totals for each peer."""
-        return {peer: copy.copy(counters) for peer, counters in list(self._counters.items())}
+        return self._peers.counters()
 
     def flush(self, timeout_s: float) -> bool:
         """Wait until all that was sent has been acknowledged. False if the time was not enough."""
@@ -256,7 +251,7 @@ class Endpoint:
         at = min(self._shaper.next_time(), self._closing_by, _clock() + _IDLE_S)
         if self._ingress is not None:
             at = min(at, self._ingress.next_time())
-        if any(peer.link.in_flight_bytes or peer.lane.open for peer in self._peers.values()):
+        if any(peer.link.in_flight_bytes or peer.lane.open for _, peer in self._peers):
             at = min(at, self._next_tick)
         return at
 
@@ -265,7 +260,7 @@ class Endpoint:
             # One that cannot be routed is lost, like any other; the link's timer sees to it.
             self._sockets.write(lane.peer, segment.header, segment.payload)
             lane.link.written(segment, now)
-            counters = self._counters[lane.peer]
+            counters = self._peers.counters_of(lane.peer)
             counters.segments += 1
             counters.wire_bytes += segment.wire_bytes
             if segment.resent:
@@ -273,7 +268,11 @@ class Endpoint:
             elif segment.message is not None:
                 counters.payload_bytes += segment.nbytes
                 counters.messages += segment.last
-            late_s = _clock() - arrival
+            written = _clock()
+            late_s = written - arrival
+            message = segment.message
+            if message is not None and segment.last and not segment.resent and lane.rate_bps and not message.urgent:
+                counters.note_transfer(written - message.queued_at, late_s, lane.stalled_s - message.stalled_before_s)
             counters.lateness_s += late_s
             if late_s > counters.lateness_max_s:
                 counters.lateness_max_s = late_s
@@ -285,8 +284,8 @@ class Endpoint:
             self._arrived(peer, parts)
         if self._ingress is not None:
             for name, header, payload in self._ingress.poll(_clock()):
-                if self._may_meet(name):
-                    self._take(self._meet(name), header, payload)
+                if self._peers.may_meet(name):
+                    self._take(self._peers.meet(name), header, payload)
         return busy
 
     def _arrived(self, name: str, parts: list[Frame]) -> None:
@@ -299,23 +298,21 @@ class Endpoint:
             payload = parts[1].buffer
             frames.check_payload(header, payload.nbytes)
         except ProtocolError as error:
-            self._refuse(name, nbytes)
+            self._peers.refuse(name, nbytes)
             if name in self._peers:
                 self._receiver.failed(ProtocolError(str(error), peer=name))
             return
-        if header.run_id != self._run_id or not self._may_meet(name):
-            self._refuse(name, nbytes)
+        if header.run_id != self._run_id or not self._peers.may_meet(name):
+            self._peers.refuse(name, nbytes)
             return
-        peer = self._meet(name)
-        if name in self._strangers:
-            self._strangers[name] = self._strangers.pop(name)  # now the one last heard
+        peer = self._peers.hear(name)
         peer.counters.received_wire_bytes += nbytes
         if self._ingress is None:
             self._take(peer, header, payload)
         else:
-            self._ingress.push((name, header, payload), nbytes, _clock())
+            self._ingress.push(name, (name, header, payload), nbytes, _clock())
 
-    def _take(self, peer: _Peer, header: frames.Header, payload: memoryview) -> None:
+    def _take(self, peer: Peer, header: frames.Header, payload: memoryview) -> None:
         """A frame is through the network: hand it to the link and, if it is the next, to the assembler."""
         link = peer.link
         now = _clock()
@@ -331,7 +328,7 @@ class Endpoint:
         elif verdict is not Verdict.ACK:
             peer.counters.duplicates += 1
 
-    def _assemble(self, peer: _Peer, header: frames.Header, payload: memoryview, now: float) -> None:
+    def _assemble(self, peer: Peer, header: frames.Header, payload: memoryview, now: float) -> None:
         counters = peer.counters
         name = peer.lane.peer
         if not frames.intact(header, payload):
@@ -357,7 +354,7 @@ class Endpoint:
         if now < self._next_tick:
             return
         self._next_tick = now + _TICK_S
-        for name, peer in list(self._peers.items()):
+        for name, peer in self._peers:
             if peer.link.check(now) is Silence.DEAD:
                 self._receiver.failed(PeerSilent(name, self._limits.silent_s))
 
@@ -365,35 +362,38 @@ class Endpoint:
 
     def _connect(self, peer: str, address: str, answers_only: bool) -> None:
         self._sockets.connect(peer, address, answers_only)
-        self._trust(peer)
-
-    def _trust(self, name: str) -> None:
-        self._meet(name)
-        self._strangers.pop(name, None)
+        self._peers.trust(peer)
 
     def _send(self, name: str, message: Message) -> None:
         if self._closing_by < math.inf:
             self._settle([message])
         else:
-            self._meet(name).lane.enqueue(message)
+            self._peers.meet(name).lane.enqueue(message)
 
     def _retire(self, generation: int) -> None:
-        for peer in self._peers.values():
+        for _, peer in self._peers:
             self._settle(peer.lane.drop_older(generation))
             peer.assembler.retire(generation)
             peer.counters.dropped += peer.assembler.take_dropped()
 
     def _forget(self, name: str) -> None:
         self._sockets.disconnect(name)
-        if self._peers.pop(name, None) is not None:
+        if self._peers.remove(name):
             self._settle(self._shaper.remove(name))
-        if name in self._strangers:
-            del self._strangers[name]
-            self._counters.setdefault(STRANGERS, LinkCounters()).add(self._counters.pop(name))
+
+    def _reshape(self, profile: Profile) -> None:
+        now = _clock()
+        self._profile = profile
+        self._shaper.reshape(profile, now)
+        if self._ingress is not None:
+            self._ingress.reshape(profile.nic_down_bps(self.name) or None, now)
+        for name, peer in self._peers:
+            if not peer.lane.cut:  # one that is cut keeps what it had
+                peer.link.resize(*self._sizes(name))
 
     def _begin_to_close(self, deadline: float) -> None:
         self._closing_by = deadline
-        for peer in self._peers.values():
+        for _, peer in self._peers:
             self._settle(peer.lane.abandon())
             peer.link.restart()
 
@@ -406,39 +406,26 @@ class Endpoint:
             self._queued_bytes -= sum(message.total_bytes for message in messages if not message.urgent)
             self._settled.notify_all()
 
-    # ── Peers ────────────────────────────────────────────────────────────────────────────────────────────────────
+    def _open_peer(self, name: str, counters: LinkCounters) -> Peer:
+        # Wall-clock nanoseconds: a process that is started again has a higher number than it had before.
+        self._incarnation = max(time.time_ns(), self._incarnation + 1)
+        window_bytes, resend_s, silent_s = self._sizes(name)
+        link = Link(
+            self._run_id,
+            self._incarnation,
+            window_bytes=window_bytes,
+            resend_s=resend_s,
+            silent_s=silent_s,
+            ack_delay_s=self._limits.ack_delay_s,
+        )
+        assembler = Assembler(name, self._receiver, self._limits)
+        return Peer(link, self._shaper.add(name, link), assembler, counters)
 
-    def _may_meet(self, name: str) -> bool:
-        """Whom we know, or any stranger that has a name (the one that ZeroMQ gives begins with a zero)."""
-        return name in self._peers or (name[:1] > "\0" and self._limits.max_strangers > 0)
-
-    def _meet(self, name: str) -> _Peer:
-        """The peer; a stranger, if it is new."""
-        peer = self._peers.get(name)
-        if peer is None:
-            if len(self._strangers) >= max(1, self._limits.max_strangers):
-                self._forget(next(iter(self._strangers)))
-            self._strangers[name] = None
-            # Wall-clock nanoseconds: a process that is started again has a higher number than it had before.
-            self._incarnation = max(time.time_ns(), self._incarnation + 1)
-            link = Link(
-                self._run_id,
-                self._incarnation,
-                window_bytes=self._profile.credit_bytes(self.name, name),
-                resend_s=self._limits.resend_s + self._profile.round_trip_s(self.name, name),
-                silent_s=self._limits.silent_s,
-                ack_delay_s=self._limits.ack_delay_s,
-            )
-            assembler = Assembler(name, self._receiver, self._limits)
-            counters = self._counters.setdefault(name, LinkCounters())
-            peer = self._peers[name] = _Peer(link, self._shaper.add(name, link), assembler, counters)
-        return peer
-
-    def _refuse(self, name: str, nbytes: int) -> None:
-        """Count a frame that is not taken. Strangers share one entry, or they could fill the table."""
-        counters = self._counters.setdefault(name if name in self._peers else STRANGERS, LinkCounters())
-        counters.dropped += 1
-        counters.received_wire_bytes += nbytes
+    def _sizes(self, peer: str) -> tuple[int, float, float]:
+        """The link's window in bytes, after how many seconds it sends again, and after how many a peer is silent."""
+        round_trip_s = self._profile.round_trip_s(self.name, peer)
+        window_bytes = self._profile.credit_bytes(self.name, peer)
+        return window_bytes, self._limits.resend_s + round_trip_s, self._limits.silent_s + round_trip_s
 
 
 def _check_name(name: str, key: str, max_bytes: int) -> None:

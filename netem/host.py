@@ -2,7 +2,8 @@
 
 An emulated 100 Gbit/s on a loopback that carries 10 is a lie unless it is said. `measure` sends through two real
 endpoints, unshaped, in the segments that the profile would use; both run in this process and share its interpreter,
-so the figure is rather low than high. `warning` is for whoever starts a run, before it starts.
+so the figure is rather low than high. `warning` is for whoever starts a run, before it starts; what a profile is
+worth here in detail, `netem.verify` measures.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from netem.errors import IsthmusError
 from netem.limits import MIB
 from netem.profile import Profile
 from netem.units import format_rate
+from netem.verify.promise import mending_dilation
 
 _DURATION_S = 0.15
 _MESSAGE_BYTES = 4 * MIB
@@ -39,7 +41,8 @@ def warning(profile: Profile, nodes: int, *, links: int | None = None, measured_
     return (
         f"profile {profile.name} asks for {format_rate(rate_bps)} × {busy} {what} = {format_rate(asked_bps)} where all "
         f"are busy at once; this host carries about {format_rate(float(f'{measured_bps:.2g}'))} over loopback: "
-        "where the run needs more than that, its times are this host's, not the profile's"
+        "where the run needs more than that, its times are this host's, not the profile's; slow the emulated clock "
+        f"down with --net.dilation {mending_dilation(asked_bps, measured_bps) * profile.dilation:g}"
     )
 
 

@@ -34,7 +34,8 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """Peers that were heard, and neither dialled nor trusted. A new one takes the place of the one longest unheard;
     with 0, nobody is heard that was not dialled."""
     silent_s: float = 30.0
-    """A peer that owes an acknowledgement and has not been heard for so long is reported as failed."""
+    """A peer that owes an acknowledgement and has not been heard for so long, beside the link's own round trip, is
+    reported as failed."""
     resend_s: float = 1.0
     """Slack on top of the link's own round trip before unacknowledged segments are sent again."""
     ack_delay_s: float = 0.01

@@ -8,7 +8,7 @@ order and drops the others.
 
 Lives: a header says which `incarnation` of its sender speaks and which one of its receiver it has `heard`. A
 process that returns is a new life: both directions start over at 0, and frames meant for a dead life are not taken.
-Read `netem.shaper` next: it asks a link what may go, and `netem.endpoint` tells it what came.
+Read `netem.lane` next: it asks a link what may go, and `netem.endpoint` tells it what came.
 """
 
 from __future__ import annotations
@@ -55,11 +55,8 @@ class Link:
         assert incarnation > 0
         self.incarnation = incarnation
         self.peer_incarnation = 0
-        self.window_bytes = window_bytes
-        self._urgent_bytes = window_bytes + window_bytes // 8  # control never waits for credit held by bulk
+        self.resize(window_bytes, resend_s, silent_s)
         self._run_id = run_id
-        self._resend_s = resend_s
-        self._silent_s = silent_s
         self._ack_delay_s = ack_delay_s
         self._confirmed = False  # the peer has shown that it knows this life
         # Receiver half.
@@ -68,6 +65,7 @@ class Link:
         self.ack_due = math.inf
         # Sender half.
         self.in_flight_bytes = 0
+        self.stuck_since: float | None = None  # since when something cannot leave, because the link is cut
         self.ready_at = -math.inf  # since when credit has been there, where it had run out
         self.released: list[Segment] = []
         """Segments acknowledged since the caller last emptied this list."""
@@ -81,6 +79,13 @@ class Link:
         self._progress_at = -math.inf
         self._heard_at = -math.inf
         self._reported = False
+
+    def resize(self, window_bytes: int, resend_s: float, silent_s: float) -> None:
+        """Another window and other patience from now on; more may be in flight for a while."""
+        self.window_bytes = window_bytes
+        self._urgent_bytes = window_bytes + window_bytes // 8  # control never waits for credit held by bulk
+        self._resend_s = resend_s
+        self._silent_s = silent_s
 
     # ── Sender half ──────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -130,14 +135,20 @@ class Link:
         if segment.written_at is None:
             segment.written_at = now
 
+    def stick(self, since: float) -> None:
+        """Something cannot leave, and the peer owes an answer to it all the same; until `stuck_since` is None again."""
+        if self.stuck_since is None:
+            self.stuck_since = since
+
     def check(self, now: float) -> Silence:
-        """The timer: to be called now and then while `in_flight_bytes` (a coarse tick will do)."""
+        """The timer: to be called now and then while messages are unacknowledged (a coarse tick will do)."""
         waiting_since = self._waiting_since()
-        if waiting_since is None:
-            return Silence.NONE
-        if now - max(waiting_since, self._heard_at) >= self._silent_s and not self._reported:
+        owed_since = min((at for at in (waiting_since, self.stuck_since) if at is not None), default=now)
+        if now - max(owed_since, self._heard_at) >= self._silent_s and not self._reported:
             self._reported = True
             return Silence.DEAD
+        if waiting_since is None:
+            return Silence.NONE
         since = max(waiting_since, self._progress_at)
         if self.must_repeat or now - since < self._resend_s * self._backoff:
             return Silence.NONE

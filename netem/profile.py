@@ -1,54 +1,82 @@
-"""Network profiles: rates, latencies and who shares what, as data.
+"""Network profiles as people write them: TOML with units, strict.
 
 `NetConfig` is the `[net]` section of a run's config, `ProfileConfig` the content of a profile's TOML file or inline
-table; both are strings with units, as written. `resolve` turns them into a `Profile`: numbers in bits per second,
-seconds and bytes, which is all that `netem.shaper` looks at. Built-in profiles are the files in `netem/profiles/`.
+table; both are strings with units, as written. `resolve` turns them into a `Profile` (`netem.network`): numbers, which
+is all that the rest looks at. Built-in profiles are the files in `netem/profiles/`.
 """
 
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any
 
 import msgspec
 from msgspec import Meta
 
 from netem.config import Section, Tree, convert, load_toml
 from netem.errors import ConfigError
-from netem.limits import KIB, MIB
-from netem.names import plain
-from netem.units import format_rate, format_time, parse_rate, parse_size, parse_time
+from netem.limits import KIB
+from netem.network import ANY, UNSHAPED, Line, Pair, Profile, Scope, Shape, Site, slowest
+from netem.units import parse_rate, parse_share, parse_size, parse_time
 
-Scope = Literal["link", "nic"]
-
-ANY = "*"
-_STALL_S = 0.1  # credit covers so long a stall of either process on top of the round trip
-_STALL_BYTES = 32 * MIB
-_LEAST_WINDOW_BYTES = MIB
+__all__ = ["UNSHAPED", "NetConfig", "Pair", "Profile", "ProfileConfig", "Shape", "builtin_names", "resolve"]
 
 
-class PairConfig(Section, frozen=True, rename={"source": "from", "target": "to"}):
-    """`[[pairs]]`: one direction between two nodes that differs from the rest. What is left out is inherited."""
+class WayConfig(Section, frozen=True):
+    """`[inside]`, `[between]`: links that differ from the rest. What is left out is inherited."""
 
-    source: Annotated[str, Meta(description="sending node's name, or *")]
-    target: Annotated[str, Meta(description="receiving node's name, or *")]
-    rate: Annotated[str | None, Meta(description="rate of this link, such as '50 Mbit/s'")] = None
-    latency: Annotated[str | None, Meta(description="one-way latency of this link, such as '80 ms'")] = None
+    rate: Annotated[str | None, Meta(description="rate of each such link, such as '50 Mbit/s'")] = None
+    latency: Annotated[str | None, Meta(description="one-way latency, such as '80 ms'")] = None
+    jitter: Annotated[str | None, Meta(description="how far latency varies, such as '5 ms'")] = None
+    loss: Annotated[str | None, Meta(description="packets lost, such as '0.1 %'")] = None
+
+
+class PairConfig(WayConfig, frozen=True, kw_only=True, rename={"source": "from", "target": "to"}):
+    """`[[pairs]]`: one direction between two nodes (or both) that differs from the rest."""
+
+    source: Annotated[str, Meta(description="sending node's name, a pattern (node-*), or a site's name")]
+    target: Annotated[str, Meta(description="receiving node's name, a pattern, or a site's name")]
+    both: Annotated[bool, Meta(description="the way back too")] = False
+
+
+class LineConfig(Section, frozen=True):
+    """`[[lines]]`: a node whose own line differs from the rest."""
+
+    node: Annotated[str, Meta(description="the node's name, a pattern, or a site's name")]
+    up: Annotated[str | None, Meta(description="what it sends at")] = None
+    down: Annotated[str | None, Meta(description="what it receives at")] = None
 
 
 class ProfileConfig(Section, frozen=True):
     """The content of a profile file."""
 
-    rate: Annotated[str, Meta(description="'300 Mbit/s' of each link, or of each NIC and direction; 'unlimited'")]
+    rate: Annotated[
+        str | None, Meta(description="'300 Mbit/s' of each link, or of each NIC and direction; 'unlimited'")
+    ] = None
+    up: Annotated[str | None, Meta(description="in place of rate, what a node sends at")] = None
+    down: Annotated[str | None, Meta(description="in place of rate, what a node receives at")] = None
     latency: Annotated[str, Meta(description="one-way latency")] = "0 ms"
+    jitter: Annotated[str, Meta(description="how far a segment's latency may be off, at random; order is kept")] = (
+        "0 ms"
+    )
+    loss: Annotated[
+        str, Meta(description="packets that are lost and repeated by TCP, after a timeout, such as '0.1 %'")
+    ] = "0 %"
     burst: Annotated[str, Meta(description="bytes that may leave at once after idle time")] = "0 B"
     scope: Annotated[Scope, Meta(description="what has the rate: each link, or each NIC over all its links")] = "link"
+    sites: Annotated[
+        dict[str, tuple[str, ...]], Meta(description="nodes in one place: name = ['node-0', 'node-[1-3]', …]")
+    ] = msgspec.field(default_factory=dict)
+    inside: Annotated[WayConfig | None, Meta(description="links inside a site, where they differ")] = None
+    between: Annotated[WayConfig | None, Meta(description="links between sites, where they differ")] = None
+    lines: Annotated[tuple[LineConfig, ...], Meta(description="nodes whose line differs from the rest")] = ()
     pairs: Annotated[tuple[PairConfig, ...], Meta(description="links that differ from the rest")] = ()
 
     def check(self, path: str) -> None:
-        _resolve("", self, None, path)
+        _resolve("", self, path)
 
 
 class NetConfig(Section, frozen=True):
@@ -58,103 +86,25 @@ class NetConfig(Section, frozen=True):
         str | ProfileConfig,
         Meta(description="a built-in profile's name, the path of a profile's TOML file, or an inline table"),
     ] = "internet-300mbps"
-    rate: Annotated[str | None, Meta(description="in place of the profile's rate")] = None
+    rate: Annotated[str | None, Meta(description="in place of the profile's rate, up and down")] = None
     latency: Annotated[str | None, Meta(description="in place of the profile's latency")] = None
     scope: Annotated[Scope | None, Meta(description="in place of the profile's scope")] = None
     window: Annotated[
         str | None, Meta(description="credit per link, such as '8 MB'; by default what the link needs to stay full")
     ] = None
+    dilation: Annotated[
+        float,
+        Meta(
+            description="slow the network's clock so many times, rates and latencies alike: compute seems as much "
+            "faster, and a rate that this host cannot carry comes into reach",
+            ge=1,
+            le=1e6,
+        ),
+    ] = 1.0
+    seed: Annotated[int, Meta(description="seed of jitter and loss", ge=0)] = 0
 
     def check(self, path: str) -> None:
         resolve(self, path)
-
-
-class Shape(msgspec.Struct, frozen=True):
-    """One link: `rate_bps` None is unlimited (in scope `nic`: limited by the NICs alone)."""
-
-    rate_bps: float | None
-    latency_s: float
-    burst_bytes: int
-
-
-class Pair(msgspec.Struct, frozen=True):
-    """An override of one direction. `has_rate` tells an unlimited rate from one that is inherited."""
-
-    source: str
-    target: str
-    has_rate: bool
-    rate_bps: float | None
-    latency_s: float | None
-
-
-class Profile(msgspec.Struct, frozen=True, kw_only=True):
-    """A network, in numbers. `rate_bps` None is unlimited; windows and segments are sized by rate unless set."""
-
-    name: str = "unshaped"
-    scope: Scope = "link"
-    rate_bps: float | None = None
-    latency_s: float = 0.0
-    burst_bytes: int = 0
-    window_bytes: int | None = None
-    segment_size_bytes: int | None = None
-    pairs: tuple[Pair, ...] = ()
-
-    @property
-    def nic_rate_bps(self) -> float | None:
-        """The rate of each NIC and direction; None in scope `link` and where it is unlimited."""
-        return self.rate_bps if self.scope == "nic" else None
-
-    def link(self, source: str, target: str) -> Shape:
-        """The link from `source` to `target`, by either of their names (`netem.names`).
-
-        Of several pairs that match, later ones go over earlier ones.
-        """
-        source, target = plain(source), plain(target)
-        rate_bps = None if self.scope == "nic" else self.rate_bps
-        latency_s = self.latency_s
-        for pair in self.pairs:
-            if pair.source in (source, ANY) and pair.target in (target, ANY):
-                if pair.has_rate:
-                    rate_bps = pair.rate_bps
-                if pair.latency_s is not None:
-                    latency_s = pair.latency_s
-        return Shape(rate_bps, latency_s, self.burst_bytes)
-
-    def segment_bytes(self, rate_bps: float | None) -> int:
-        """64 KiB up to 1 Gbit/s, so that turns are short; 1 MiB above, where cost per segment decides."""
-        if self.segment_size_bytes is not None:
-            return self.segment_size_bytes
-        return MIB if rate_bps is None or rate_bps > 1e9 else 64 * KIB
-
-    def credit_bytes(self, source: str, target: str) -> int:
-        """The window of the link: the round trip's bytes, plus a stall of either process, unless it is set."""
-        if self.window_bytes is not None:
-            return self.window_bytes
-        bytes_per_s = self._bytes_per_s(source, target)
-        if bytes_per_s is None:
-            return _STALL_BYTES
-        window_bytes = bytes_per_s * self._latencies_s(source, target) + min(bytes_per_s * _STALL_S, _STALL_BYTES)
-        return max(round(window_bytes), _LEAST_WINDOW_BYTES)
-
-    def round_trip_s(self, source: str, target: str) -> float:
-        """How long an acknowledgement may take that has a full window before it."""
-        bytes_per_s = self._bytes_per_s(source, target)
-        queue_s = 0.0 if bytes_per_s is None else self.credit_bytes(source, target) / bytes_per_s
-        return self._latencies_s(source, target) + queue_s
-
-    def _bytes_per_s(self, source: str, target: str) -> float | None:
-        rates = [rate for rate in (self.link(source, target).rate_bps, self.nic_rate_bps) if rate is not None]
-        return min(rates) / 8 if rates else None
-
-    def _latencies_s(self, source: str, target: str) -> float:
-        return self.link(source, target).latency_s + self.link(target, source).latency_s
-
-    def __str__(self) -> str:
-        what = "each NIC" if self.scope == "nic" else "each link"
-        return f"{self.name} ({format_rate(self.rate_bps)} for {what}, latency {format_time(self.latency_s)})"
-
-
-UNSHAPED = Profile()
 
 
 def builtin_names() -> list[str]:
@@ -169,32 +119,74 @@ def resolve(config: NetConfig, path: str = "net.") -> Profile:
     else:
         name = Path(config.profile).stem if _is_path(config.profile) else config.profile
         profile = convert(ProfileConfig, _load(config.profile, f"{path}profile"), f"{path}profile")
-    changes = {key: getattr(config, key) for key in ("rate", "latency", "scope") if getattr(config, key) is not None}
+    changes: dict[str, Any] = {
+        key: getattr(config, key) for key in ("rate", "latency", "scope") if getattr(config, key) is not None
+    }
     if changes:
         name += " with " + ", ".join(f"{key} {value}" for key, value in changes.items())
+        if config.rate is not None:
+            changes |= {"up": None, "down": None}
         profile = msgspec.structs.replace(profile, **changes)
     window_bytes = None if config.window is None else parse_size(config.window, f"{path}window")
     if window_bytes is not None and window_bytes < 64 * KIB:
         raise ConfigError(f"{path}window = {config.window!r}: at least one segment, '66 KB'")
-    return _resolve(name, profile, window_bytes, path)
+    network = msgspec.structs.replace(_resolve(name, profile, path), window_bytes=window_bytes, seed=config.seed)
+    return network.dilated(config.dilation)
 
 
-def _resolve(name: str, config: ProfileConfig, window_bytes: int | None, path: str) -> Profile:
-    latency_s = parse_time(config.latency, f"{path}latency")
-    pairs = []
-    for index, pair in enumerate(config.pairs):
-        at = f"{path}pairs[{index}]."
-        rate_bps = None if pair.rate is None else parse_rate(pair.rate, f"{at}rate")
-        pair_latency_s = None if pair.latency is None else parse_time(pair.latency, f"{at}latency")
-        pairs.append(Pair(pair.source, pair.target, pair.rate is not None, rate_bps, pair_latency_s))
+def _resolve(name: str, config: ProfileConfig, path: str) -> Profile:
+    """Raises `ConfigError` where something is no quantity, is missing, or does not go together."""
+    if config.rate is None and (config.up is None or config.down is None):
+        raise ConfigError(f"{path}rate: expected a rate such as '300 Mbit/s', or both up and down")
+    if (config.inside or config.between) and not config.sites:
+        raise ConfigError(f"{path}sites: expected, where links inside or between them differ")
+    latency_s, jitter_s = parse_time(config.latency, f"{path}latency"), parse_time(config.jitter, f"{path}jitter")
+    if jitter_s > latency_s:
+        raise ConfigError(f"{path}jitter = {config.jitter!r}: expected at most the latency ({config.latency})")
+    up_bps = parse_rate(config.up or config.rate or "", f"{path}{'up' if config.up else 'rate'}")
+    down_bps = parse_rate(config.down or config.rate or "", f"{path}{'down' if config.down else 'rate'}")
+    lines = [Line(ANY, "up", up_bps), Line(ANY, "down", down_bps)] if up_bps != down_bps else []
+    for index, line in enumerate(config.lines):
+        at = f"{path}lines[{index}]."
+        lines += [Line(line.node, "up", parse_rate(line.up, f"{at}up"))] if line.up else []
+        lines += [Line(line.node, "down", parse_rate(line.down, f"{at}down"))] if line.down else []
     return Profile(
         name=name,
         scope=config.scope,
-        rate_bps=parse_rate(config.rate, f"{path}rate"),
+        rate_bps=slowest(up_bps, down_bps),
         latency_s=latency_s,
+        jitter_s=jitter_s,
+        loss=parse_share(config.loss, f"{path}loss"),
         burst_bytes=parse_size(config.burst, f"{path}burst"),
-        window_bytes=window_bytes,
-        pairs=tuple(pairs),
+        sites=tuple(Site(site, nodes) for site, nodes in config.sites.items()),
+        lines=tuple(lines),
+        pairs=tuple(_pairs(config, path)),
+    )
+
+
+def _pairs(config: ProfileConfig, path: str) -> Iterator[Pair]:
+    """First what holds between sites, then inside them, then what is said of single pairs."""
+    if config.between is not None:
+        yield _pair(ANY, ANY, config.between, f"{path}between.")
+    if config.inside is not None:
+        for site in config.sites:
+            yield _pair(site, site, config.inside, f"{path}inside.")
+    for index, pair in enumerate(config.pairs):
+        at = f"{path}pairs[{index}]."
+        yield _pair(pair.source, pair.target, pair, at)
+        if pair.both:
+            yield _pair(pair.target, pair.source, pair, at)
+
+
+def _pair(source: str, target: str, way: WayConfig, at: str) -> Pair:
+    return Pair(
+        source,
+        target,
+        has_rate=way.rate is not None,
+        rate_bps=None if way.rate is None else parse_rate(way.rate, f"{at}rate"),
+        latency_s=None if way.latency is None else parse_time(way.latency, f"{at}latency"),
+        jitter_s=None if way.jitter is None else parse_time(way.jitter, f"{at}jitter"),
+        loss=None if way.loss is None else parse_share(way.loss, f"{at}loss"),
     )
 
 

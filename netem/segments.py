@@ -1,7 +1,7 @@
 """A message on its way out, and the segments it is cut into.
 
 A message is a tag and some buffers, sent as if they were one. Nothing is copied here unless a segment spans two
-buffers. Who is cut when is decided by `netem.shaper`, numbering and repetition by `netem.link`.
+buffers. Who is cut when is decided by `netem.lane`, numbering and repetition by `netem.link`.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ class Message:
     """One call of `send`: `total_bytes` over all `views`, of which `cut_bytes` are in segments already."""
 
     __slots__ = (
-        "_index", "_offset", "attempts", "cut_bytes", "flow", "generation", "ident", "queued_at", "tag",
-        "total_bytes", "urgent", "views",
+        "_index", "_offset", "attempts", "cut_bytes", "flow", "generation", "ident", "queued_at", "stalled_before_s",
+        "tag", "total_bytes", "urgent", "views",
     )  # fmt: skip
 
     def __init__(
@@ -38,6 +38,7 @@ class Message:
         self.queued_at = queued_at
         self.total_bytes = sum(view.nbytes for view in self.views)
         self.ident = -1  # given by the lane that queues it
+        self.stalled_before_s = 0.0  # and what it had stalled by then
         self.attempts = 0
         self.rewind()
 

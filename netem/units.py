@@ -1,4 +1,4 @@
-"""Quantities as people write them: "300 Mbit/s", "25 ms", "64 KB".
+"""Quantities as people write them: "300 Mbit/s", "25 ms", "64 KB", "0.1 %".
 
 Parsing is strict: a number, a space or none, and one unit from a closed list, since "300 Mb" has cost
 people a factor of eight. Rates are in bits per second, times in seconds, sizes in bytes. Units are decimal
@@ -25,6 +25,7 @@ _SIZES = {
     "MiB": 1024.0**2,
     "GiB": 1024.0**3,
 }
+_SHARES = {"%": 0.01}
 _QUANTITY = re.compile(r"\s*(\d+(?:\.\d+)?(?:e[+-]?\d+)?)\s*([^\d\s.]\S*)?\s*", re.ASCII)
 
 
@@ -46,6 +47,14 @@ def parse_time(text: str, key: str = "latency") -> float:
 def parse_size(text: str, key: str = "burst") -> int:
     """Whole bytes of "64 KB"."""
     return round(_parse(text, key, _SIZES, "a size such as '64 KB'"))
+
+
+def parse_share(text: str, key: str = "loss") -> float:
+    """A share of 1 of "0.1 %"; below one half, since a network that loses more is none."""
+    share = _parse(text, key, _SHARES, "a share such as '0.1 %'")
+    if share >= 0.5:
+        raise ConfigError(f"{key} = {text!r}: expected less than '50 %'")
+    return share
 
 
 def format_rate(rate_bps: float | None) -> str:

@@ -11,7 +11,9 @@ from collections.abc import Callable, Mapping
 
 import psutil
 
+from coordinator.events import PER_LINK
 from netem.counters import LinkCounters
+from netem.names import plain
 from node.exchange.inbox import Inbox
 from node.exchange.wire import Wire
 from node.train.averaging import Averager
@@ -44,16 +46,26 @@ class Meter:
         process = {"cpu_percent": self._process.cpu_percent(), "rss_bytes": float(self._process.memory_info().rss)}
         return metrics | process | {"lateness_s": late_s}
 
+    def _kept(self) -> dict[str, float]:
+        """How well this host kept each link's rate (`LinkCounters.promised_s`), for `node.rates.missed_links`."""
+        shaped = [(plain(peer), link) for peer, link in self._links().items() if link.promised_s]
+        promised = {f"{PER_LINK}{peer}/promised_s": link.promised_s for peer, link in shaped}
+        return promised | {f"{PER_LINK}{peer}/missed_s": link.missed_s for peer, link in shaped}
+
     def _totals(self) -> dict[str, float]:
         links = self._links().values()
         sent = self._wire.sent_bytes if self._wire else {}
         payload = {f"{use}_bytes": float(sent.get(use, 0)) for use in USES}
-        return payload | {
-            "uncompressed_bytes": float(sent.get("uncompressed", 0)),
-            "replaced_bytes": float(sent.get("replaced", 0)),
-            "exposed_s": self._inbox.waited_s,
-            "averaging_s": self._averager.elapsed_s,
-            "sent_wire_bytes": float(sum(link.wire_bytes for link in links)),
-            "received_wire_bytes": float(sum(link.received_wire_bytes for link in links)),
-            "resent_bytes": float(sum(link.resent_bytes for link in links)),
-        }
+        return (
+            payload
+            | self._kept()
+            | {
+                "uncompressed_bytes": float(sent.get("uncompressed", 0)),
+                "replaced_bytes": float(sent.get("replaced", 0)),
+                "exposed_s": self._inbox.waited_s,
+                "averaging_s": self._averager.elapsed_s,
+                "sent_wire_bytes": float(sum(link.wire_bytes for link in links)),
+                "received_wire_bytes": float(sum(link.received_wire_bytes for link in links)),
+                "resent_bytes": float(sum(link.resent_bytes for link in links)),
+            }
+        )

@@ -11,7 +11,13 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from coordinator.events import PER_LINK
+from netem.verify.promise import TOLERANCE
+
 Record = Mapping[str, Any]
+
+LEAST_PROMISED_S = 1.0
+"""Emulated seconds of transfers on a link, from which on its lateness says something."""
 
 PAYLOADS = ("compressed_bytes", "dense_bytes", "averaging_bytes")
 
@@ -26,6 +32,14 @@ class Compression(NamedTuple):
     all_layers: float
     compressed_layers: float | None
     """Without layers that are sent as they are; None until one is compressed."""
+
+
+class MissedLink(NamedTuple):
+    """`share` of the time that its messages took, of 1, is this host's lateness."""
+
+    source: str
+    target: str
+    share: float
 
 
 def number(record: Record, key: str) -> float:
@@ -100,17 +114,61 @@ def compression(records: Sequence[Record]) -> Compression | None:
     """What compression saved, by counted payload bytes; None where nothing was exchanged.
 
     `uncompressed_bytes` is what all layers would have sent as they are, `replaced_bytes` that of the compressed ones.
-    Steps before compression starts do not count once it has started.
+    Steps that compress nothing (warm start, unplugged) do not count where others do.
     """
     compressing = [record for record in records if number(record, "compressed_bytes") > 0]
     counted = compressing or records
-    compressed_bytes, dense_bytes = total(counted, "compressed_bytes"), total(counted, "dense_bytes")
-    uncompressed_bytes = total(counted, "uncompressed_bytes")
-    if uncompressed_bytes <= 0:
+    saved = saved_in_all_steps(counted)
+    if saved is None:
         return None
     replaced_bytes = total(counted, "replaced_bytes")
-    layers = 1 - compressed_bytes / replaced_bytes if replaced_bytes > 0 else None
-    return Compression(1 - (compressed_bytes + dense_bytes) / uncompressed_bytes, layers)
+    layers = 1 - total(counted, "compressed_bytes") / replaced_bytes if replaced_bytes > 0 else None
+    return Compression(saved, layers)
+
+
+def saved_in_all_steps(records: Sequence[Record]) -> float | None:
+    """Share of the exchange's payload bytes, of 1, that was not sent, over all layers and all of these steps, whether
+    they compress or not; None where nothing was exchanged."""
+    uncompressed_bytes = total(records, "uncompressed_bytes")
+    if uncompressed_bytes <= 0:
+        return None
+    return 1 - (total(records, "compressed_bytes") + total(records, "dense_bytes")) / uncompressed_bytes
+
+
+def missed_links(records: Sequence[Record]) -> list[MissedLink]:
+    """The links whose emulated rate this host did not keep, worst first; empty where the run can be trusted.
+
+    Of each link, over all records: by how much longer its messages took than the profile has it, as a share of the
+    time that they took. Links that carried less than `LEAST_PROMISED_S` in all say nothing.
+    """
+    promised_s: dict[tuple[str, str], float] = {}
+    missed_s: dict[tuple[str, str], float] = {}
+    for record in records:
+        for name, values in nodes_of(record).items():
+            for key in values:
+                if key.startswith(PER_LINK):
+                    peer, _, what = key.removeprefix(PER_LINK).rpartition("/")
+                    sums = promised_s if what == "promised_s" else missed_s
+                    sums[name, peer] = sums.get((name, peer), 0.0) + number(values, key)
+    found = [
+        MissedLink(*link, missed_s.get(link, 0.0) / (kept_s + missed_s.get(link, 0.0)))
+        for link, kept_s in promised_s.items()
+        if kept_s >= LEAST_PROMISED_S
+    ]
+    return sorted((link for link in found if link.share > TOLERANCE), key=lambda link: -link.share)
+
+
+def untrusted(records: Sequence[Record]) -> str | None:
+    """Why the run's times are this host's rather than the profile's, in a few words; None where they are not."""
+    missed = missed_links(records)
+    if not missed:
+        return None
+    worst = missed[0]
+    links = "1 link" if len(missed) == 1 else f"{len(missed)} links"
+    return (
+        f"untrusted: {links} missed the emulated rate by more than {TOLERANCE:.0%}; "
+        f"{worst.source} → {worst.target} by {worst.share:.1%}"
+    )
 
 
 def full_context(records: Sequence[Record]) -> list[Record]:

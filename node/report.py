@@ -85,6 +85,8 @@ class RunRecords:
     elapsed_s: list[float]
     network: str
     mode: str
+    dilation: float
+    """Wall-clock seconds in one second of the emulated network (`netem.network`)."""
 
 
 def draw_report(run_folder: Path) -> Path:
@@ -137,18 +139,21 @@ def read_run(folder: Path) -> RunRecords:
         raise ConfigError(f"{path}: holds no step with a loss; there is nothing to draw yet")
     elapsed_s = list(itertools.accumulate(rates.durations_s(records)))
     tree = _config_tree(folder / CONFIG)
-    mode = str(tree.get("compress", {}).get("mode", ""))
     # A run that let tokens know of later ones says so wherever it is named: its losses do not compare.
     mark = " (leaks)" if any(number(record, "leaks") for record in records) else ""
-    return RunRecords(folder.resolve().name + mark, records, elapsed_s, _network(tree), mode)
+    mark += " (untrusted)" if rates.untrusted(records) else ""
+    return RunRecords(folder.resolve().name + mark, records, elapsed_s, _network(tree), _mode(tree), _dilation(tree))
 
 
 def caption(run: RunRecords) -> str:
-    """The run in two or three lines: what was done, sent, saved and waited for, and over which network."""
+    """The run in a few lines: what was done, sent, saved and waited for, over which network, and if that was true."""
     records = run.records
     steps, nodes = int(number(records[-1], "step")), rates.node_names(records)
     done = f"{steps} steps, {rates.total(records, 'tokens'):,.0f} tokens in {format_duration(run.elapsed_s[-1])}"
-    parts = [done, f"{rates.tokens_per_s(rates.full_context(records)) or 0:,.0f} tokens/s at full context"]
+    tokens_per_s = rates.tokens_per_s(rates.full_context(records)) or 0.0
+    parts = [done, f"{_speed(tokens_per_s, run)} tokens/s at full context"]
+    if run.dilation != 1:
+        parts[0] += f" (emulated: {run.elapsed_s[-1] / run.dilation:,.1f} s)"
     if nodes:
         each = rates.total(records, "sent_wire_bytes") / len(nodes)
         parts.append(f"{format_size(each)} sent per node ({len(nodes)} nodes)")
@@ -156,13 +161,14 @@ def caption(run: RunRecords) -> str:
     if saved is not None and saved.compressed_layers is not None:
         more.append(
             f"payload bytes saved by compression: {saved.compressed_layers:.1%} in compressed layers, "
-            f"{saved.all_layers:.1%} over all layers"
+            f"{saved.all_layers:.1%} over all layers, {rates.saved_in_all_steps(records) or 0:.1%} over all steps"
         )
     exposed = rates.time_share(records, "exposed_s")
     if exposed is not None:
         more.append(f"exposed communication: {exposed:.1%} of step time")
     how = f"mode {run.mode}, network {run.network}" if run.mode else f"network {run.network}"
-    return "\n".join(line for line in (" · ".join(parts), " · ".join(more), how) if line)
+    lines = (" · ".join(parts), " · ".join(more), how, rates.untrusted(records))
+    return "\n".join(line for line in lines if line)
 
 
 def smooth(values: Sequence[float], width: int) -> list[float]:
@@ -194,6 +200,27 @@ def _config_tree(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, tomllib.TOMLDecodeError):
         return {}
+
+
+def _mode(tree: dict[str, Any]) -> str:
+    """What is sent, and in which steps it is not compressed."""
+    compress = tree.get("compress", {})
+    parts = [str(compress.get("mode", ""))]
+    if parts == ["subspace"]:
+        warmup_steps, unplug_step = compress.get("warmup_steps"), compress.get("unplug_step")
+        parts += [f"warm start up to step {warmup_steps}"] if warmup_steps else []
+        parts += [f"unplugged after step {unplug_step}"] if unplug_step else []
+    return ", ".join(parts)
+
+
+def _dilation(tree: dict[str, Any]) -> float:
+    return float(tree.get("net", {}).get("dilation", 1.0))
+
+
+def _speed(tokens_per_s: float, run: RunRecords) -> str:
+    """Of the wall clock, and where another is emulated, of that too."""
+    text = f"{tokens_per_s:,.0f}"
+    return text if run.dilation == 1 else f"{text} (emulated: {tokens_per_s * run.dilation:,.0f})"
 
 
 def _network(tree: dict[str, Any]) -> str:
@@ -300,7 +327,7 @@ def _draw_throughput(axes: Axes, runs: Sequence[RunRecords]) -> None:
     places = list(range(len(runs)))
     axes.barh(places, values, height=0.6, color=[RUN_LOOKS[place % len(RUN_LOOKS)][0] for place in places])
     for place, (run, value) in enumerate(zip(runs, values, strict=True)):
-        axes.annotate(f"{value:,.0f}", (value, place), (4, 0), textcoords="offset points", va="center")
+        axes.annotate(_speed(value, run), (value, place), (4, 0), textcoords="offset points", va="center")
         axes.annotate(run.name, (0, place - 0.34), (1, 1), textcoords="offset points", va="bottom", fontsize=9)
     axes.set(title="Tokens/s at full context", xlim=(0, max(values) * 1.28 or 1), ylim=(len(runs) - 0.5, -0.75))
     axes.set_yticks([])

@@ -24,6 +24,7 @@ from netem.units import format_size
 from node import rates
 from node.config import Config
 from node.rates import Record, number
+from node.schedule import phase
 
 WINDOW_S = 20.0
 PLAIN_INTERVAL_S = 5.0
@@ -102,7 +103,9 @@ class View:
     def line(self) -> str:
         """The same in one line; something has been fed."""
         records, steps = list(self._window), self._config.train.steps
-        parts = [f"step {number(records[-1], 'step'):.0f}/{steps}", f"loss {_loss(records[-1].get('loss'))}"]
+        step = int(number(records[-1], "step"))
+        now = phase(self._config, step)
+        parts = [f"step {step}/{steps}", *([now] if now else []), f"loss {_loss(records[-1].get('loss'))}"]
         if self._heldout:
             parts.append(f"held-out {self._heldout[1]:.3f} (step {self._heldout[0]})")
         parts += [f"{label} {value}" for label, value in self._window_figures()]
@@ -125,14 +128,14 @@ class View:
     def _progress(self) -> RenderableType:
         records, steps = list(self._window), self._config.train.steps
         step = int(number(records[-1], "step"))
-        warm = "  warm start, uncompressed" if step <= self._config.warmup_steps else ""
+        now = phase(self._config, step)
         grid = Table.grid(padding=(0, 2), expand=True)
         grid.add_column(no_wrap=True)
         grid.add_column(ratio=1)
         grid.add_column(justify="right", no_wrap=True)
         elapsed = format_duration(self._clock() - self._began_s)
         grid.add_row(
-            Text.assemble((f"step {step}", "bold"), f" of {steps}", (warm, "yellow")),
+            Text.assemble((f"step {step}", "bold"), f" of {steps}", (f"  {now}" if now else "", "yellow")),
             ProgressBar(total=steps, completed=step),
             Text.assemble(f"{elapsed} gone, ", (f"{format_duration(rates.eta_s(records, steps))} to go", "bold")),
         )
@@ -151,14 +154,19 @@ class View:
     def _window_figures(self) -> list[tuple[str, str]]:
         records = list(self._window)
         saved = rates.compression(records)
-        figures = [
-            ("tokens/s", _amount(rates.tokens_per_s(records))),
+        tokens_per_s, dilation = rates.tokens_per_s(records), self._config.net.dilation
+        figures = [("tokens/s", _amount(tokens_per_s))]
+        if dilation != 1:
+            figures.append(("emulated tokens/s", _amount(tokens_per_s and tokens_per_s * dilation)))
+        figures += [
             ("exposed", _percent(rates.time_share(records, "exposed_s"))),
             ("averaging", _percent(rates.time_share(records, "averaging_s"))),
         ]
         if saved is not None and saved.compressed_layers is not None:
             figures.append(("compression", _percent(saved.compressed_layers)))
             figures.append(("over all layers", _percent(saved.all_layers)))
+        if missed := rates.missed_links(records):
+            figures.append(("untrusted, network late by", _percent(missed[0].share)))
         return figures
 
     def _processes(self) -> RenderableType:
@@ -203,13 +211,15 @@ def subtitle(config: Config) -> str:
         "dense": "dense, K and V as they are",
         "local": "local, no remote attention",
     }[compress.mode]
+    if compress.remote_last_layers and compress.mode != "local":
+        far = compress.remote_last_layers
+        mode += ", only the last layer sees far" if far == 1 else f", only the last {far} layers see far"
     return f"{mode} · {describe_profile(resolve(config.net))}"
 
 
 def describe_profile(profile: Profile) -> str:
     """A network in words, with the word "emulated" where this host shapes it."""
-    shaped = profile.rate_bps is not None or profile.latency_s > 0 or bool(profile.pairs)
-    return f"emulated {profile}" if shaped else str(profile)
+    return f"emulated {profile}" if profile.shaped else str(profile)
 
 
 def format_duration(seconds: float | None) -> str:

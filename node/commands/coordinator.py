@@ -40,11 +40,12 @@ def run_coordinator(config: Config, watch: int | None = None) -> None:
         start_step=done,
         start_cursor=done * config.train.batch,
     )
-    with Recorder(folder) as recorder:
+    profile = resolve(config.net)
+    with Recorder(folder, dilation=profile.dilation) as recorder:
         server = CoordinatorServer(
             config.coordinator,
             plan,
-            profile=resolve(config.net),
+            profile=profile,
             record=recorder.record,
             checkpoint_complete=lambda step: mark_complete(folder, step, config.coordinator.nodes),
         )

@@ -73,3 +73,15 @@ def test_a_resumed_run_adds_to_the_file(tmp_path: Path) -> None:
         with Recorder(tmp_path) as recorder:
             recorder.record(Record(step, 1, NODES))
     assert [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [1, 2]
+
+
+def test_under_time_dilation_a_line_has_both_clocks(tmp_path: Path) -> None:
+    with Recorder(tmp_path, dilation=50.0) as recorder:
+        recorder.record(Record(1, 1, {"node-0": {"step_s": 5.0}, "node-1": {"step_s": 2.0}}))
+        recorder.record(Record(2, 1, {"node-0": {"tokens": 1.0}}))
+    first, second = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
+    assert (first["step_s"], first["emulated_step_s"], first["dilation"]) == (5.0, 0.1, 50.0)
+    assert (second["dilation"], "emulated_step_s" in second) == (50.0, False)
+    with Recorder(tmp_path / "plain") as recorder:
+        recorder.record(Record(1, 1, {"node-0": {"step_s": 5.0}}))
+    assert "dilation" not in json.loads((tmp_path / "plain" / "metrics.jsonl").read_text())

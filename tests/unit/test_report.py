@@ -84,10 +84,26 @@ def test_the_caption_has_the_totals(tmp_path: Path) -> None:
     text = caption(read_run(folder(tmp_path / "demo", [line(1), line(2), line(3)], HOME_LINE)))
     assert text.splitlines() == [
         "3 steps, 1,152 tokens in 0:06 · 256 tokens/s at full context · 6 MB sent per node (2 nodes)",
-        "payload bytes saved by compression: 95.0% in compressed layers, 63.3% over all layers"
+        "payload bytes saved by compression: 95.0% in compressed layers, 63.3% over all layers,"
+        " 54.3% over all steps"
         " · exposed communication: 25.0% of step time",
         "mode subspace, network emulated internet-300mbps (300 Mbit/s for each link, latency 25 ms)",
     ]
+
+
+def test_the_caption_says_which_steps_send_keys_and_values_whole(tmp_path: Path) -> None:
+    phases = {"mode": "subspace", "warmup_steps": 1, "unplug_step": 2}
+    text = caption(read_run(folder(tmp_path / "a", [line(1), line(2)], HOME_LINE | {"compress": phases})))
+    assert "mode subspace, warm start up to step 1, unplugged after step 2, network emulated" in text
+    dense = HOME_LINE | {"compress": phases | {"mode": "dense"}}
+    assert "mode dense, network" in caption(read_run(folder(tmp_path / "b", [line(1)], dense)))
+
+
+def test_under_time_dilation_the_caption_has_both_clocks(tmp_path: Path) -> None:
+    slow = folder(tmp_path / "slow", [line(1), line(2), line(3)], {"net": HOME_LINE["net"] | {"dilation": 4.0}})
+    text = caption(read_run(slow))
+    assert "tokens in 0:06 (emulated: 1.5 s) · 256 (emulated: 1,024) tokens/s at full context" in text
+    assert "latency 25 ms, time dilated 4 times)" in text
 
 
 def test_only_a_shaped_network_is_called_emulated(tmp_path: Path) -> None:

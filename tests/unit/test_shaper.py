@@ -6,12 +6,14 @@ from itertools import pairwise
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 from wire import Side, Wire
 
+from netem.lane import Lane
 from netem.link import Link
 from netem.profile import Pair, Profile
 from netem.segments import Message, Segment
-from netem.shaper import Ingress, Lane, Shaper
+from netem.shaper import Shaper
 
 KIB = 1024
 RATE = 8e6  # 1 MB a second: a segment of 1000 bytes on the wire takes 1 ms
@@ -168,6 +170,46 @@ def test_no_bucket_is_ever_outrun(plan: list[tuple[int, str, int, bool]], profil
             assert after[0] - before[0] >= after[2].wire_bytes * 8 / RATE - 1e-9
 
 
+arrivals = st.lists(
+    st.tuples(st.floats(0, 0.1), st.integers(1, 50 * KIB), st.sampled_from("bcd"), st.integers(0, 2), st.booleans()),
+    min_size=1,
+    max_size=30,
+)
+
+
+@settings(max_examples=50, deadline=None)
+@given(arrivals, st.integers(0, 30_000), st.sampled_from([0.0, 0.003]))
+def test_over_any_arrivals_a_nic_never_outruns_rate_and_burst_and_never_rests_while_something_waits(
+    plan: list[tuple[float, int, str, int, bool]], burst_bytes: int, late_s: float
+) -> None:
+    # Without latency a choice is never put off: what comes meanwhile could go first, and leave a gap before it.
+    shaper = Shaper("a", structs.replace(NIC, latency_s=0.0, burst_bytes=burst_bytes))
+    lanes = {peer: lane_of(shaper, peer) for peer in "bcd"}
+    now, written = 0.0, []
+    queued: list[Message] = []
+    for gap_s, nbytes, peer, flow, urgent in plan:
+        wanted = now + gap_s
+        while now < wanted:
+            written += [(arrival, lane.peer, segment) for arrival, lane, segment in shaper.poll(now)]
+            now = min(wanted, max(now, shaper.next_time()) + late_s)
+        queued.append(message(nbytes, flow=flow, urgent=urgent, at=now))
+        lanes[peer].enqueue(queued[-1])
+    while shaper.next_time() < float("inf"):
+        written += [(arrival, lane.peer, segment) for arrival, lane, segment in shaper.poll(now)]
+        now = max(now, shaper.next_time()) + late_s
+    assert sum(segment.nbytes for _, _, segment in written) == sum(nbytes for _, nbytes, *_ in plan)
+    for first in range(len(written)):
+        carried = sum(segment.wire_bytes for _, _, segment in written[first + 1 :])
+        assert carried <= RATE / 8 * (written[-1][0] - written[first][0]) + burst_bytes + 1e-3
+    if late_s:
+        return
+    free_at = 0.0  # of a server at the rate that rests only for want of work, whatever the order
+    for each in queued:
+        wire_bytes = sum(segment.wire_bytes for _, _, segment in written if segment.message is each)
+        free_at = max(free_at, each.queued_at) + wire_bytes * 8 / RATE
+    assert written[-1][0] <= free_at + 1e-9
+
+
 def test_bulk_of_an_older_generation_is_dropped_before_it_costs_rate() -> None:
     shaper = Shaper("a", LAB)
     lane = lane_of(shaper, "b")
@@ -186,23 +228,6 @@ def test_a_lane_that_is_removed_takes_what_it_held_with_it() -> None:
     list(shaper.poll(0.0))
     assert [dropped.tag for dropped in shaper.remove("b")] == [b"b"]
     assert {peer for _, peer, _ in drive(shaper, 10.0)} == {"c"}
-
-
-def test_ingress_does_not_delay_a_single_sender() -> None:
-    ingress: Ingress[int] = Ingress(RATE)
-    for number in range(100):
-        arrival = 5.0 + number * 0.01  # 10 000 bytes at the rate
-        ingress.push(number, 10_000, arrival)
-        assert list(ingress.poll(arrival)) == [number]
-
-
-def test_ingress_shared_by_two_senders_takes_the_time_of_both() -> None:
-    ingress: Ingress[int] = Ingress(RATE)
-    for number in range(100):
-        ingress.push(number, 10_000, 5.0 + number // 2 * 0.01)
-    assert len(list(ingress.poll(5.5))) <= 52
-    assert list(ingress.poll(5.98)) != []
-    assert ingress.next_time() == float("inf") or ingress.next_time() < 6.0
 
 
 def test_two_way_traffic_keeps_its_rate_with_acknowledgements_on_board() -> None:

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from netem.errors import ConfigError
-from netem.units import format_rate, format_size, format_time, parse_rate, parse_size, parse_time
+from netem.units import format_rate, format_size, format_time, parse_rate, parse_share, parse_size, parse_time
 
 
 @pytest.mark.parametrize(
@@ -24,6 +24,14 @@ def test_times(text: str, seconds: float) -> None:
 @pytest.mark.parametrize(("text", "nbytes"), [("64 KB", 64_000), ("64 KiB", 65_536), ("1 MB", 10**6), ("0 B", 0)])
 def test_sizes(text: str, nbytes: int) -> None:
     assert parse_size(text) == nbytes
+
+
+def test_shares() -> None:
+    assert parse_share("0.1 %") == pytest.approx(0.001)
+    assert parse_share("0%") == 0.0
+    for text in ("0.1", "10 percent", "50 %", "-1 %"):
+        with pytest.raises(ConfigError, match=f"net.loss = '{text}': "):
+            parse_share(text, "net.loss")
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from netem.config import convert
 from netem.profile import Profile
 from node import rates
 from node.config import Config
@@ -99,6 +100,8 @@ def test_the_warm_start_does_not_dilute_compression() -> None:
     dense = {"n": node(compressed_bytes=0.0, dense_bytes=200_000.0, replaced_bytes=0.0)}
     assert rates.compression([record(1, nodes=dense)]) == (0.0, None)
     assert rates.compression([record(1, nodes=dense), record(2)]) == rates.compression([record(2)])
+    assert rates.saved_in_all_steps([record(1, nodes=dense), record(2)]) == pytest.approx(1 - (200 + 2 * 104) / 600)
+    assert rates.saved_in_all_steps([{"step": 1}]) is None
     assert rates.compression([{"step": 1}]) is None
 
 
@@ -146,6 +149,14 @@ def test_before_the_first_step_the_panel_says_what_is_awaited() -> None:
     assert "emulated internet-300mbps" in text
 
 
+def test_under_time_dilation_the_panel_has_both_speeds() -> None:
+    records = [record(step) for step in range(98, 101)]
+    text = shown(*records, config=convert(Config, {"net": {"dilation": 4.0}}), width=140)
+    assert "emulated tokens/s" in text
+    assert "1,024" in text
+    assert "emulated tokens/s" not in shown(*records)
+
+
 def test_the_panel_has_the_run_its_figures_and_a_row_for_each_node() -> None:
     text = shown(*[record(step) for step in range(98, 101)], record(101, heldout_loss=5.25))
     for part in ("step 101 of 300", "5.000", "held-out, 101", "5.250", "compression", "96.0 %", "6:38 to go"):
@@ -158,6 +169,23 @@ def test_the_panel_has_the_run_its_figures_and_a_row_for_each_node() -> None:
 def test_the_warm_start_is_named() -> None:
     assert "warm start, uncompressed" in shown(record(Config().warmup_steps))
     assert "warm start" not in shown(record(Config().warmup_steps + 1))
+
+
+def test_what_is_unplugged_is_named() -> None:
+    config = convert(Config, {"compress": {"unplug_step": 100}})
+    out = io.StringIO()
+    with View(config, console=Console(file=out), clock=Clock()) as view:
+        for step in (100, 101):
+            view.feed(record(step))
+            assert ("unplugged, uncompressed" in view.line()) == (step == 101)
+            assert "warm start" not in view.line()
+
+
+def test_layers_that_see_far_are_named() -> None:
+    one = {"remote_last_layers": 1, "dense_last_layers": 0}
+    assert "V −95%, only the last layer sees far ·" in subtitle(convert(Config, {"compress": one}))
+    assert "only the last 2 layers see far" in subtitle(convert(Config, {"compress": {"remote_last_layers": 2}}))
+    assert "see" not in subtitle(convert(Config, {"compress": one | {"mode": "local"}}))
 
 
 def test_records_with_hardly_anything_in_them_are_shown() -> None:

@@ -1,0 +1,263 @@
+"""Which segment goes next: lanes with their queues, and the ports at which they meet. No I/O, no clock.
+
+Each peer has a lane with an urgent queue and bulk flows; flows take turns by deficit round robin. In scope `link`
+every lane has a port of its own with the link's bucket; in scope `nic` all lanes meet at one port with the egress
+bucket, and a lane may have a slower bucket of its own on top. A segment is chosen as late as it may be, when its
+serialisation begins, so that control overtakes bulk. When it leaves and arrives is `netem.shaper`'s business.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+
+from netem.bucket import TokenBucket, reserve_jointly
+from netem.delay import Delay
+from netem.link import Link
+from netem.network import CUT_BPS, slowest
+from netem.segments import Message, Segment
+
+_MOST_SLACK_S = 0.002
+
+
+class Flow:
+    """Messages to one peer that keep their order, and share the lane with other flows."""
+
+    __slots__ = ("deficit", "lane", "messages", "served", "waiting")
+
+    def __init__(self, lane: Lane) -> None:
+        self.lane = lane
+        self.messages: deque[Message] = deque()
+        self.deficit = 0
+        self.waiting = False  # in the port's ring
+        self.served = False  # has had its quantum for this turn
+
+
+class Lane:
+    """The way to one peer: its queues, and the link that numbers what goes."""
+
+    def __init__(self, peer: str, link: Link, port: Port, bucket: TokenBucket | None, delay: Delay) -> None:
+        self.peer = peer
+        self.link = link
+        self.port = port
+        self.bucket = bucket  # its own, beside the port's
+        self.delay = delay
+        self.epoch = 0  # rises when what is on the way has become pointless
+        self.urgent: deque[Message] = deque()
+        self.flows: dict[int, Flow] = {}
+        self.open: dict[int, Message] = {}  # not yet acknowledged as a whole, in order of identity
+        self.stalled_s = 0.0  # time that the link idled for want of credit that this host owes, over all
+        self.reshaped_at = -math.inf
+        self.pair_bps: float | None = None  # what the profile lets through while no other lane is in use
+        self._since_stall_bytes = 0
+        self._next_ident = 0
+
+    @property
+    def cut(self) -> bool:
+        return self.delay.shape.rate_bps == CUT_BPS
+
+    @property
+    def free_at(self) -> float:
+        if self.cut:
+            return math.inf
+        return -math.inf if self.bucket is None else self.bucket.free_at
+
+    @property
+    def slack_s(self) -> float:
+        """How long a choice may wait: the segment arrives later than that anyway."""
+        shape = self.delay.shape
+        return min((shape.latency_s - shape.jitter_s) / 4, _MOST_SLACK_S)
+
+    @property
+    def rate_bps(self) -> float | None:
+        """What its next segment leaves at."""
+        own_bps = None if self.bucket is None else self.bucket.rate_bps
+        return slowest(own_bps, self.port.bucket.rate_bps)
+
+    def reserve(self, nbytes: float, ready: float) -> float:
+        """Book bytes on all that they pass; return their departure."""
+        buckets = (self.port.bucket,) if self.bucket is None else (self.port.bucket, self.bucket)
+        return reserve_jointly(buckets, nbytes, ready)
+
+    def count_stall(self, segment: Segment, ready: float) -> None:
+        """`segment` goes once credit is there, `ready`: add for how long it could have gone before, if it could.
+
+        The window covers the round trip and more, so what is late is this host: the process at the other end, or this
+        one. Credit is rightly late behind a loss or a change of the link, where nothing is counted, and where others
+        share a NIC: there, what lasts longer than if all lanes took turns.
+        """
+        message = segment.message
+        if message is None or message.urgent or self.delay.shape.loss or message.queued_at < self.reshaped_at:
+            return
+        idle_s = ready - max(message.queued_at, self.port.bucket.free_at)
+        if idle_s > 0 and self.pair_bps and self.rate_bps:
+            slowest_s = len(self.port.lanes) * self._since_stall_bytes * 8 / self.pair_bps
+            self.stalled_s += max(0.0, idle_s + self._since_stall_bytes * 8 / self.rate_bps - slowest_s)
+            self._since_stall_bytes = 0
+        self._since_stall_bytes += segment.wire_bytes
+
+    def enqueue(self, message: Message) -> None:
+        message.ident = self._next_ident
+        message.stalled_before_s = self.stalled_s
+        self._next_ident += 1
+        self.open[message.ident] = message
+        if self.cut:
+            self.link.stick(message.queued_at)
+        self._queue(message)
+
+    def restart(self) -> None:
+        """Queue again, from its first byte, all that has not been acknowledged as a whole."""
+        self._clear()
+        self.epoch += 1
+        for message in self.open.values():
+            message.rewind()
+            self._queue(message)
+
+    def abandon(self) -> list[Message]:
+        """Empty the lane, but for what is on the way; return the messages given up."""
+        self._clear()
+        dropped = list(self.open.values())
+        self.open.clear()
+        self.link.stuck_since = None
+        return dropped
+
+    def drop_older(self, generation: int) -> list[Message]:
+        """Drop the bulk messages from before `generation` as far as they are not on the way; return them.
+
+        The peer would drop them too, but only after they have used up the link.
+        """
+        dropped = []
+        for flow in self.flows.values():
+            stale = [message for message in flow.messages if 0 < message.generation < generation]
+            if stale:
+                flow.messages = deque(m for m in flow.messages if not 0 < m.generation < generation)
+                dropped += stale
+        for message in dropped:
+            del self.open[message.ident]
+        if not self.open:
+            self.link.stuck_since = None
+        return dropped
+
+    def finish(self, released: list[Segment]) -> list[Message]:
+        """The messages that `released`, acknowledged segments, complete."""
+        done = []
+        for segment in released:
+            message = segment.message
+            if segment.last and message is not None and self.open.pop(message.ident, None) is not None:
+                done.append(message)
+        return done
+
+    def sendable(self, segment_bytes: int) -> bool:
+        """Whether something but an acknowledgement could go, as far as credit is concerned."""
+        link = self.link
+        if link.must_repeat:
+            return True
+        if self.urgent and link.has_credit(self.urgent[0].next_bytes(segment_bytes), True):
+            return True
+        for flow in self.flows.values():
+            if flow.messages and link.has_credit(flow.messages[0].next_bytes(segment_bytes), False):
+                return True
+        return False
+
+    def _queue(self, message: Message) -> None:
+        if message.urgent:
+            self.urgent.append(message)
+            return
+        flow = self.flows.get(message.flow)
+        if flow is None:
+            flow = self.flows[message.flow] = Flow(self)
+        flow.messages.append(message)
+        if not flow.waiting:
+            flow.waiting = True
+            self.port.ring.append(flow)
+
+    def _clear(self) -> None:
+        self.urgent.clear()
+        for flow in self.flows.values():
+            flow.messages.clear()
+
+
+class Port:
+    """Lanes that share one bucket, one segment at a time."""
+
+    def __init__(self, bucket: TokenBucket, segment_bytes: int) -> None:
+        self.bucket = bucket
+        self.segment_bytes = segment_bytes
+        self.lanes: deque[Lane] = deque()
+        self.ring: deque[Flow] = deque()
+
+    def wakes_at(self) -> float:
+        """When the next segment is to be chosen, at the latest.
+
+        That is a little after it could begin: deadlines are absolute, so a choice made late costs nothing while it
+        is made well before the segment's arrival, and one wake-up then serves a choice and a write.
+        """
+        earliest = math.inf
+        for lane in self.lanes:
+            at = lane.free_at if lane.sendable(self.segment_bytes) else max(lane.link.ack_due, lane.free_at)
+            at = max(at, self.bucket.free_at) + lane.slack_s
+            if at < earliest:
+                earliest = at
+        return earliest
+
+    def choose(self, now: float) -> tuple[Lane, Segment, float] | None:
+        """The next segment, its header written, and since when it has been ready; None if there is none by `now`."""
+        return self._control(now) or self._bulk(now)
+
+    def _control(self, now: float) -> tuple[Lane, Segment, float] | None:
+        for lane in self.lanes:
+            link = lane.link
+            if lane.free_at > now:
+                continue
+            if link.must_repeat:
+                return self._turn(lane), link.repeat(), now
+            if lane.urgent and link.has_credit(lane.urgent[0].next_bytes(self.segment_bytes), True):
+                message = lane.urgent[0]
+                return self._turn(lane), self._cut(lane, lane.urgent), max(message.queued_at, link.ready_at)
+            if link.ack_due <= now and not self._bulk_carries(lane):
+                ready = link.ack_due
+                return self._turn(lane), link.acknowledgement(), ready
+        return None
+
+    def _bulk_carries(self, lane: Lane) -> bool:
+        """Whether the acknowledgement that `lane` owes may ride on the segment that goes now anyway."""
+        return len(self.lanes) == 1 and lane.sendable(self.segment_bytes)
+
+    def _turn(self, lane: Lane) -> Lane:
+        if len(self.lanes) > 1:
+            self.lanes.remove(lane)
+            self.lanes.append(lane)
+        return lane
+
+    def _bulk(self, now: float) -> tuple[Lane, Segment, float] | None:
+        """Deficit round robin (Shreedhar and Varghese, 1995), one segment a call; the quantum is a full segment."""
+        ring = self.ring
+        visits = 2 * len(ring)
+        while visits and ring:
+            visits -= 1
+            flow = ring[0]
+            if not flow.messages:
+                ring.popleft()
+                flow.waiting = flow.served = False
+                flow.deficit = 0  # an idle flow saves nothing up
+                continue
+            lane = flow.lane
+            nbytes = flow.messages[0].next_bytes(self.segment_bytes)
+            if lane.free_at <= now and lane.link.has_credit(nbytes, False):
+                if not flow.served:
+                    flow.served = True
+                    flow.deficit += self.segment_bytes
+                if nbytes <= flow.deficit:
+                    flow.deficit -= nbytes
+                    ready = max(flow.messages[0].queued_at, lane.link.ready_at)
+                    return lane, self._cut(lane, flow.messages), ready
+            flow.served = False
+            ring.rotate(-1)
+        return None
+
+    def _cut(self, lane: Lane, queue: deque[Message]) -> Segment:
+        segment = queue[0].cut(self.segment_bytes)
+        if segment.last:
+            queue.popleft()
+        lane.link.stamp(segment)
+        return segment

@@ -1,0 +1,108 @@
+"""A network that is not ours: two network namespaces, a veth pair, and the kernel's token bucket (`tc-tbf`).
+
+Linux, root and iproute2 only; `unavailable` tries it and says what is missing. Everything is made under a name of its
+own, and removed when the `with` ends: deleting a namespace takes its end of the pair along. Only a SIGKILL leaves them
+behind; `ip netns list` then shows isthmus-….
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import secrets
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from netem.errors import IsthmusError
+from netem.units import format_rate
+from netem.verify.promise import Promise
+
+_TIMEOUT_S = 10.0
+_LEAST_BURST_BYTES = 16_000
+_BURST_S = 0.002  # the kernel's timer may be so late before it loses rate
+_QUEUE_BYTES = 64_000_000  # more than TCP has in flight: nothing is dropped, and so nothing sent twice
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """The pair of namespaces: how to start a process in each, and where the receiving one listens."""
+
+    sender: tuple[str, ...]
+    receiver: tuple[str, ...]
+    sender_host: str
+    receiver_host: str
+    promise: Promise
+    device: str
+    """The shaped one, in the namespace of the same name."""
+
+    def sent_bytes(self) -> int:
+        """All that the bucket has let through so far, headers down to Ethernet's included."""
+        shown = json.loads(_run("tc", "-n", self.device, "-s", "-j", "qdisc", "show", "dev", self.device))
+        bucket = next(entry for entry in shown if entry["kind"] == "tbf")
+        if bucket["drops"]:
+            raise IsthmusError(f"the kernel's token bucket dropped {bucket['drops']} packets: no reference")
+        return int(bucket["bytes"])
+
+
+def unavailable() -> str | None:
+    """Why there is no reference by the kernel here; None if there is one. Really makes one, and removes it."""
+    if platform.system() != "Linux":
+        return f"kernel tbf needs Linux; this is {platform.system()}"
+    for tool in ("ip", "tc"):
+        if shutil.which(tool) is None:
+            return f"kernel tbf needs iproute2: there is no command {tool!r}"
+    if os.geteuid() != 0:
+        return "kernel tbf needs root, for network namespaces"
+    try:
+        with kernel(1e9) as built:
+            built.sent_bytes()
+    except IsthmusError as error:
+        return f"kernel tbf cannot be set up: {error}"
+    return None
+
+
+@contextmanager
+def kernel(rate_bps: float) -> Iterator[Kernel]:
+    """Two namespaces, shaped from the first to the second. Raises `IsthmusError` with the tool's own words."""
+    name = f"isthmus-{secrets.token_hex(3)}"  # a device's name has at most 15 characters
+    source, target = f"{name}a", f"{name}b"
+    subnet = f"10.{128 + secrets.randbelow(64)}.{secrets.randbelow(256)}"
+    burst_bytes = max(_LEAST_BURST_BYTES, round(rate_bps / 8 * _BURST_S))
+    try:
+        _run("ip", "netns", "add", source)
+        _run("ip", "netns", "add", target)
+        _run("ip", "-n", source, "link", "add", source, "type", "veth", "peer", "name", target, "netns", target)
+        for end, host in ((source, 1), (target, 2)):
+            _run("ip", "-n", end, "addr", "add", f"{subnet}.{host}/30", "dev", end)
+            _run("ip", "-n", end, "link", "set", end, "up")
+        _run(
+            *("tc", "-n", source, "qdisc", "add", "dev", source, "root", "tbf"),
+            *("rate", f"{round(rate_bps)}bit", "burst", f"{burst_bytes}b", "limit", f"{_QUEUE_BYTES}b"),
+        )
+        yield Kernel(
+            ("ip", "netns", "exec", source),
+            ("ip", "netns", "exec", target),
+            f"{subnet}.1",
+            f"{subnet}.2",
+            Promise(rate_bps, 0.0, burst_bytes),
+            source,
+        )
+    except IsthmusError as error:
+        raise IsthmusError(f"{format_rate(rate_bps)}: {error}") from None
+    finally:
+        for namespace in (source, target):
+            subprocess.run(["ip", "netns", "del", namespace], capture_output=True, timeout=_TIMEOUT_S, check=False)
+
+
+def _run(*command: str) -> str:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise IsthmusError(f"{' '.join(command)}: {error}") from None
+    if done.returncode:
+        raise IsthmusError(f"{' '.join(command)}: {done.stderr.strip() or f'exit code {done.returncode}'}")
+    return done.stdout

@@ -1,0 +1,164 @@
+"""The processes of a measurement, from the side of the one that started them.
+
+`Party` is one `netem.verify.child`; all have ended when their `with` ends, whatever happened in it, and would end of
+themselves if this process were killed: their input closes. `busy_cores` is other work for all cores.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from types import TracebackType
+from typing import Literal
+
+import msgspec
+
+from netem.errors import IsthmusError
+from netem.profile import Profile
+from netem.verify.child import Answer, Command, Connect, Done, Failed, Open, Opened, Part, Transfer, Transferred
+
+Kind = Literal["endpoint", "tcp"]
+
+_PATIENCE_S = 30.0
+_GRACE_S = 3.0
+
+
+class Party:
+    """One process that carries messages. `prefix` starts it elsewhere, such as in a network namespace."""
+
+    def __init__(
+        self,
+        name: str,
+        kind: Kind,
+        profile: Profile,
+        largest_bytes: int,
+        *,
+        host: str = "127.0.0.1",
+        prefix: Sequence[str] = (),
+    ) -> None:
+        self.name = name
+        self._process = subprocess.Popen(
+            [*prefix, sys.executable, "-m", "netem.verify.child", kind],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            start_new_session=True,  # Ctrl-C is for us, and we end them
+        )
+        try:
+            answer = self._ask(Open(name, host, profile, largest_bytes), _PATIENCE_S)
+        except BaseException:
+            self.close()
+            raise
+        assert isinstance(answer, Opened)
+        self.address = answer.address
+
+    def __enter__(self) -> Party:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def connect(self, peer: Party, flows: int = 1) -> None:
+        """Dial `peer`; returns when it has answered."""
+        assert isinstance(self._ask(Connect(peer.name, peer.address, flows), 2 * _PATIENCE_S), Done)
+
+    def begin(self, command: Transfer) -> None:
+        """Give the command; `end` has its answer."""
+        self._say(command)
+
+    def end(self, timeout_s: float) -> Transferred:
+        """Wait for the transfer that was begun. Raises `IsthmusError` where it failed."""
+        answer = self._hear(timeout_s)
+        assert isinstance(answer, Transferred)
+        return answer
+
+    def close(self) -> None:
+        """End the process: by closing its input, and where that does not help, by force."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        with suppress(BrokenPipeError):
+            self._process.stdin.close()
+        _end(self._process, _GRACE_S)
+        self._process.stdout.close()
+
+    def _ask(self, command: Command, timeout_s: float) -> Answer:
+        self._say(command)
+        return self._hear(timeout_s)
+
+    def _say(self, command: Command) -> None:
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(msgspec.json.encode(command) + b"\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            raise IsthmusError(f"the measuring process {self.name} has ended") from None
+
+    def _hear(self, timeout_s: float) -> Answer:
+        assert self._process.stdout is not None
+        late = threading.Timer(timeout_s, self._process.kill)  # a read of a pipe has no time limit of its own
+        late.start()
+        try:
+            line = self._process.stdout.readline()
+        finally:
+            late.cancel()
+        if not line:
+            code = self._process.wait()
+            raise IsthmusError(
+                f"the measuring process {self.name} did not answer within {timeout_s:.0f} s"
+                if code == -signal.SIGKILL
+                else f"the measuring process {self.name} has ended with exit code {code}"
+            )
+        answer: Answer = msgspec.json.decode(line, type=Answer)
+        if isinstance(answer, Failed):
+            raise IsthmusError(f"{self.name}: {answer.reason}")
+        return answer
+
+
+def run_transfer(
+    sends: dict[str, list[Part]], parties: Sequence[Party], timeout_s: float, *, lead_s: float = 0.02
+) -> tuple[float, dict[str, Transferred]]:
+    """All `sends`, by sender's name, at the same moment: that moment, and what each party says of it."""
+    at = time.monotonic() + lead_s
+    for party in parties:
+        receives = [
+            Part(source, part.flow, part.nbytes, part.count)
+            for source, parts in sends.items()
+            for part in parts
+            if part.peer == party.name
+        ]
+        party.begin(Transfer(at, sends.get(party.name, []), receives, timeout_s))
+    answers = {party.name: party.end(2 * timeout_s + _PATIENCE_S) for party in parties}
+    for name, answer in answers.items():
+        if answer.resent_bytes:
+            raise IsthmusError(f"{name}: {answer.resent_bytes} bytes were sent twice; nothing is lost on this host")
+    return at, answers
+
+
+@contextmanager
+def busy_cores() -> Iterator[None]:
+    """While it is entered, each core of this machine has a process that computes without a pause."""
+    command = [sys.executable, "-m", "netem.verify.child", "busy"]
+    workers = [
+        subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True) for _ in range(os.cpu_count() or 1)
+    ]
+    try:
+        time.sleep(1.0)  # they have imported what they do not need, and compute
+        yield
+    finally:
+        for worker in workers:
+            worker.terminate()
+        for worker in workers:
+            _end(worker, _GRACE_S)
+
+
+def _end(process: subprocess.Popen[bytes], grace_s: float) -> None:
+    try:
+        process.wait(grace_s)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
