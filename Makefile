@@ -17,7 +17,7 @@ FIGURE_RUN = $(BIN)/isthmus run configs/figure.toml --run.outputs outputs/figure
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo figure test test-slow check lint types clean
+.PHONY: help demo figure test test-slow bench check lint types clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -38,6 +38,9 @@ test: $(VENV)/.installed-dev  ## the default test suite
 
 test-slow: $(VENV)/.installed-dev  ## the tests that take minutes
 	$(BIN)/pytest -m slow $(ARGS)
+
+bench: $(VENV)/.installed-dev  ## what compression costs beside a training step (minutes)
+	$(BIN)/python tests/benchmarks/codec_cost.py --out docs/benchmarks/codec-cost.md $(ARGS)
 
 check: lint types  ## lint and types
 

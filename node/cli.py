@@ -1,4 +1,4 @@
-"""The command line: `isthmus run | coordinator | node | eval | report | study | settings`.
+"""The command line: `isthmus run | coordinator | node | eval | export | report | study | plan | net | settings`.
 
 Parsing and exit codes only; what a command does is in `node.commands`. Exit codes: 0 done, 1 the run failed,
 2 a mistake that the user can mend, 130 interrupted. Mistakes are one line, without a traceback.
@@ -10,7 +10,7 @@ import argparse
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from netem.config import describe
@@ -28,13 +28,21 @@ Every setting of the config can be given on the command line, in place of the fi
 `isthmus settings` lists them all, with their defaults; `isthmus settings train` those of one section.
 """
 
+_NET = """\
+Settings of the network can be given in place of the profile's:
+  isthmus net verify --profile datacenter-100gbps --net.dilation 50
+As root on Linux the same transfers are made under the kernel's token bucket (tc-tbf), for comparison.
+"""
+
 _OVERVIEW = """\
 examples:
   isthmus run configs/demo.toml                            a coordinator and four nodes on this machine
   isthmus run configs/tiny.toml --coordinator.nodes 2      the same in small, on two nodes
   isthmus eval outputs/demo                                held-out loss of its last checkpoint
   isthmus report outputs/demo outputs/demo-2 --out a.png   two runs in one picture
+  isthmus export outputs/demo hf/demo                      the model, as a folder for transformers
   isthmus study control                                    what the far context is worth, and what keeps it
+  isthmus plan configs/paper-800m.toml --nodes 8           what a step would take elsewhere; runs nothing
 
 on several machines:
   one   $ ISTHMUS_TOKEN=… isthmus coordinator run.toml --coordinator.address tcp://10.0.0.5:7070
@@ -52,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if options.command not in _CONFIGURED and rest:
             raise ConfigError(f"{' '.join(rest)}: not understood; see isthmus {options.command} --help")
-        _COMMANDS[options.command](options, rest)
+        return _COMMANDS[options.command](options, rest) or 0
     except ConfigError as error:
         print(f"isthmus {options.command}: error: {error}", file=sys.stderr)
         return 2
@@ -62,13 +70,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"isthmus {options.command}: interrupted", file=sys.stderr)
         return 130
-    return 0
 
 
 def _run(options: argparse.Namespace, overrides: list[str]) -> None:
     from node.commands.evaluate import evaluate
     from node.commands.run import run_swarm
-    from node.report import draw_report
+    from node.rates import untrusted
+    from node.report import draw_report, read_run
 
     config = run_swarm(_load(options, overrides))
     folder = config.run.folder
@@ -77,6 +85,8 @@ def _run(options: argparse.Namespace, overrides: list[str]) -> None:
     print(f"held-out:    loss {result.loss:.4f}, perplexity {result.perplexity:.1f} over {result.tokens} tokens")
     if result.leaks:
         print(f"leaks:       {LEAKS}")
+    if late := untrusted(read_run(folder).records):
+        print(late.replace(": ", ":   ", 1))
     print(f"everything:  {folder}")
 
 
@@ -103,6 +113,17 @@ def _eval(options: argparse.Namespace, overrides: list[str]) -> None:
     print(f"over {result.tokens} tokens that were never trained on")
     if result.leaks:
         print(f"leaks:       {LEAKS}")
+
+
+def _export(options: argparse.Namespace, _rest: list[str]) -> None:
+    from node.commands.export import export
+
+    found = export(options.checkpoint, options.folder)
+    print(f"written:     {options.folder}: {', '.join(found.files)}")
+    print(f"model:       a plain Llama of {found.parameters:,} parameters in float32, after step {found.step}")
+    if found.note:
+        print(f"note:        {found.note}")
+    print(f'load it:     transformers.AutoModelForCausalLM.from_pretrained("{options.folder}")')
 
 
 def _report(options: argparse.Namespace, _rest: list[str]) -> None:
@@ -132,6 +153,36 @@ def _study(options: argparse.Namespace, overrides: list[str]) -> None:
         print(f"study:       {run_study(wish)}")
 
 
+def _net(options: argparse.Namespace, overrides: list[str]) -> int:
+    from node.commands.net import Wish, verify
+
+    wish = Wish(
+        tuple(options.profile or ()), options.suite, options.quick, options.json, options.markdown, tuple(overrides)
+    )
+    return verify(wish)
+
+
+def _plan(options: argparse.Namespace, overrides: list[str]) -> None:
+    from node.commands.plan import MFU, Question, check_against, plan_config
+
+    if options.validate:
+        if options.config is not None or overrides:
+            raise ConfigError("--validate: takes folders of runs, and their configs with them; give it nothing else")
+        check_against(options.validate)
+        return
+    if options.config is None:
+        raise ConfigError("CONFIG: give a TOML file, such as configs/demo.toml, or --validate with folders of runs")
+    if options.fit and options.mfu is not None:
+        raise ConfigError("--mfu: a fit to runs takes its place; give one of the two")
+    given = [] if options.nodes is None else [f"--coordinator.nodes={options.nodes}"]
+    given += [] if options.net is None else [f"--net.profile={options.net}"]
+    # A plan listens nowhere, so it needs no token.
+    config = _load(options, [*given, "--coordinator.address=tcp://127.0.0.1:0", *overrides])
+    mfu = MFU if options.mfu is None else options.mfu
+    contexts, runs = tuple(options.contexts), tuple(options.fit)
+    plan_config(config, Question(options.device, mfu, runs, contexts, options.json, options.png))
+
+
 def _show_settings(options: argparse.Namespace, _rest: list[str]) -> None:
     keys = [key for key in describe(Config) if key.path.startswith(f"{options.section}." if options.section else "")]
     if not keys:
@@ -154,16 +205,20 @@ def _load(options: argparse.Namespace, overrides: list[str]) -> Config:
     return load_config(options.config, [*overrides, *secret])
 
 
-_COMMANDS = {
+# A command that has an answer of its own (`net verify`) returns its exit code.
+_COMMANDS: dict[str, Callable[[argparse.Namespace, list[str]], int | None]] = {
     "run": _run,
     "coordinator": _coordinator,
     "node": _node,
     "eval": _eval,
+    "export": _export,
     "report": _report,
     "study": _study,
+    "plan": _plan,
+    "net": _net,
     "settings": _show_settings,
 }
-_CONFIGURED = ("run", "coordinator", "node", "eval", "study")
+_CONFIGURED = ("run", "coordinator", "node", "eval", "study", "net", "plan")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -204,6 +259,10 @@ def _parser() -> argparse.ArgumentParser:
         "--batches", type=int, default=0, help="how many held-out batches (default: 0, which is all of them)"
     )
 
+    export = _command(commands, "export", "a checkpoint as a Hugging Face folder: a plain Llama and its tokenizer", "")
+    export.add_argument("checkpoint", type=Path, help="outputs/RUN, or outputs/RUN/checkpoint/step-N")
+    export.add_argument("folder", type=Path, help="the folder to write; it must not exist yet, or be empty")
+
     report = _command(commands, "report", "a picture of one run, or of several together", "")
     report.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="a run's folder, such as outputs/demo")
     report.add_argument("--out", type=Path, help="the PNG to write (default: report.png in the run's folder)")
@@ -216,9 +275,56 @@ def _parser() -> argparse.ArgumentParser:
     study.add_argument("--out", type=Path, default=Path("docs/study"), help="folder to write to (default: %(default)s)")
     study.add_argument("--checkpoint", type=Path, help="of `spectrum`: a Hugging Face folder to look at instead")
 
+    net = commands.add_parser("net", help="the emulated network: is it true on this host?", allow_abbrev=False)
+    _add_net(net.add_subparsers(dest="net_command", required=True, metavar="COMMAND"))
+
+    _add_plan(_command(commands, "plan", "what a step would take on other machines, without running it", _SETTINGS))
+
     settings = _command(commands, "settings", "every setting, with its default and meaning", "")
     settings.add_argument("section", nargs="?", default="", help="one section: run, model, compress, train, …")
     return parser
+
+
+def _add_net(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    verify = _command(commands, "verify", "measure how true networks are here; exit code 0: true, 1: untrusted", _NET)
+    verify.add_argument(
+        "--profile", action="append", metavar="PROFILE", help="a built-in profile or a TOML file; several may be given"
+    )
+    verify.add_argument(
+        "--suite", default="", help="in place of a profile, a table: kernel, fairness, nic, rings, dilation"
+    )
+    verify.add_argument("--quick", action="store_true", help="fewer sizes and repeats")
+    verify.add_argument("--json", action="store_true", help="print exactly one JSON object")
+    verify.add_argument("--markdown", type=Path, metavar="FILE", help="write the table there as well")
+
+
+def _add_plan(plan: argparse.ArgumentParser) -> None:
+    plan.add_argument("config", type=Path, nargs="?", metavar="CONFIG", help="a TOML file, such as configs/demo.toml")
+    plan.add_argument("--nodes", type=int, help="nodes, in place of coordinator.nodes")
+    plan.add_argument("--net", metavar="PROFILE", help="a network, in place of net.profile")
+    plan.add_argument(
+        "--device", default="a100", help="what each node computes on: a100, h100, 4090, cpu, … (%(default)s)"
+    )
+    plan.add_argument("--mfu", type=float, help="share of the device's peak that a step reaches (default: 0.4)")
+    plan.add_argument("--contexts", type=int, nargs="+", default=[], metavar="TOKENS", help="other contexts to compare")
+    plan.add_argument(
+        "--fit",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="METRICS",
+        help="runs (metrics.jsonl, or their folders) to fit",
+    )
+    plan.add_argument("--json", action="store_true", help="one JSON object in place of text")
+    plan.add_argument("--png", type=Path, help="draw tokens/s over bandwidth and nodes into this file")
+    plan.add_argument(
+        "--validate",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="RUN",
+        help="fit to half of these runs, predict the rest",
+    )
 
 
 def _command(
