@@ -1,0 +1,47 @@
+"""`isthmus export`: a checkpoint as a folder that `transformers` loads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+from node.commands.evaluate import checkpoint_config, find_checkpoint
+from node.run_folder import step_of
+
+
+class Exported(NamedTuple):
+    """What was written."""
+
+    step: int
+    parameters: int
+    files: tuple[str, ...]
+    note: str
+
+
+def export(path: Path, folder: Path) -> Exported:
+    """Write the model of a checkpoint, or of the last complete one of a run, to a new folder.
+
+    Raises `ConfigError` where the model is no plain Llama (`node.export.plain`), or the folder is not empty.
+    """
+    checkpoint = find_checkpoint(path)
+    config, step = checkpoint_config(checkpoint), step_of(checkpoint)
+    # torch takes seconds to import: a mistyped path should not.
+    from node.data.config import RECALL
+    from node.export.folder import check_free, model_files, write_folder
+    from node.export.plain import check_plain, plain_weights, rounding_note
+    from node.export.tokenizer import tokenizer_files
+    from node.model.llama import Llama
+    from node.train.checkpoint import load_model, vocab_size_of
+
+    check_free(folder)
+    check_plain(config, step)
+    vocab_size = vocab_size_of(checkpoint)
+    model = Llama(config, vocab_size)
+    load_model(checkpoint, model)
+    weights = plain_weights(config, model, step)
+    speaks = config.data.corpus != RECALL
+    files = model_files(config.model, vocab_size, vocab_size - 1 if speaks else None)
+    files |= tokenizer_files(config.data.tokenizer, config.model.context) if speaks else {}
+    write_folder(folder, weights, files, {"run": config.run.name, "step": str(step)})
+    parameters = sum(tensor.numel() for tensor in weights.values())
+    return Exported(step, parameters, (*files, "model.safetensors"), rounding_note(config))

@@ -1,0 +1,109 @@
+"""`isthmus plan`: what a step would take, without running it; or the planner against runs that were."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from netem.errors import ConfigError
+from node.config import Config
+from node.plan.compare import NODES as NODES_COMPARED
+from node.plan.compare import RATES_BPS, over_bandwidth, with_context
+from node.plan.costs import Costs, stated
+from node.plan.devices import Device, device
+from node.plan.fit import case, fit
+from node.plan.measured import read_measured
+from node.plan.picture import draw_curves
+from node.plan.predict import Plan, predict
+from node.plan.text import assumptions, contexts_table, curves_table, describe
+from node.plan.validate import fitted, table, validate
+
+MFU = 0.4
+"""Of a well-made step on a GPU; what is stated by default."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """What the command line asks, beside the config."""
+
+    device: str
+    mfu: float
+    fit: tuple[Path, ...]
+    contexts: tuple[int, ...]
+    json: bool
+    png: Path | None
+
+
+def plan_config(config: Config, question: Question) -> None:
+    """Predict and print. Raises `ConfigError` for what cannot be planned."""
+    on = device(question.device)
+    costs, source = _costs(on, question)
+    plans = [predict(with_context(config, context), costs, on) for context in question.contexts]
+    plan = predict(config, costs, on)
+    assumed = assumptions(costs, on.name, source, plan.dilation)
+    if question.json:
+        print(json.dumps(_object(config.run.name, plan, plans, costs, assumed)))
+    else:
+        print(f"{config.run.name}, planned: nothing was run\n")
+        print(describe(plan))
+        if plans:
+            print("\n" + "\n".join(contexts_table(plans)))
+        print("\nassumed:")
+        print("\n".join(f"  - {line}" for line in assumed))
+    if question.png is not None:
+        _draw(config, costs, f"{on.name}, {source}. Bandwidth of each {_line(plan)}; averaging included.", question)
+
+
+def check_against(runs: Sequence[Path]) -> None:
+    """Fit to half of the runs, predict the others, print all."""
+    print(table(validate([case(read_measured(path)) for path in runs])))
+
+
+def _costs(on: Device, question: Question) -> tuple[Costs, str]:
+    if not question.fit:
+        return stated(on, question.mfu), f"MFU {question.mfu:g}, stated"
+    costs = fit([case(read_measured(path)) for path in question.fit])
+    if not question.json:
+        print(f"{fitted(costs)}\n")
+    return costs, f"fitted to {', '.join(str(path) for path in question.fit)}"
+
+
+def _draw(config: Config, costs: Costs, note: str, question: Question) -> None:
+    assert question.png is not None
+    curves = over_bandwidth(config, costs, NODES_COMPARED)
+    if not curves:
+        raise ConfigError(f"model.context = {config.model.context}: divides into none of {NODES_COMPARED} nodes")
+    if not question.json:
+        print("\n" + "\n".join(curves_table(curves, RATES_BPS)))
+    title = f"{config.run.name}: predicted, {config.compress.mode}, {config.model.context:,} tokens of context"
+    path = draw_curves(curves, RATES_BPS, title, note, question.png)
+    if not question.json:
+        print(f"\npicture:     {path}")
+
+
+def _line(plan: Plan) -> str:
+    return "NIC" if plan.scope == "nic" else "link"
+
+
+def _object(name: str, plan: Plan, plans: Sequence[Plan], costs: Costs, assumed: Sequence[str]) -> dict[str, Any]:
+    return {
+        "name": name,
+        **_plain(plan),
+        "contexts": [_plain(other) for other in plans],
+        "costs": msgspec.structs.asdict(costs),
+        "assumes": list(assumed),
+    }
+
+
+def _plain(plan: Plan) -> dict[str, Any]:
+    figures = msgspec.structs.asdict(plan)
+    figures["memory"] = plan.memory._asdict() | {"device": plan.memory.device}
+    figures["remedies"] = [remedy._asdict() for remedy in plan.remedies]
+    figures["bandwidths"] = [need._asdict() for need in plan.bandwidths]
+    derived = {name: getattr(plan, name) for name in ("tokens_per_s", "exposed_s", "utilisation")}
+    return figures | derived

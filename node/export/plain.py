@@ -1,0 +1,104 @@
+"""Which trained models are a plain Llama, and the weights that make it one.
+
+A model is plain where every token attends to K and V as the layer's two matrices make them: uncompressed from the
+start, or unplugged. One that still compresses is plain only where all tokens see every chunk, their own too, through
+one and the same projection: z̃ = z ŪŪᵀ with z = Wx is W̃ = ŪŪᵀW, for K too, since RoPE comes after it. Everything else
+is refused, with the reason: what `transformers` would compute of it is another function of the tokens.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from netem.errors import ConfigError
+from node.config import Config
+from node.exchange.payload import formats_of
+from node.model.llama import Llama
+from node.subspace.codec import Codec
+
+ROUNDING = ("bfloat16", "int8", "fp8")
+"""Formats that round what other chunks see, by little: a model trained through them is the same without."""
+
+
+def compresses(config: Config, step: int) -> bool:
+    """Whether what a checkpoint after `step` steps attends to goes through subspaces."""
+    meets_it = config.model.chunks > 1 or config.compress.own == "projected"
+    return config.compressed_layers > 0 and meets_it and not config.is_unplugged_at(step)
+
+
+def check_plain(config: Config, step: int) -> None:
+    """Raise `ConfigError`, with the reason, where a checkpoint after `step` steps is no plain Llama."""
+    if step <= config.warmup_steps:
+        raise ConfigError(
+            f"step {step}: lies in the warm start (compress.warmup_steps = {config.warmup_steps}), which saw "
+            f"{config.model.chunks * config.warmup_chunk_tokens} of {config.model.context} tokens; "
+            f"export a later checkpoint"
+        )
+    if config.local_layers and config.model.chunks > 1:
+        key = "mode" if config.compress.mode == "local" else "remote_last_layers"
+        raise ConfigError(
+            f"compress.{key} = {getattr(config.compress, key)!r}: in {config.local_layers} of {config.model.layers} "
+            f"layers a token sees no further than its chunk of {config.model.chunk_tokens} tokens, and a Llama's mask "
+            f"cannot say that"
+        )
+    if compresses(config, step):
+        _check_folds(config)
+    whole_format = formats_of(config.compress)[1]
+    if config.model.chunks > 1 and whole_format not in ("float32", *ROUNDING):
+        raise ConfigError(
+            f"this model sends K and V as {whole_format} (compress.format, compress.dense_format): what it was "
+            f"trained to read of other chunks is not what a Llama would; expected float32, {', '.join(ROUNDING)}"
+        )
+
+
+def _check_folds(config: Config) -> None:
+    compress = config.compress
+    if compress.own == "exact":
+        reason = (
+            'own = "exact": a token sees its own chunk as it is and others through the subspace, so that no one matrix '
+            "makes its keys"
+        )
+    elif compress.rotation != "fixed" and compress.clip > 0:
+        whose = "with the data" if compress.learns_theta else "from chunk to chunk"
+        reason = f"rotation = {compress.rotation!r}: the subspace turns {whose}, so that no one matrix makes K or V"
+    elif formats_of(compress)[0] != "float32":
+        reason = f"format = {formats_of(compress)[0]!r}: what crosses between chunks is rounded, within them it is not"
+    else:
+        return
+    raise ConfigError(
+        f"this model is still plugged, and compress.{reason}; "
+        f"train its last steps unplugged (compress.unplug_step), and export that"
+    )
+
+
+def rounding_note(config: Config) -> str:
+    """How a plain model's logits may differ from those in training; empty where they do not."""
+    whole_format = formats_of(config.compress)[1]
+    if whole_format == "float32" or config.model.chunks == 1:
+        return ""
+    return f"training read K and V of other chunks as {whole_format}; the exported model does not round them"
+
+
+def plain_weights(config: Config, model: Llama, step: int) -> dict[str, Tensor]:
+    """Weights by the names of `transformers`' LlamaForCausalLM; projections, where there are any, folded in."""
+    weights = {
+        name if name.startswith("lm_head.") else f"model.{name}": parameter.detach().contiguous()
+        for name, parameter in model.named_parameters()
+        if ".codecs." not in name
+    }
+    if compresses(config, step):
+        for (layer, kind), codec in model.codecs():
+            name = f"layers.{layer}.self_attn.{kind}_proj"
+            projection = model.get_submodule(name)
+            assert isinstance(projection, nn.Linear)
+            weights[f"model.{name}.weight"] = folded(projection.weight.detach(), codec)
+    return weights
+
+
+def folded(weight_Kd: Tensor, codec: Codec) -> Tensor:
+    """ŪŪᵀW of each group of rows, for a codec that does not turn: [d_kv, d]."""
+    basis_GDr = codec.leading[..., : codec.shape.rank].double()
+    weight_GDd = weight_Kd.double().unflatten(0, (codec.shape.groups, codec.shape.width))
+    projected: Tensor = (basis_GDr @ (basis_GDr.mT @ weight_GDd)).flatten(0, 1)
+    return projected.to(torch.float32).contiguous()
