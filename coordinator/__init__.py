@@ -7,8 +7,9 @@ Reading order:
 2. `assignment`  chunks to ranks; `ring` the schedule of an all-reduce (both pure arithmetic)
 3. `membership`, `barrier`, `rounds`   three small machines: who is here, who is ready, what is agreed
 4. `events`, `run`   the coordinator's protocol: those three in one table of (phase, event)
-5. `member`      the node's side of the same protocol
-6. `server`, `client`   thin shells that add an endpoint, a clock and threads; `recorder` writes metrics
+5. `live`        the network's schedule, and changes of it by command, as a part of that
+6. `member`      the node's side of the same protocol
+7. `server`, `client`, `operator`   thin shells that add an endpoint, a clock and threads; `recorder` writes metrics
 
 `config` is the section [coordinator].
 """

@@ -19,6 +19,8 @@ from coordinator.messages import (
     CONTROL_TAG,
     COORDINATOR,
     PROTOCOL_VERSION,
+    Alter,
+    Changed,
     Commit,
     Failed,
     Go,
@@ -37,6 +39,10 @@ from coordinator.messages import (
 )
 from netem.endpoint import Endpoint
 from netem.errors import ConfigError, IsthmusError, ProtocolError, RunAborted
+from netem.schedule import Timed
+
+OnNetwork = Callable[[float, tuple[Timed, ...]], None]
+"""Told when the run began here (seconds of the monotonic clock), and all changes of its network by command."""
 
 
 def sender(endpoint: Endpoint) -> Send:
@@ -53,7 +59,8 @@ class Session:
 
     Every blocking call raises `RunAborted` with the reason once the run has ended otherwise than by its
     last step. `run` is the run's name, `name` the node's for people, `address` where its endpoint listens;
-    `rank` is a wish, −1 for none.
+    `rank` is a wish, −1 for none. `on_network` is called on the I/O thread when the run begins, and when its network
+    is changed.
     """
 
     def __init__(
@@ -66,8 +73,10 @@ class Session:
         address: str,
         config_digest: str,
         rank: int = -1,
+        on_network: OnNetwork | None = None,
     ) -> None:
         self._config = config
+        self._on_network = on_network
         self._wire = send
         self._join = Join(
             name=name,
@@ -170,6 +179,8 @@ class Session:
             message = decode_from_coordinator(body)
             with self._changed:
                 self._member.receive(message, time.monotonic())
+            if isinstance(message, Roster | Alter):
+                self._follow(message)
         except ProtocolError as error:
             with self._changed:
                 self._member.lose(str(error))
@@ -188,6 +199,16 @@ class Session:
             self.raise_if_over()
             out = self._member.send(message, time.monotonic())
         self._put(out)
+
+    def _follow(self, message: Roster | Alter) -> None:
+        """Hand the network's changes on, and say that they are known."""
+        member = self._member
+        if self._on_network:
+            self._on_network(member.began_s, member.changes)
+        if isinstance(message, Alter):
+            with self._changed:
+                out = member.send(Changed(number=message.number), time.monotonic())
+            self._put(out)
 
     def _part(self, message: Leave | Failed) -> None:
         with self._changed:

@@ -5,10 +5,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
 from coordinator.messages import CoordinatorMessage, NodeMessage
+from netem.schedule import Schedule
 
 # Events.
 
@@ -66,12 +67,28 @@ PER_LINK: Final = "link/"
 """Keys that begin so ("link/node-1/missed_s") are of one link of one node. They are recorded, and not added up."""
 
 
+class NetworkChange(NamedTuple):
+    """What changed in the network, for people, and when: seconds since the run's start."""
+
+    at_s: float
+    text: str
+
+
 class Record(NamedTuple):
-    """What the nodes measured, after `step` steps, by node name and key."""
+    """What the nodes measured, after `step` steps, by node name and key; how the network has changed since the step
+    before."""
 
     step: int
     generation: int
     nodes: Mapping[str, Mapping[str, float]]
+    changes: Sequence[NetworkChange] = ()
+
+
+class Follow(NamedTuple):
+    """The network from here goes by `schedule` from now on, which began at `began_s` of the machine's clock."""
+
+    schedule: Schedule
+    began_s: float
 
 
 class CheckpointComplete(NamedTuple):
@@ -87,4 +104,4 @@ class Finish(NamedTuple):
     reason: str
 
 
-Action = Send | Forget | Record | CheckpointComplete | Finish
+Action = Send | Forget | Follow | Record | CheckpointComplete | Finish

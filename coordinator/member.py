@@ -17,6 +17,8 @@ from coordinator.config import CoordinatorConfig
 from coordinator.messages import (
     COORDINATOR,
     Abort,
+    Alter,
+    Changed,
     Commit,
     CoordinatorMessage,
     Failed,
@@ -35,6 +37,7 @@ from coordinator.messages import (
 )
 from netem.errors import ConfigError, ProtocolError
 from netem.names import plain
+from netem.schedule import Timed
 
 
 class State(enum.Enum):
@@ -74,14 +77,16 @@ _LIVE = frozenset({State.WAITING, State.RUNNING, State.READY, State.VOTED})
 class Member:
     """One node in one run. `now_s` is any clock that never runs backwards.
 
-    `rank` and `roster` are known from RUNNING on; `go` is the step last begun; `committed` the last round
-    that counted; `ending` is set from DONE on.
+    `rank` and `roster` are known from RUNNING on, and `began_s`, when the roster came; `go` is the step last begun;
+    `committed` the last round that counted; `changes` are the network's by command; `ending` is set from DONE on.
     """
 
     def __init__(self, config: CoordinatorConfig) -> None:
         self.state = State.NEW
         self.rank = -1
         self.roster: Roster | None = None
+        self.began_s = 0.0
+        self.changes: tuple[Timed, ...] = ()
         self.go: Go | None = None
         self.committed: int | None = None
         self.ending: Ending | None = None
@@ -150,8 +155,8 @@ class Member:
         self.state = State.VOTED
         return [vote]
 
-    def _pass(self, saved: Saved, now_s: float) -> list[NodeMessage]:
-        return [saved]
+    def _pass(self, message: Saved | Changed, now_s: float) -> list[NodeMessage]:
+        return [message]
 
     def _go_away(self, message: Leave | Failed, now_s: float) -> list[NodeMessage]:
         self._end(End.LEFT, message.reason or "left")
@@ -199,6 +204,7 @@ class Member:
             raise self._wrong(str(error)) from None
         self.rank = ranks[self._join.name]
         self.roster = roster
+        self.began_s = now_s
         self.state = State.RUNNING
 
     def _begun(self, go: Go, now_s: float) -> None:
@@ -217,6 +223,11 @@ class Member:
         self._require_open(commit.round_id)
         self.committed = self._rounds_left.pop(0)
         self.state = State.RUNNING
+
+    def _altered(self, alter: Alter, now_s: float) -> None:
+        if alter.number != len(self.changes) + 1:
+            raise self._wrong(f"change {alter.number} of the network after change {len(self.changes)}")
+        self.changes = (*self.changes, alter.timed)
 
     def _aborted(self, abort: Abort, now_s: float) -> None:
         self._require_open(abort.round_id)
@@ -254,6 +265,11 @@ LOCAL: Final[Mapping[tuple[State, type], Callable[[Member, Any, float], list[Nod
     (State.READY, Saved): Member._pass,
     (State.VOTED, Saved): Member._pass,
     (State.DONE, Saved): Member._pass,
+    (State.RUNNING, Changed): Member._pass,
+    (State.READY, Changed): Member._pass,
+    (State.VOTED, Changed): Member._pass,
+    (State.DONE, Changed): Member._say_nothing,
+    (State.GONE, Changed): Member._say_nothing,
     (State.JOINING, Leave): Member._go_away,
     (State.WAITING, Leave): Member._go_away,
     (State.RUNNING, Leave): Member._go_away,
@@ -279,6 +295,9 @@ REMOTE: Final[Mapping[tuple[State, type], Callable[[Member, Any, float], None]]]
     (State.JOINING, Heartbeat): Member._heard,
     (State.WAITING, Roster): Member._enrolled,
     (State.READY, Go): Member._begun,
+    (State.RUNNING, Alter): Member._altered,
+    (State.READY, Alter): Member._altered,
+    (State.VOTED, Alter): Member._altered,
     (State.VOTED, Commit): Member._agreed,
     # One member's vote against, or the deadline, may end a round before this node has voted.
     (State.RUNNING, Abort): Member._aborted,
@@ -290,6 +309,6 @@ REMOTE: Final[Mapping[tuple[State, type], Callable[[Member, Any, float], None]]]
     **{
         (state, kind): Member._heard
         for state in (State.DONE, State.GONE)
-        for kind in (Welcome, Refused, Roster, Go, Commit, Abort, Stop, Heartbeat)
+        for kind in (Welcome, Refused, Roster, Go, Alter, Commit, Abort, Stop, Heartbeat)
     },
 }

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import msgspec
 
 from coordinator.config import CoordinatorConfig
-from coordinator.messages import COORDINATOR, PROTOCOL_VERSION, Join, Peer, RosterEntry
+from coordinator.messages import COORDINATOR, PROTOCOL_VERSION, Ask, Join, Peer, RosterEntry
 from netem.names import plain
 
 
@@ -68,13 +68,8 @@ class Membership:
 
         A stranger without the token learns nothing about the run.
         """
-        if join.version != PROTOCOL_VERSION:
-            return (
-                f"{join.name} speaks protocol version {join.version}, this run version {PROTOCOL_VERSION}; "
-                "install the same isthmus on all machines"
-            )
-        if not hmac.compare_digest(join.token.encode(), self._config.token.encode()):
-            return f"{join.name} does not have this run's token; set coordinator.token as the coordinator has it"
+        if (reason := self.refusal_to_talk(join.name, join)) is not None:
+            return reason
         if not _is_peer(peer) or plain(peer) != join.name or join.name == COORDINATOR:
             return f"{join.name!r} is not a name that the connection of {peer!r} may bear"
         if join.run != self._run_name:
@@ -86,6 +81,18 @@ class Membership:
                 "start all from the same file"
             )
         return self._clash(join)
+
+    def refusal_to_talk(self, name: str, opening: Join | Ask) -> str | None:
+        """Why whoever begins a conversation so is not spoken with; None where it is."""
+        if opening.version != PROTOCOL_VERSION:
+            return (
+                f"{name} speaks protocol version {opening.version}, this run version {PROTOCOL_VERSION}; "
+                "install the same isthmus on all machines"
+            )
+        if not hmac.compare_digest(opening.token.encode(), self._config.token.encode()):
+            mend = "set coordinator.token" if isinstance(opening, Join) else "give --token"
+            return f"{name} does not have this run's token; {mend} as the coordinator has it"
+        return None
 
     def admit(self, peer: str, join: Join, now_s: float) -> None:
         """Seat a joiner that `refusal` had nothing against."""

@@ -15,9 +15,11 @@ from typing import Annotated, Any
 import msgpack
 import msgspec
 
+from netem.changes import Change
 from netem.errors import ProtocolError
+from netem.schedule import Timed
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 COORDINATOR = "coordinator"  # the coordinator's name as an endpoint; no node may bear it
 RUN_ID = "isthmus"  # of all endpoints of all runs, so that who asks at another run's coordinator is heard, and told
 NODE_NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"
@@ -88,6 +90,12 @@ class Saved(Message, frozen=True, kw_only=True):
     step: Count
 
 
+class Changed(Message, frozen=True, kw_only=True):
+    """The network's live change `number` is known here, and happens at its time."""
+
+    number: Count
+
+
 class Leave(Message, frozen=True, kw_only=True):
     """I go, in good order."""
 
@@ -98,6 +106,32 @@ class Failed(Message, frozen=True, kw_only=True):
     """I cannot go on."""
 
     reason: Reason
+
+
+# From a person (`operator`) to the coordinator, and back. Neither is about membership.
+
+
+class Ask(Message, frozen=True, kw_only=True):
+    """Change the run's network so, or without `change`: what is it like? `token` as in `Join`."""
+
+    token: Text
+    version: Count
+    change: Change | None = None
+
+
+class Answer(Message, frozen=True, kw_only=True):
+    """The network at `step`, `at_s` emulated seconds after the run's start; who knows of the change, who is silent.
+
+    `past` are the last changes that have happened, `coming` the next ones; both for people.
+    """
+
+    step: Count
+    at_s: float
+    network: Text
+    past: Annotated[list[Text], msgspec.Meta(max_length=100)] = []
+    coming: Annotated[list[Text], msgspec.Meta(max_length=100)] = []
+    confirmed: Annotated[list[Name], msgspec.Meta(max_length=4096)] = []
+    silent: Annotated[list[Name], msgspec.Meta(max_length=4096)] = []
 
 
 # From the coordinator to a node.
@@ -156,6 +190,13 @@ class Go(Message, frozen=True, kw_only=True):
     rounds: Annotated[list[Round], msgspec.Meta(max_length=64)] = []
 
 
+class Alter(Message, frozen=True, kw_only=True):
+    """The network changes, for the `number`-th time by command (from 1 on), at that time of its schedule."""
+
+    number: Annotated[int, msgspec.Meta(ge=1, le=1 << 53)]
+    timed: Timed
+
+
 class Commit(Message, frozen=True, kw_only=True):
     """All members have the round's result, and the same one: apply it."""
 
@@ -176,8 +217,8 @@ class Stop(Message, frozen=True, kw_only=True):
     reason: Reason = ""
 
 
-NodeMessage = Join | Ready | Vote | Saved | Leave | Failed | Heartbeat
-CoordinatorMessage = Welcome | Refused | Roster | Go | Commit | Abort | Stop | Heartbeat
+NodeMessage = Join | Ready | Vote | Saved | Changed | Leave | Failed | Heartbeat | Ask
+CoordinatorMessage = Welcome | Refused | Roster | Go | Alter | Commit | Abort | Stop | Heartbeat | Answer
 
 Send = Callable[[bytes], None]
 

@@ -57,7 +57,8 @@ class Recorder:
 
     A line is ``{"step", "time", "generation", key: value …, "nodes": {name: {key: value …}}}`` and is
     flushed, so that a parent can follow the file. `time` is Unix time in seconds. Values that are not
-    finite are null: JSON has no others. Raises `OSError` where the disk does.
+    finite are null: JSON has no others. Where the network was changed since the line before, ``"network"`` is a list
+    of ``{"at_s", "change"}``, in seconds since the run's start and in words. Raises `OSError` where the disk does.
 
     All times and rates are of the wall clock. Under time dilation (`netem.network`) each line says so with
     ``dilation``, and has ``emulated_step_s`` beside ``step_s``: the same on the emulated network's clock.
@@ -86,11 +87,13 @@ class Recorder:
         now_s = self._clock()
         line: dict[str, Any] = {key: _finite(value) for key, value in totals.items()}
         line = {"step": record.step, "time": round(now_s, 3), "generation": record.generation} | {
-            key: value for key, value in line.items() if key not in ("step", "time", "generation", "nodes")
+            key: value for key, value in line.items() if key not in ("step", "time", "generation", "nodes", "network")
         }
         line["nodes"] = {
             name: {key: _finite(value) for key, value in values.items()} for name, values in record.nodes.items()
         }
+        if record.changes:
+            line["network"] = [{"at_s": change.at_s, "change": change.text} for change in record.changes]
         self._lines.write(json.dumps(line, allow_nan=False) + "\n")
         self._lines.flush()
         for key, value in totals.items():

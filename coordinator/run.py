@@ -3,7 +3,7 @@
 Events and the time go in (`Run.handle`), actions come out; `server` carries them out. A run goes JOINING →
 BARRIER ⇄ ROUND → STOPPING → FINISHED. What is not in `TABLE` is a `ProtocolError`, raised before anything
 has changed. For now a lost member ends the run; the others are told who it was. The node's side is
-`member`; the parts are `membership`, `barrier` and `rounds`.
+`member`; the parts are `membership`, `barrier` and `rounds`, and beside them `live`, the network's changes.
 """
 
 from __future__ import annotations
@@ -31,9 +31,12 @@ from coordinator.events import (
     Send,
     Tick,
 )
+from coordinator.live import LiveNetwork
 from coordinator.membership import Membership
 from coordinator.messages import (
     Abort,
+    Ask,
+    Changed,
     Commit,
     CoordinatorMessage,
     Failed,
@@ -53,6 +56,8 @@ from coordinator.messages import (
 )
 from coordinator.rounds import Ballot, RoundState
 from netem.errors import ProtocolError
+from netem.names import plain
+from netem.schedule import Schedule
 
 
 class Phase(enum.Enum):
@@ -71,7 +76,7 @@ class RunPlan:
 
     Steps `start_step` to `steps`−1 are done, on `batch` contexts each from `start_cursor` on.
     `rounds_for(step)` are the kinds of averaging at the end of that step, in order: a pure function.
-    `config_digest` is what joiners bring.
+    `config_digest` is what joiners bring; `schedule` is the emulated network, and what changes in it.
     """
 
     run_name: str
@@ -80,6 +85,7 @@ class RunPlan:
     batch: int
     config_digest: str
     rounds_for: Callable[[int], Sequence[str]]
+    schedule: Schedule
     start_step: int = 0
     start_cursor: int = 0
 
@@ -103,6 +109,7 @@ class Run:
         self._rounds: deque[Round] = deque()
         self._next_round_id = 0
         self._saved: dict[int, set[str]] = {}
+        self._live = LiveNetwork(plan.schedule)
         self._outcome = Finish(False, "")
         # Of the whole phase: the rendezvous, progress of any kind, the farewells.
         self._deadline_s = now_s + config.join_timeout_s
@@ -115,7 +122,7 @@ class Run:
         caller then hands in `Faulted` for that peer.
         """
         peer, subject = _subject(event)
-        if isinstance(event, Received | PeerLost | Faulted) and not isinstance(subject, Join):
+        if isinstance(event, Received | PeerLost | Faulted) and not isinstance(subject, Join | Ask):
             if peer not in self.membership:  # a stranger, or one that has left or been given up
                 return [Forget(peer)] if isinstance(event, PeerLost) else []
             if isinstance(event, Received):
@@ -165,7 +172,7 @@ class Run:
         self.step = self._barrier.step
         actions: list[Action] = []
         if metrics := self._barrier.metrics():
-            actions.append(Record(self.step, self.membership.generation, metrics))
+            actions.append(Record(self.step, self.membership.generation, metrics, self._live.news(now_s)))
         if self.step >= self._plan.steps:
             return actions + self._end(True, "", now_s)
         return actions + self._go()
@@ -189,6 +196,20 @@ class Run:
         for step in [step for step in self._saved if step <= saved.step]:
             del self._saved[step]  # an older one that is not complete by now never will be
         return [CheckpointComplete(saved.step)]
+
+    def _ask(self, peer: str, ask: Ask, now_s: float) -> list[Action]:
+        """About the network, from a person outside."""
+        if (reason := self.membership.refusal_to_talk("this command", ask)) is not None:
+            return [Send(peer, Refused(reason=shorten(reason)))]
+        members = {member: plain(member) for member in self.membership.peers}
+        return self._live.ask(peer, ask, members, self.step, now_s)
+
+    def _ask_late(self, peer: str, ask: Ask, now_s: float) -> list[Action]:
+        reason = self.membership.refusal_to_talk("this command", ask) or f"{self.phase.value}; nothing can be changed"
+        return [Send(peer, Refused(reason=shorten(reason)))]
+
+    def _changed(self, peer: str, changed: Changed, now_s: float) -> list[Action]:
+        return self._live.confirm(peer, changed.number, self.step, now_s)
 
     def _lose(self, peer: str, message: Leave | Failed | PeerLost, now_s: float) -> list[Action]:
         verb = {Leave: "left the run", Failed: "failed", PeerLost: "was lost"}[type(message)]
@@ -231,7 +252,7 @@ class Run:
         return actions
 
     def _tick_running(self, peer: str, tick: Tick, now_s: float) -> list[Action]:
-        actions = self._beat(now_s)
+        actions = self._beat(now_s) + self._live.tick(self.step, now_s)
         if silent := self.membership.silent(now_s):
             verb = "was lost" if len(silent) == 1 else "were lost"
             why = f"silent for {self._config.heartbeat_timeout_s:g} s"
@@ -272,7 +293,7 @@ class Run:
         )
         self._progress(now_s)
         self._await_step(self.step)
-        return self._broadcast(roster)
+        return self._broadcast(roster) + self._live.begin(now_s)
 
     def _await_step(self, step: int) -> None:
         self.phase = Phase.BARRIER
@@ -322,7 +343,8 @@ class Run:
         self.phase = Phase.STOPPING
         self._outcome = Finish(ok, reason)
         self._deadline_s = now_s + self._config.heartbeat_timeout_s
-        return self._broadcast(Stop(ok=ok, reason=shorten(reason))) + self._finish_if_alone()
+        answers = self._live.tick(self.step, now_s, ends=True)
+        return self._broadcast(Stop(ok=ok, reason=shorten(reason))) + answers + self._finish_if_alone()
 
     def _finish_if_alone(self) -> list[Action]:
         if len(self.membership):
@@ -353,6 +375,7 @@ def _subject(event: Event) -> tuple[str, Any]:
 
 TABLE: Final[Mapping[tuple[Phase, type], Callable[[Run, str, Any, float], list[Action]]]] = {
     (Phase.JOINING, Join): Run._join,
+    (Phase.JOINING, Ask): Run._ask,
     (Phase.JOINING, Heartbeat): Run._heartbeat,
     (Phase.JOINING, Leave): Run._depart,
     (Phase.JOINING, Failed): Run._depart,
@@ -362,9 +385,11 @@ TABLE: Final[Mapping[tuple[Phase, type], Callable[[Run, str, Any, float], list[A
     (Phase.JOINING, Tick): Run._tick_joining,
     # A step is computed, and then its successor awaited.
     (Phase.BARRIER, Join): Run._join_late,
+    (Phase.BARRIER, Ask): Run._ask,
     (Phase.BARRIER, Heartbeat): Run._heartbeat,
     (Phase.BARRIER, Ready): Run._ready,
     (Phase.BARRIER, Saved): Run._save,
+    (Phase.BARRIER, Changed): Run._changed,
     (Phase.BARRIER, Leave): Run._lose,
     (Phase.BARRIER, Failed): Run._lose,
     (Phase.BARRIER, PeerLost): Run._lose,
@@ -373,9 +398,11 @@ TABLE: Final[Mapping[tuple[Phase, type], Callable[[Run, str, Any, float], list[A
     (Phase.BARRIER, Tick): Run._tick_running,
     # A step with averaging rounds is computed, and then voted on.
     (Phase.ROUND, Join): Run._join_late,
+    (Phase.ROUND, Ask): Run._ask,
     (Phase.ROUND, Heartbeat): Run._heartbeat,
     (Phase.ROUND, Vote): Run._vote,
     (Phase.ROUND, Saved): Run._save,
+    (Phase.ROUND, Changed): Run._changed,
     (Phase.ROUND, Leave): Run._lose,
     (Phase.ROUND, Failed): Run._lose,
     (Phase.ROUND, PeerLost): Run._lose,
@@ -384,10 +411,12 @@ TABLE: Final[Mapping[tuple[Phase, type], Callable[[Run, str, Any, float], list[A
     (Phase.ROUND, Tick): Run._tick_running,
     # All have been told; what they said before they heard is still legal.
     (Phase.STOPPING, Join): Run._join_late,
+    (Phase.STOPPING, Ask): Run._ask_late,
     (Phase.STOPPING, Heartbeat): Run._heartbeat,
     (Phase.STOPPING, Ready): Run._late,
     (Phase.STOPPING, Vote): Run._late,
     (Phase.STOPPING, Saved): Run._save,
+    (Phase.STOPPING, Changed): Run._changed,
     (Phase.STOPPING, Leave): Run._farewell,
     (Phase.STOPPING, Failed): Run._farewell,
     (Phase.STOPPING, PeerLost): Run._farewell,
@@ -395,6 +424,7 @@ TABLE: Final[Mapping[tuple[Phase, type], Callable[[Run, str, Any, float], list[A
     (Phase.STOPPING, Cancelled): Run._nothing,
     (Phase.STOPPING, Tick): Run._tick_stopping,
     (Phase.FINISHED, Join): Run._join_late,
+    (Phase.FINISHED, Ask): Run._ask_late,
     (Phase.FINISHED, Heartbeat): Run._nothing,
     (Phase.FINISHED, Cancelled): Run._nothing,
     (Phase.FINISHED, Tick): Run._nothing,

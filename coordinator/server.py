@@ -23,6 +23,7 @@ from coordinator.events import (
     Event,
     Faulted,
     Finish,
+    Follow,
     Forget,
     PeerLost,
     Received,
@@ -46,7 +47,6 @@ from coordinator.run import Run, RunPlan
 from netem.endpoint import Endpoint
 from netem.errors import IsthmusError, PeerSilent, ProtocolError
 from netem.limits import Limits
-from netem.profile import Profile
 
 _FLUSH_TIMEOUT_S = 2.0
 _MAX_BATCH = 10_000  # arrivals between two ticks; a flood must not stop the clock
@@ -129,7 +129,6 @@ class CoordinatorServer:
         config: CoordinatorConfig,
         plan: RunPlan,
         *,
-        profile: Profile,
         record: Callable[[Record], None],
         checkpoint_complete: Callable[[int], None],
     ) -> None:
@@ -140,6 +139,7 @@ class CoordinatorServer:
         self._inbox = _Inbox()
         self._generation = 0
         self._outcome: RunOutcome | None = None
+        profile = plan.schedule.profile
         self._endpoint = Endpoint(COORDINATOR, RUN_ID, profile, self._inbox, bind=config.address, limits=_LIMITS)
         self.address = self._endpoint.address
 
@@ -217,6 +217,8 @@ class CoordinatorServer:
                     return self._send(peer, message)
                 case Forget(peer):
                     self._endpoint.forget(peer)
+                case Follow(schedule, began_s):
+                    self._endpoint.follow(schedule, began_s)
                 case Record():
                     self._record(action)
                 case CheckpointComplete(step):

@@ -5,6 +5,8 @@ network does is arithmetic in modules without I/O or clock; one thread per endpo
 
     units, profile    what a network is, as people write it
     network           the same in numbers; time dilation
+    changes, trace    what may change in it while it runs; rates of a line over time, from files
+    schedule          when: the network at any moment
     bucket            when bytes have left, at a rate
     delay             how long they travel: latency, jitter, what TCP makes of loss
     segments, frames  a message cut into segments; the header of each

@@ -26,6 +26,7 @@ from netem.link import Link, Silence, Verdict
 from netem.names import SEPARATOR, plain
 from netem.network import Profile
 from netem.peers import STRANGERS, Peer, Peers
+from netem.schedule import Schedule
 from netem.segments import Message
 from netem.shaper import Shaper
 from netem.sockets import Frame, Sockets, parse_address
@@ -82,6 +83,9 @@ class Endpoint:
         self._generation = 0
         self._next_tick = -math.inf
         self._closing_by = math.inf
+        self._schedule = Schedule(profile)
+        self._began = 0.0
+        self._changes_at = math.inf
         # Shared with the callers' threads.
         self._commands: deque[Callable[[], None]] = deque()
         self._awake = False
@@ -172,11 +176,18 @@ class Endpoint:
         as they would. What leaves here is shaped here, so each endpoint is to be told. Raises `ConfigError` where the
         scope or the dilation is another: those hold for a whole run.
         """
+        self.follow(Schedule(profile), 0.0)
+
+    def follow(self, schedule: Schedule, began: float) -> None:
+        """Be what `schedule` says from now on, at its times; `began`, of the monotonic clock, is its 0.
+
+        As `reshape`, whenever something changes. Another schedule takes this one's place.
+        """
         for key in ("scope", "dilation"):
-            before, after = getattr(self._profile, key), getattr(profile, key)
+            before, after = getattr(self._profile, key), getattr(schedule.profile, key)
             if before != after:
                 raise ConfigError(f"net.{key} = {after!r}: expected {before!r}; it cannot change in a run")
-        self._submit(lambda: self._reshape(profile))
+        self._submit(lambda: self._follow(schedule, began))
 
     def forget(self, peer: str) -> None:
         """Drop the peer: what waits for it, what it has half sent, and the connection to it. Its counters stay.
@@ -236,7 +247,10 @@ class Endpoint:
                 self._sockets.woken()
             while self._commands:
                 self._commands.popleft()()
-        self._write(_clock())
+        now = _clock()
+        if now >= self._changes_at:
+            self._reshape(now)
+        self._write(now)
         if self._closing_by < math.inf:
             if self._shaper.next_time() == math.inf:
                 self._closing_by = -math.inf
@@ -248,7 +262,7 @@ class Endpoint:
             self._sockets.wait(self._next_time() - _clock())
 
     def _next_time(self) -> float:
-        at = min(self._shaper.next_time(), self._closing_by, _clock() + _IDLE_S)
+        at = min(self._shaper.next_time(), self._closing_by, self._changes_at, _clock() + _IDLE_S)
         if self._ingress is not None:
             at = min(at, self._ingress.next_time())
         if any(peer.link.in_flight_bytes or peer.lane.open for _, peer in self._peers):
@@ -381,8 +395,16 @@ class Endpoint:
         if self._peers.remove(name):
             self._settle(self._shaper.remove(name))
 
-    def _reshape(self, profile: Profile) -> None:
-        now = _clock()
+    def _follow(self, schedule: Schedule, began: float) -> None:
+        self._schedule, self._began = schedule, began
+        self._reshape(_clock())
+
+    def _reshape(self, now: float) -> None:
+        elapsed_s = max(0.0, now - self._began)
+        self._changes_at = self._began + self._schedule.next_change_s(elapsed_s)
+        profile = self._schedule.profile_at(elapsed_s)
+        if profile == self._profile:
+            return
         self._profile = profile
         self._shaper.reshape(profile, now)
         if self._ingress is not None:

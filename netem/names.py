@@ -8,6 +8,8 @@ another and nobody takes another's connection over. People, profiles and message
 from __future__ import annotations
 
 SEPARATOR = "~"
+OPERATOR = "(operator)"
+"""Who changes a running network from outside it (`coordinator.operator`). No node can bear that name."""
 
 
 def plain(peer: str) -> str:

@@ -157,6 +157,10 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True):
         queue_s = 8 * self.credit_bytes(source, target) / rate_bps if rate_bps else 0.0
         return self._latencies_s(source, target) + queue_s + self.link(target, source).timeout_s
 
+    def means(self, node: str, who: str) -> bool:
+        """Whether `who`, a name, a pattern or a site, means `node`."""
+        return any(_among(node, site.nodes) for site in self.sites if site.name == who) or fnmatchcase(node, who)
+
     @property
     def shaped(self) -> bool:
         """Whether anything at all is emulated."""
@@ -189,16 +193,12 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True):
     def _line_bps(self, node: str, direction: str) -> float | None:
         rate_bps = self.rate_bps
         for line in self.lines:
-            if line.direction == direction and self._is(node, line.node):
+            if line.direction == direction and self.means(node, line.node):
                 rate_bps = line.rate_bps
         return rate_bps
 
     def _pairs(self, source: str, target: str) -> list[Pair]:
-        return [pair for pair in self.pairs if self._is(source, pair.source) and self._is(target, pair.target)]
-
-    def _is(self, node: str, who: str) -> bool:
-        """Whether `who`, a name, a pattern or a site, means `node`."""
-        return any(_among(node, site.nodes) for site in self.sites if site.name == who) or fnmatchcase(node, who)
+        return [pair for pair in self.pairs if self.means(source, pair.source) and self.means(target, pair.target)]
 
     def _latencies_s(self, source: str, target: str) -> float:
         there, back = self.link(source, target), self.link(target, source)

@@ -2,7 +2,8 @@
 
 `NetConfig` is the `[net]` section of a run's config, `ProfileConfig` the content of a profile's TOML file or inline
 table; both are strings with units, as written. `resolve` turns them into a `Profile` (`netem.network`): numbers, which
-is all that the rest looks at. Built-in profiles are the files in `netem/profiles/`.
+is all that the rest looks at. `resolve_schedule` adds what changes in it over time (`netem.schedule`). Built-in
+profiles are the files in `netem/profiles/`.
 """
 
 from __future__ import annotations
@@ -16,13 +17,26 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
+from netem.changes import Change, ChangeConfig, Heal, change_of, heals_something
 from netem.config import Section, Tree, convert, load_toml
 from netem.errors import ConfigError
 from netem.limits import KIB
 from netem.network import ANY, UNSHAPED, Line, Pair, Profile, Scope, Shape, Site, slowest
+from netem.schedule import Schedule, Timed, TracedLine
+from netem.trace import TraceConfig, trace_of
 from netem.units import parse_rate, parse_share, parse_size, parse_time
 
-__all__ = ["UNSHAPED", "NetConfig", "Pair", "Profile", "ProfileConfig", "Shape", "builtin_names", "resolve"]
+__all__ = [
+    "UNSHAPED",
+    "NetConfig",
+    "Pair",
+    "Profile",
+    "ProfileConfig",
+    "Shape",
+    "builtin_names",
+    "resolve",
+    "resolve_schedule",
+]
 
 
 class WayConfig(Section, frozen=True):
@@ -50,6 +64,12 @@ class LineConfig(Section, frozen=True):
     down: Annotated[str | None, Meta(description="what it receives at")] = None
 
 
+class TimedConfig(ChangeConfig, frozen=True, kw_only=True):
+    """`[[schedule]]`: what changes, and when."""
+
+    at: Annotated[str, Meta(description="when, counted from the run's start, such as '30 s'")]
+
+
 class ProfileConfig(Section, frozen=True):
     """The content of a profile file."""
 
@@ -74,6 +94,8 @@ class ProfileConfig(Section, frozen=True):
     between: Annotated[WayConfig | None, Meta(description="links between sites, where they differ")] = None
     lines: Annotated[tuple[LineConfig, ...], Meta(description="nodes whose line differs from the rest")] = ()
     pairs: Annotated[tuple[PairConfig, ...], Meta(description="links that differ from the rest")] = ()
+    schedule: Annotated[tuple[TimedConfig, ...], Meta(description="what changes while a run goes on")] = ()
+    traces: Annotated[tuple[TraceConfig, ...], Meta(description="lines whose rate follows a trace")] = ()
 
     def check(self, path: str) -> None:
         _resolve("", self, path)
@@ -104,7 +126,7 @@ class NetConfig(Section, frozen=True):
     seed: Annotated[int, Meta(description="seed of jitter and loss", ge=0)] = 0
 
     def check(self, path: str) -> None:
-        resolve(self, path)
+        resolve_schedule(self, path)
 
 
 def builtin_names() -> list[str]:
@@ -113,25 +135,65 @@ def builtin_names() -> list[str]:
 
 
 def resolve(config: NetConfig, path: str = "net.") -> Profile:
-    """The `Profile` that `config` asks for. Raises `ConfigError`; `path` prefixes the keys it names."""
+    """The `Profile` that `config` asks for, as it is before anything changes in it. Raises `ConfigError`; `path`
+    prefixes the keys it names."""
+    name, profile, _ = _read(config, path)
+    window_bytes = None if config.window is None else parse_size(config.window, f"{path}window")
+    if window_bytes is not None and window_bytes < 64 * KIB:
+        raise ConfigError(f"{path}window = {config.window!r}: at least one segment, '66 KB'")
+    network = msgspec.structs.replace(_resolve(name, profile, path), window_bytes=window_bytes, seed=config.seed)
+    return network.dilated(config.dilation)
+
+
+def resolve_schedule(config: NetConfig, path: str = "net.") -> Schedule:
+    """The same over time: with what the profile schedules, and the traces that its lines follow. Raises `ConfigError`.
+
+    The traces of a profile's file are looked for beside it.
+    """
+    _, profile, folder = _read(config, path)
+    at = f"{path}profile."
+    traced = []
+    for index, line in enumerate(profile.traces):
+        directions = ("up", "down") if line.direction == "both" else (line.direction,)
+        trace = trace_of(line, f"{at}traces[{index}].", folder).dilated(config.dilation)
+        traced.append(TracedLine(line.node, directions, trace))
+    return Schedule(resolve(config, path), traced=tuple(traced)).with_timed(_timed(profile, config.dilation, at))
+
+
+def _read(config: NetConfig, path: str) -> tuple[str, ProfileConfig, Path]:
+    """The profile's name, its content with what `config` gives in place of it, and the folder that it is in."""
     if isinstance(config.profile, ProfileConfig):
-        name, profile = "inline", config.profile
+        name, profile, folder = "inline", config.profile, Path()
     else:
-        name = Path(config.profile).stem if _is_path(config.profile) else config.profile
+        is_path = _is_path(config.profile)
+        name = Path(config.profile).stem if is_path else config.profile
         profile = convert(ProfileConfig, _load(config.profile, f"{path}profile"), f"{path}profile")
+        folder = Path(config.profile).parent if is_path else Path(str(_folder()))
     changes: dict[str, Any] = {
         key: getattr(config, key) for key in ("rate", "latency", "scope") if getattr(config, key) is not None
     }
     if changes:
         name += " with " + ", ".join(f"{key} {value}" for key, value in changes.items())
         if config.rate is not None:
-            changes |= {"up": None, "down": None}
+            traces = tuple(line for line in profile.traces if line.node != ANY)
+            changes |= {"up": None, "down": None, "traces": traces}
         profile = msgspec.structs.replace(profile, **changes)
-    window_bytes = None if config.window is None else parse_size(config.window, f"{path}window")
-    if window_bytes is not None and window_bytes < 64 * KIB:
-        raise ConfigError(f"{path}window = {config.window!r}: at least one segment, '66 KB'")
-    network = msgspec.structs.replace(_resolve(name, profile, path), window_bytes=window_bytes, seed=config.seed)
-    return network.dilated(config.dilation)
+    return name, profile, folder
+
+
+def _timed(profile: ProfileConfig, dilation: float, at: str) -> list[Timed]:
+    """What `profile` schedules, in wall-clock seconds. What heals must heal a cut that the schedule made before."""
+    timed = []
+    for index, entry in enumerate(profile.schedule):
+        key = f"{at}schedule[{index}]."
+        at_s = parse_time(entry.at, f"{key}at") * dilation
+        timed.append((at_s, key, change_of(entry, key)))
+    before: list[Change] = []
+    for _, key, change in sorted(timed, key=lambda one: one[0]):
+        if isinstance(change, Heal) and not heals_something(change, before):
+            raise ConfigError(f"{key}heal = {list(change.ends)}: expected two whose link was cut before")
+        before.append(change)
+    return [Timed(at_s=at_s, change=change) for at_s, _, change in timed]
 
 
 def _resolve(name: str, config: ProfileConfig, path: str) -> Profile:

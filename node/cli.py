@@ -1,4 +1,4 @@
-"""The command line: `isthmus run | coordinator | node | eval | export | report | study | plan | net | settings`.
+"""The command line: `isthmus run | coordinator | node | eval | export | report | study | plan | tunnel | net | …`.
 
 Parsing and exit codes only; what a command does is in `node.commands`. Exit codes: 0 done, 1 the run failed,
 2 a mistake that the user can mend, 130 interrupted. Mistakes are one line, without a traceback.
@@ -34,6 +34,22 @@ Settings of the network can be given in place of the profile's:
 As root on Linux the same transfers are made under the kernel's token bucket (tc-tbf), for comparison.
 """
 
+_LIVE = f"""\
+  export {TOKEN_VARIABLE}=…                                          the run's secret, before it is started
+  isthmus run configs/demo.toml
+  isthmus net set --coordinator outputs/demo --rate '50 Mbit/s'
+  isthmus net set --coordinator outputs/demo --latency '80 ms' --pair node-0 node-1
+  isthmus net cut node-0 'node-[12]' --coordinator outputs/demo
+  isthmus net heal --coordinator outputs/demo
+Nothing in flight is lost. A cut that lasts shorter than nodes may be silent only delays the run.
+"""
+
+_TUNNEL = """\
+Settings change the target; the small model has its layers, chunks, ownership and [compress]:
+  isthmus tunnel --target paper-800m --nodes 8 --net internet-300mbps --compress.dense_last_layers 0 --run
+Exit code 1: a run missed the target's communication over compute, latency or averaging by more than 10 %.
+"""
+
 _OVERVIEW = """\
 examples:
   isthmus run configs/demo.toml                            a coordinator and four nodes on this machine
@@ -43,6 +59,7 @@ examples:
   isthmus export outputs/demo hf/demo                      the model, as a folder for transformers
   isthmus study control                                    what the far context is worth, and what keeps it
   isthmus plan configs/paper-800m.toml --nodes 8           what a step would take elsewhere; runs nothing
+  isthmus tunnel --target paper-800m --nodes 8 --run       the same at the same ratios, in small, run here
 
 on several machines:
   one   $ ISTHMUS_TOKEN=… isthmus coordinator run.toml --coordinator.address tcp://10.0.0.5:7070
@@ -154,12 +171,37 @@ def _study(options: argparse.Namespace, overrides: list[str]) -> None:
 
 
 def _net(options: argparse.Namespace, overrides: list[str]) -> int:
+    if options.net_command != "verify":
+        return _change_net(options, overrides)
     from node.commands.net import Wish, verify
 
     wish = Wish(
         tuple(options.profile or ()), options.suite, options.quick, options.json, options.markdown, tuple(overrides)
     )
     return verify(wish)
+
+
+def _change_net(options: argparse.Namespace, rest: list[str]) -> int:
+    from netem.changes import ChangeConfig
+    from node.commands.change import change_network
+
+    if rest:
+        raise ConfigError(f"{' '.join(rest)}: not understood; see isthmus net {options.net_command} --help")
+    ends = tuple(getattr(options, "ends", ()))
+    if len(ends) not in (0, 2):
+        raise ConfigError(f"heal {' '.join(ends)}: expected two nodes, or none to heal all")
+    change = None
+    if options.net_command == "set":
+        pair = tuple(options.pair) if options.pair else None
+        change = ChangeConfig(rate=options.rate, latency=options.latency, node=options.node, pair=pair)
+    elif options.net_command == "cut":
+        change = ChangeConfig(cut=ends)
+    elif options.net_command == "heal":
+        change = ChangeConfig(heal=ends or True)
+    elif options.net_command == "reset":
+        change = ChangeConfig(reset=True)
+    token = options.token if options.token is not None else os.environ.get(TOKEN_VARIABLE, "")
+    return change_network(options.coordinator, token, change)
 
 
 def _plan(options: argparse.Namespace, overrides: list[str]) -> None:
@@ -181,6 +223,24 @@ def _plan(options: argparse.Namespace, overrides: list[str]) -> None:
     mfu = MFU if options.mfu is None else options.mfu
     contexts, runs = tuple(options.contexts), tuple(options.fit)
     plan_config(config, Question(options.device, mfu, runs, contexts, options.json, options.png))
+
+
+def _tunnel(options: argparse.Namespace, overrides: list[str]) -> int:
+    from node.commands.tunnel import Wish, tunnel
+
+    given = [] if options.nodes is None else [f"--coordinator.nodes={options.nodes}"]
+    given += [] if options.net is None else [f"--net.profile={options.net}"]
+    wish = Wish(
+        target=options.target,
+        device=options.device,
+        mfu=options.mfu,
+        small=options.small,
+        steps=options.steps,
+        run=options.run,
+        out=options.out,
+        overrides=(*given, *overrides),
+    )
+    return tunnel(wish)
 
 
 def _show_settings(options: argparse.Namespace, _rest: list[str]) -> None:
@@ -215,10 +275,11 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace, list[str]], int | None]] = {
     "report": _report,
     "study": _study,
     "plan": _plan,
+    "tunnel": _tunnel,
     "net": _net,
     "settings": _show_settings,
 }
-_CONFIGURED = ("run", "coordinator", "node", "eval", "study", "net", "plan")
+_CONFIGURED = ("run", "coordinator", "node", "eval", "study", "net", "plan", "tunnel")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -275,8 +336,12 @@ def _parser() -> argparse.ArgumentParser:
     study.add_argument("--out", type=Path, default=Path("docs/study"), help="folder to write to (default: %(default)s)")
     study.add_argument("--checkpoint", type=Path, help="of `spectrum`: a Hugging Face folder to look at instead")
 
-    net = commands.add_parser("net", help="the emulated network: is it true on this host?", allow_abbrev=False)
+    net = commands.add_parser(
+        "net", help="the emulated network: is it true here? changes while a run goes on", allow_abbrev=False
+    )
     _add_net(net.add_subparsers(dest="net_command", required=True, metavar="COMMAND"))
+
+    _add_tunnel(_command(commands, "tunnel", "a small run that behaves as a big one would elsewhere", _TUNNEL))
 
     _add_plan(_command(commands, "plan", "what a step would take on other machines, without running it", _SETTINGS))
 
@@ -296,6 +361,34 @@ def _add_net(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     verify.add_argument("--quick", action="store_true", help="fewer sizes and repeats")
     verify.add_argument("--json", action="store_true", help="print exactly one JSON object")
     verify.add_argument("--markdown", type=Path, metavar="FILE", help="write the table there as well")
+
+    tune = _live(commands, "set", "another rate or latency, while a run goes on")
+    tune.add_argument("--rate", help="the rate from now on, such as '50 Mbit/s', or unlimited")
+    tune.add_argument("--latency", help="the one-way latency from now on, such as '80 ms'")
+    whose = tune.add_mutually_exclusive_group()
+    whose.add_argument("--node", help="of one node's line, up and down: its name, a pattern, or a site's name")
+    whose.add_argument("--pair", nargs=2, metavar=("A", "B"), help="of the links between two, both ways")
+    whose.add_argument("--all", action="store_true", help="of all links and lines, which is the default")
+    cut = _live(commands, "cut", "let nothing pass between two nodes, while a run goes on")
+    cut.add_argument("ends", nargs=2, metavar="NODE", help="a node's name, a pattern, or a site's name")
+    heal = _live(commands, "heal", "take one cut back, or without names all of them")
+    heal.add_argument("ends", nargs="*", metavar="NODE", help="the two that were cut")
+    _live(commands, "reset", "go back to the network that the run's profile states")
+    _live(commands, "show", "the network of a run that goes on: what it is, has been, and will be")
+
+
+def _live(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, text: str
+) -> argparse.ArgumentParser:
+    parser = _command(commands, name, text, _LIVE)
+    parser.add_argument(
+        "--coordinator",
+        required=True,
+        metavar="ADDRESS",
+        help="tcp://HOST:PORT, or the folder of a run on this machine",
+    )
+    parser.add_argument("--token", help=f"the run's secret (default: the environment's {TOKEN_VARIABLE})")
+    return parser
 
 
 def _add_plan(plan: argparse.ArgumentParser) -> None:
@@ -325,6 +418,22 @@ def _add_plan(plan: argparse.ArgumentParser) -> None:
         metavar="RUN",
         help="fit to half of these runs, predict the rest",
     )
+
+
+def _add_tunnel(tunnel: argparse.ArgumentParser) -> None:
+    tunnel.add_argument("--target", required=True, metavar="CONFIG", help="a config, or its name in configs/")
+    tunnel.add_argument("--nodes", type=int, help="nodes of the target, and of the tunnel")
+    tunnel.add_argument("--net", metavar="PROFILE", help="the target's network, in place of net.profile")
+    tunnel.add_argument("--device", default="a100", help="what each node of the target computes on (%(default)s)")
+    tunnel.add_argument(
+        "--mfu", type=float, default=0.4, help="share of the device's peak that a step reaches (default: %(default)s)"
+    )
+    tunnel.add_argument(
+        "--small", type=Path, metavar="CONFIG", help="take widths, chunk length and data from here (default: built in)"
+    )
+    tunnel.add_argument("--run", action="store_true", help="run all three modes, and check the numbers they had")
+    tunnel.add_argument("--steps", type=int, default=12, help="steps of each run (default: %(default)s)")
+    tunnel.add_argument("--out", type=Path, default=Path("outputs/tunnel"), help="folder to write to (%(default)s)")
 
 
 def _command(

@@ -42,6 +42,13 @@ class MissedLink(NamedTuple):
     share: float
 
 
+class NetworkChange(NamedTuple):
+    """What changed in the network, in words, in or before the step that the record is of."""
+
+    step: int
+    text: str
+
+
 def number(record: Record, key: str) -> float:
     """The value of `key`; 0 where it is missing or null."""
     value = record.get(key)
@@ -169,6 +176,17 @@ def untrusted(records: Sequence[Record]) -> str | None:
         f"untrusted: {links} missed the emulated rate by more than {TOLERANCE:.0%}; "
         f"{worst.source} → {worst.target} by {worst.share:.1%}"
     )
+
+
+def network_changes(records: Sequence[Record]) -> list[NetworkChange]:
+    """What was changed in the network while the run went on, in order; steps of traces are not recorded."""
+    return [
+        NetworkChange(int(number(record, "step")), str(change.get("change", "")))
+        for record in records
+        if isinstance(changes := record.get("network"), list)
+        for change in changes
+        if isinstance(change, Mapping)
+    ]
 
 
 def full_context(records: Sequence[Record]) -> list[Record]:

@@ -24,12 +24,12 @@ from matplotlib.figure import Figure
 
 from netem.config import convert
 from netem.errors import ConfigError
-from netem.profile import NetConfig, resolve
+from netem.profile import NetConfig, resolve_schedule
 from netem.units import format_size
 from node import rates
 from node.rates import Record, number
 from node.run_folder import CONFIG, METRICS, REPORT, whole_file
-from node.view import describe_profile, format_duration
+from node.view import describe_network, format_duration
 
 # Okabe and Ito's palette: told apart with any colour vision.
 BLUE, ORANGE, GREEN, VERMILION = "#0072B2", "#E69F00", "#009E73", "#D55E00"
@@ -50,6 +50,7 @@ USES = (
     ("evaluation, headers, acknowledgements", None, "#BBBBBB"),
 )
 MOST_NODES = 8
+MOST_CHANGES = 4
 TRAFFIC_POINTS = 80
 DPI = 200
 _STYLE = {
@@ -167,8 +168,16 @@ def caption(run: RunRecords) -> str:
     if exposed is not None:
         more.append(f"exposed communication: {exposed:.1%} of step time")
     how = f"mode {run.mode}, network {run.network}" if run.mode else f"network {run.network}"
-    lines = (" · ".join(parts), " · ".join(more), how, rates.untrusted(records))
+    lines = (" · ".join(parts), " · ".join(more), how, _network_changes(records), rates.untrusted(records))
     return "\n".join(line for line in lines if line)
+
+
+def _network_changes(records: Sequence[Record]) -> str:
+    """The first few; all of them are in the records."""
+    changes = rates.network_changes(records)
+    shown = [f"step {change.step}: {change.text}" for change in changes[:MOST_CHANGES]]
+    more = [f"{len(changes) - MOST_CHANGES} more"] if len(changes) > MOST_CHANGES else []
+    return f"network changed: {'; '.join(shown + more)}" if changes else ""
 
 
 def smooth(values: Sequence[float], width: int) -> list[float]:
@@ -227,7 +236,7 @@ def _network(tree: dict[str, Any]) -> str:
     if "net" not in tree:
         return "not recorded"
     try:
-        return describe_profile(resolve(convert(NetConfig, tree["net"], "net")))
+        return describe_network(resolve_schedule(convert(NetConfig, tree["net"], "net")))
     except ConfigError:  # the profile's own file may be gone by now
         return f"emulated {tree['net'].get('profile')}"
 

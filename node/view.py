@@ -19,7 +19,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from netem.profile import Profile, resolve
+from netem.profile import Profile, resolve_schedule
+from netem.schedule import Schedule
 from netem.units import format_size
 from node import rates
 from node.config import Config
@@ -47,6 +48,7 @@ class View:
         self._window: deque[Record] = deque()
         self._sent_bytes: dict[str, float] = {}
         self._heldout: tuple[int, float] | None = None
+        self._changed = ""
         live = self._console.is_terminal and not self._console.is_dumb_terminal
         self._live = Live(console=self._console, auto_refresh=False, transient=False) if live else None
 
@@ -75,6 +77,8 @@ class View:
             self._sent_bytes[name] = self._sent_bytes.get(name, 0.0) + number(values, "sent_wire_bytes")
         if isinstance(record.get("heldout_loss"), int | float):
             self._heldout = int(number(record, "step")), number(record, "heldout_loss")
+        if changes := rates.network_changes([record]):
+            self._changed = f"{changes[-1].text} (step {changes[-1].step})"
         self.tick()
 
     def tick(self) -> None:
@@ -90,6 +94,7 @@ class View:
     def render(self) -> RenderableType:
         """The panel."""
         body = [self._progress(), self._figures(), self._processes()] if self._window else [self._waiting()]
+        body += [Text(f"network: {self._changed}", style="yellow")] if self._changed else []
         spaced = [part for entry in body for part in (entry, Text())][:-1]
         return Panel(
             Group(*spaced),
@@ -109,6 +114,7 @@ class View:
         if self._heldout:
             parts.append(f"held-out {self._heldout[1]:.3f} (step {self._heldout[0]})")
         parts += [f"{label} {value}" for label, value in self._window_figures()]
+        parts += [f"network: {self._changed}"] if self._changed else []
         return "  ".join([*parts, f"ETA {format_duration(rates.eta_s(records, steps))}"])
 
     def _draw(self) -> None:
@@ -214,12 +220,18 @@ def subtitle(config: Config) -> str:
     if compress.remote_last_layers and compress.mode != "local":
         far = compress.remote_last_layers
         mode += ", only the last layer sees far" if far == 1 else f", only the last {far} layers see far"
-    return f"{mode} · {describe_profile(resolve(config.net))}"
+    return f"{mode} · {describe_network(resolve_schedule(config.net))}"
 
 
 def describe_profile(profile: Profile) -> str:
     """A network in words, with the word "emulated" where this host shapes it."""
     return f"emulated {profile}" if profile.shaped else str(profile)
+
+
+def describe_network(schedule: Schedule) -> str:
+    """The same over time."""
+    emulated = schedule.profile.shaped or schedule.timed or schedule.traced
+    return f"emulated {schedule}" if emulated else describe_profile(schedule.profile)
 
 
 def format_duration(seconds: float | None) -> str:

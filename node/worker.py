@@ -17,7 +17,8 @@ from coordinator.messages import COORDINATOR, RUN_ID, Roster
 from netem.endpoint import Endpoint, unique
 from netem.errors import ConfigError, IsthmusError
 from netem.limits import Limits
-from netem.profile import resolve
+from netem.profile import resolve_schedule
+from netem.schedule import Schedule, Timed
 from netem.sockets import parse_address
 from node.config import Config
 from node.data import Task, open_data
@@ -62,10 +63,10 @@ def run_node(config: Config, place: Place) -> None:
     payload = PayloadFormat(config)
     model = Llama(config, task.vocab_size).to(device)
     inbox = Inbox(payload, ring_cap_bytes=_ring_cap_bytes(model))
-    profile = resolve(config.net)
-    endpoint = Endpoint(unique(place.name), RUN_ID, profile, inbox, bind=place.bind, limits=MEMBERS_ONLY)
+    network = resolve_schedule(config.net)
+    endpoint = Endpoint(unique(place.name), RUN_ID, network.profile, inbox, bind=place.bind, limits=MEMBERS_ONLY)
     try:
-        _take_part(config, place, task, payload, model, inbox, endpoint)
+        _take_part(config, place, task, payload, model, inbox, endpoint, network)
     finally:
         endpoint.close()
 
@@ -78,9 +79,16 @@ def _take_part(
     model: Llama,
     inbox: Inbox,
     endpoint: Endpoint,
+    network: Schedule,
 ) -> None:
     endpoint.connect(COORDINATOR, place.join, answers_only=True)
     address = _advertised(endpoint.address, place.advertise)
+    word_s = network.profile.link(COORDINATOR, place.name).latency_s
+
+    def follow(heard: float, changes: tuple[Timed, ...]) -> None:
+        """The run began when the coordinator said so, which is a while before it was heard here."""
+        endpoint.follow(network.with_timed(changes), heard - word_s)
+
     session = Session(
         config.coordinator,
         sender(endpoint),
@@ -89,6 +97,7 @@ def _take_part(
         address=address,
         config_digest=config.digest(),
         rank=place.rank,
+        on_network=follow,
     )
     inbox.follow(session)
     try:

@@ -11,7 +11,7 @@ from coordinator.recorder import Recorder
 from coordinator.run import RunPlan
 from coordinator.server import CoordinatorServer
 from netem.errors import RunAborted
-from netem.profile import resolve
+from netem.profile import resolve_schedule
 from node.config import Config, save_config
 from node.resume import start_step
 from node.run_folder import ADDRESS, CONFIG, make_folder, mark_complete
@@ -30,6 +30,7 @@ def run_coordinator(config: Config, watch: int | None = None) -> None:
     done = start_step(config)
     make_folder(folder)
     save_config(config, folder / CONFIG)
+    schedule = resolve_schedule(config.net)
     plan = RunPlan(
         run_name=config.run.name,
         chunks=config.model.chunks,
@@ -39,13 +40,12 @@ def run_coordinator(config: Config, watch: int | None = None) -> None:
         rounds_for=lambda done: rounds_for(config, done + 1),
         start_step=done,
         start_cursor=done * config.train.batch,
+        schedule=schedule,
     )
-    profile = resolve(config.net)
-    with Recorder(folder, dilation=profile.dilation) as recorder:
+    with Recorder(folder, dilation=schedule.profile.dilation) as recorder:
         server = CoordinatorServer(
             config.coordinator,
             plan,
-            profile=profile,
             record=recorder.record,
             checkpoint_complete=lambda step: mark_complete(folder, step, config.coordinator.nodes),
         )

@@ -41,7 +41,8 @@ from netem import frames
 from netem.endpoint import Endpoint, unique
 from netem.errors import ConfigError, IsthmusError, RunAborted
 from netem.limits import Limits
-from netem.profile import Profile
+from netem.profile import UNSHAPED, Profile
+from netem.schedule import Schedule
 
 
 class Receiver:
@@ -114,7 +115,7 @@ def train(address: str, name: str, config: CoordinatorConfig, pause_s: float = 0
 class Swarm:
     """A server on a thread, and what it recorded."""
 
-    def __init__(self, config: CoordinatorConfig, steps: int, folder: Path) -> None:
+    def __init__(self, config: CoordinatorConfig, steps: int, folder: Path, profile: Profile = UNSHAPED) -> None:
         self.checkpoints: list[int] = []
         self.records: list[Record] = []
         self._recorder = Recorder(folder)
@@ -127,8 +128,8 @@ class Swarm:
                 batch=2,
                 config_digest="cfg",
                 rounds_for=lambda step: ["weights"],
+                schedule=Schedule(profile),
             ),
-            profile=Profile(),
             record=self._record,
             checkpoint_complete=self.checkpoints.append,
         )
@@ -151,8 +152,8 @@ class Swarm:
 
 
 @contextmanager
-def swarm(config: CoordinatorConfig, steps: int, folder: Path) -> Iterator[Swarm]:
-    one = Swarm(config, steps, folder)
+def swarm(config: CoordinatorConfig, steps: int, folder: Path, profile: Profile = UNSHAPED) -> Iterator[Swarm]:
+    one = Swarm(config, steps, folder, profile)
     try:
         yield one
     finally:

@@ -7,9 +7,11 @@ import time
 import pytest
 from endpoints import PATIENCE_S, network
 
+from netem.changes import Cut, Heal
 from netem.errors import ConfigError, PeerSilent
 from netem.limits import Limits
 from netem.network import CUT_BPS, Pair, Profile
+from netem.schedule import Schedule, Timed
 
 MB = 10**6
 SLOW = Profile(rate_bps=10e6, latency_s=0.01)
@@ -45,6 +47,20 @@ def test_what_is_sent_into_a_cut_arrives_when_it_is_healed() -> None:
         assert [inboxes["b"].next().tag for _ in range(3)] == [b"word", b"first", b"second"]
         assert endpoints["a"].flush(PATIENCE_S)
         assert endpoints["a"].counters()["b"].messages == 4
+
+
+def test_an_endpoint_follows_its_schedule() -> None:
+    cut = Timed(at_s=0.0, change=Cut(ends=("a", "*")))
+    healed = Timed(at_s=0.6, change=Heal())
+    with network("a", "b", profile=FAST) as (endpoints, inboxes):
+        began = time.monotonic()
+        for endpoint in endpoints.values():
+            endpoint.follow(Schedule(FAST).with_timed([cut, healed]), began)
+        endpoints["a"].send("b", b"first", [bytes(MB)])
+        endpoints["a"].send("b", b"word", urgent=True)
+        assert [inboxes["b"].next().tag for _ in range(2)] == [b"word", b"first"]
+        assert time.monotonic() - began > 0.6
+        assert endpoints["a"].counters()["b"].resent_bytes == 0
 
 
 def test_a_peer_behind_a_cut_is_silent() -> None:

@@ -10,7 +10,7 @@ from collections import deque
 from typing import Any
 
 from coordinator.config import CoordinatorConfig
-from coordinator.events import Action, CheckpointComplete, Event, Faulted, Finish, Received, Record, Send, Tick
+from coordinator.events import Action, CheckpointComplete, Event, Faulted, Finish, Follow, Received, Record, Send, Tick
 from coordinator.member import Member, State
 from coordinator.messages import (
     PROTOCOL_VERSION,
@@ -27,6 +27,8 @@ from coordinator.messages import (
 from coordinator.run import Run, RunPlan
 from netem.errors import ProtocolError
 from netem.names import plain
+from netem.network import UNSHAPED
+from netem.schedule import Schedule
 
 
 def config(**changes: Any) -> CoordinatorConfig:
@@ -50,6 +52,7 @@ def plan(**changes: Any) -> RunPlan:
         "batch": 2,
         "config_digest": "cfg",
         "rounds_for": lambda step: [],
+        "schedule": Schedule(UNSHAPED),
     }
     return RunPlan(**(defaults | changes))
 
@@ -84,6 +87,8 @@ class Wire:
         self.records: list[Record] = []
         self.checkpoints: list[int] = []
         self.outcome: Finish | None = None
+        self.network: Follow | None = None
+        self.answers: dict[str, list[CoordinatorMessage]] = {}
         self.faults: list[ProtocolError] = []
 
     def enter(self, name: str, **changes: Any) -> None:
@@ -194,6 +199,10 @@ class Wire:
             case Send(peer, message):
                 if peer in self.down:
                     self.down[peer].append(encode(message))
+                else:
+                    self.answers.setdefault(peer, []).append(decode_from_coordinator(encode(message)))
+            case Follow():
+                self.network = action
             case Record():
                 self.records.append(action)
             case CheckpointComplete(step):

@@ -12,6 +12,8 @@ from coordinator_wire import config, join
 from coordinator.member import LOCAL, REMOTE, End, Member, State
 from coordinator.messages import (
     Abort,
+    Alter,
+    Changed,
     Commit,
     CoordinatorMessage,
     Failed,
@@ -30,7 +32,9 @@ from coordinator.messages import (
     Vote,
     Welcome,
 )
+from netem.changes import Reset
 from netem.errors import ProtocolError
+from netem.schedule import Timed
 
 WELCOME = Welcome(rank=-1, heartbeat_interval_s=1.0, heartbeat_timeout_s=10.0)
 ENTRIES = [
@@ -40,6 +44,7 @@ ENTRIES = [
 ROSTER = Roster(generation=2, members=ENTRIES, assignment=[[0], [1]])
 ROUND = Round(round_id=5, kind="weights", weights=[0.5, 0.5])
 GO = Go(step=3, generation=2, cursor=12, rounds=[ROUND])
+ALTER = Alter(number=1, timed=Timed(at_s=1.0, change=Reset()))
 
 T = TypeVar("T", bound=msgspec.Struct)
 
@@ -48,6 +53,7 @@ LOCAL_MESSAGES: list[NodeMessage] = [
     Ready(step=3),
     Vote(round_id=5, ok=True),
     Saved(step=3),
+    Changed(number=1),
     Leave(),
     Failed(reason="x"),
     Heartbeat(),
@@ -57,6 +63,7 @@ REMOTE_MESSAGES: list[CoordinatorMessage] = [
     Refused(reason="no"),
     ROSTER,
     GO,
+    ALTER,
     Commit(round_id=5),
     Abort(round_id=5, reason="x"),
     Stop(ok=False, reason="x"),
@@ -134,6 +141,7 @@ def changed(message: T, **changes: object) -> T:
         (State.READY, changed(GO, step=4)),
         (State.READY, changed(GO, generation=1)),
         (State.READY, changed(GO, rounds=[Round(round_id=5, kind="w", weights=[1.0])])),
+        (State.RUNNING, changed(ALTER, number=2)),
         (State.VOTED, Commit(round_id=6)),
         (State.RUNNING, Abort(round_id=4, reason="x")),
     ],

@@ -13,6 +13,10 @@ from coordinator.messages import (
     CONTROL_TAG,
     MAX_BODY_BYTES,
     Abort,
+    Alter,
+    Answer,
+    Ask,
+    Changed,
     Commit,
     CoordinatorMessage,
     Failed,
@@ -36,7 +40,9 @@ from coordinator.messages import (
     encode,
     shorten,
 )
+from netem.changes import Cut, Heal, Tune
 from netem.errors import ProtocolError
+from netem.schedule import Timed
 
 JOIN = Join(name="node-0", token="t", version=1, run="r", config_digest="c", address="tcp://127.0.0.1:1", rank=2)
 
@@ -48,6 +54,10 @@ JOIN = Join(name="node-0", token="t", version=1, run="r", config_digest="c", add
         Ready(step=3, metrics={"loss": 1.5, "nan": float("inf")}, digests={"basis": "ab"}),
         Vote(round_id=1, ok=False, digest="d", reason="r"),
         Saved(step=3),
+        Changed(number=2),
+        Ask(token="t", version=2, change=Cut(ends=("a", "b"))),
+        Ask(token="t", version=2, change=Tune(ends=("a",), has_rate=True, rate_bps=5e6, latency_s=0.0)),
+        Ask(token="t", version=2),
         Leave(),
         Failed(reason="θ out of range"),
         Heartbeat(),
@@ -64,6 +74,8 @@ def test_a_nodes_words_come_back_equal(message: NodeMessage) -> None:
         Refused(reason="no", address="a"),
         Roster(generation=2, members=[RosterEntry(name="a", peer="a~0f", rank=0, address="x")], assignment=[[0, 1]]),
         Go(step=0, generation=2, cursor=5, rounds=[Round(round_id=0, kind="weights", weights=[1.0])]),
+        Alter(number=1, timed=Timed(at_s=2.5, change=Heal())),
+        Answer(step=3, at_s=2.5, network="home", past=["at 1 s all cuts healed"], confirmed=["a"], silent=["b"]),
         Commit(round_id=1),
         Abort(round_id=1, reason="r"),
         Stop(ok=True),
@@ -92,6 +104,9 @@ JOIN_TREE = msgpack.unpackb(encode(JOIN))
         ({"type": "ready", "step": 1, "metrics": {str(i): 1.0 for i in range(1025)}}, "metrics"),
         ({"type": "vote", "round_id": 1}, "ok"),
         ({"type": "go", "step": 1}, "go"),
+        ({"type": "ask", "token": "t", "version": 2, "change": {"change": "cut", "ends": ["a"]}}, "ends"),
+        ({"type": "ask", "token": "t", "version": 2, "change": {"change": "tune", "rate_bps": 0}}, "rate_bps"),
+        ({"type": "ask", "token": "t", "version": 2, "change": {"change": "tune", "ends": ["x" * 65]}}, "ends"),
         ({"type": "nonsense"}, "nonsense"),
         ({"step": 1}, "type"),
         ([1, 2], "array"),

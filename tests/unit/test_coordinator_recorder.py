@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from coordinator.events import Record
+from coordinator.events import NetworkChange, Record
 from coordinator.recorder import Recorder, aggregate
 
 NODES = {
@@ -52,6 +52,15 @@ def test_a_line_a_step_is_there_at_once_and_the_board_has_its_events(tmp_path: P
     assert second["nodes"]["node-0"]["loss_sum"] is None
     (events,) = (tmp_path / "run" / "tensorboard").iterdir()
     assert b"sent_bytes" in events.read_bytes()
+
+
+def test_a_line_says_how_the_network_has_changed_and_others_say_nothing(tmp_path: Path) -> None:
+    with Recorder(tmp_path) as recorder:
+        recorder.record(Record(1, 1, NODES))
+        recorder.record(Record(2, 1, NODES, [NetworkChange(2.5, "all cuts healed")]))
+    first, second = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
+    assert "network" not in first
+    assert second["network"] == [{"at_s": 2.5, "change": "all cuts healed"}]
 
 
 def test_a_line_that_was_cut_off_is_taken_away(tmp_path: Path) -> None:

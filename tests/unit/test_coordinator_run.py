@@ -14,6 +14,8 @@ from coordinator.events import Cancelled, Event, Faulted, Forget, PeerLost, Rece
 from coordinator.member import End, State
 from coordinator.messages import (
     Abort,
+    Ask,
+    Changed,
     Commit,
     Failed,
     Go,
@@ -29,6 +31,7 @@ from coordinator.messages import (
     Welcome,
 )
 from coordinator.run import TABLE, Phase, Run
+from netem.changes import Reset
 from netem.errors import ConfigError, ProtocolError
 
 
@@ -544,6 +547,8 @@ EVENTS: list[Event] = [
             Ready(step=0),
             Vote(round_id=0, ok=True),
             Saved(step=0),
+            Changed(number=1),
+            Ask(token="t", version=2),
             Leave(),
             Failed(reason="x"),
             Heartbeat(),
@@ -565,6 +570,7 @@ def in_phase(phase: Phase) -> Run:
         wire = in_round(2)
     else:
         wire = started()
+    wire.event(Received("(operator)~1", Ask(token="t", version=2, change=Reset())))
     if phase in (Phase.STOPPING, Phase.FINISHED):
         wire.event(Cancelled("over"))
     if phase is Phase.FINISHED:

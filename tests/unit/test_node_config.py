@@ -211,7 +211,7 @@ def other_value(key: str, current: Any) -> Any:
         return not current
     if isinstance(current, int):
         return current + 1
-    return current / 2 if isinstance(current, float) else f"{current}x"
+    return current / 2 or 0.5 if isinstance(current, float) else f"{current}x"
 
 
 def keys() -> list[str]:

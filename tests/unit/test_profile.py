@@ -15,7 +15,7 @@ def profile_of(**settings: object) -> Profile:
 
 def test_built_ins() -> None:
     named = ("internet-300mbps", "datacenter-100gbps", "home-cable", "lte", "transatlantic", "three-sites", "unshaped")
-    assert {*named, "paper-link", "paper-nic"} == set(builtin_names())
+    assert {*named, "paper-link", "paper-nic", "lte-drive"} == set(builtin_names())
     home = profile_of()
     assert (home.name, home.rate_bps, home.latency_s, home.scope) == ("internet-300mbps", 300e6, 0.025, "link")
     assert profile_of(profile="datacenter-100gbps").nic_up_bps("a") == 100e9

@@ -166,3 +166,13 @@ def test_a_run_that_leaks_is_marked_wherever_it_is_named(tmp_path: Path) -> None
     leaking = folder(tmp_path / "one", [line(1), line(2, leaks=1.0)], HOME_LINE)
     assert read_run(leaking).name == "one (leaks)"
     assert read_run(folder(tmp_path / "two", [line(1), line(2)], HOME_LINE)).name == "two"
+
+
+def test_the_caption_says_how_the_network_changed(tmp_path: Path) -> None:
+    changes = [[{"at_s": float(step), "change": f"rate {step} Mbit/s everywhere"}] for step in range(1, 7)]
+    lines = [line(step, network=change) for step, change in enumerate(changes, start=1)]
+    assert caption(read_run(folder(tmp_path / "a", lines, HOME_LINE))).endswith(
+        "\nnetwork changed: step 1: rate 1 Mbit/s everywhere; step 2: rate 2 Mbit/s everywhere; "
+        "step 3: rate 3 Mbit/s everywhere; step 4: rate 4 Mbit/s everywhere; 2 more"
+    )
+    assert "network changed" not in caption(read_run(folder(tmp_path / "b", [line(1)], HOME_LINE)))

@@ -226,3 +226,13 @@ def test_on_a_terminal_the_panel_is_redrawn_and_stays() -> None:
 def test_view_and_report_do_not_import_torch() -> None:
     code = "import sys, node.view, node.report; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == 0
+
+
+def test_the_last_change_of_the_network_is_shown_and_stays() -> None:
+    view = View(Config(), console=Console(file=io.StringIO(), width=200), clock=Clock())
+    view.feed(record(1))
+    assert "network:" not in view.line()
+    changes = [{"at_s": 2.5, "change": "a and b cut"}, {"at_s": 3.0, "change": "all cuts healed"}]
+    view.feed(record(2, network=changes))
+    view.feed(record(3))
+    assert "network: all cuts healed (step 2)" in view.line()

@@ -1,0 +1,52 @@
+"""`isthmus net set | cut | heal | reset | show`: the network of a run that goes on, changed or shown."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from coordinator.messages import Answer
+from coordinator.operator import ask
+from netem.changes import Change, ChangeConfig, change_of
+from netem.errors import ConfigError
+from netem.sockets import parse_address
+from netem.units import format_time
+from node.run_folder import ADDRESS
+
+
+def change_network(where: str, token: str, config: ChangeConfig | None) -> int:
+    """Ask the coordinator of the run at `where` (an address, or the run's folder here), and print what it answers.
+
+    `config` None only shows. The exit code: 0 where every node knows of the change, 1 where some have not confirmed it.
+    Raises `ConfigError`.
+    """
+    change = None if config is None else change_of(config, "--")
+    answer = ask(_address(where), token, change)
+    print(as_text(answer, change))
+    return 1 if answer.silent else 0
+
+
+def as_text(answer: Answer, change: Change | None) -> str:
+    """The answer for people."""
+    when = f"{format_time(round(answer.at_s, 3))} after the start, at step {answer.step}"
+    lines = [f"changed:     {change}, {when}"] if change is not None else [f"time:        {when}"]
+    lines.append(f"network:     {answer.network}")
+    if answer.confirmed:
+        lines.append(f"confirmed:   {', '.join(sorted(answer.confirmed))}")
+    if answer.silent:
+        lines.append(f"no word yet: {', '.join(sorted(answer.silent))} (changes as soon as it hears)")
+    if change is None:
+        lines += [f"until now:   {text}" for text in answer.past] + [f"to come:     {text}" for text in answer.coming]
+    return "\n".join(lines)
+
+
+def _address(where: str) -> str:
+    if not where.startswith("tcp://"):
+        try:
+            where = (Path(where) / ADDRESS).read_text().strip()
+        except OSError:
+            raise ConfigError(
+                f"--coordinator {where}: expected the coordinator's address, such as tcp://10.0.0.5:7070, "
+                "or the folder of a run that goes on here, such as outputs/demo"
+            ) from None
+    parse_address(where, "--coordinator", dial=True)
+    return where
