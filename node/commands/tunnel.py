@@ -1,0 +1,130 @@
+"""`isthmus tunnel`: a small run on this host, under the network that makes it behave like a big one elsewhere.
+
+Writes into `out`: a profile and a config for each mode (tunnel-MODE.toml, MODE.toml), report.md, report.json, and with
+`run` the folders of the runs. A run that misses the numbers is made again, under the network that its own compute asks
+for; figures are of the last, and what earlier ones missed is said.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shlex
+import signal
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from node.commands.node import interrupt
+from node.commands.run import check_corpus, run_swarm
+from node.config import Config, load_config, save_config
+from node.plan.costs import stated
+from node.plan.devices import device
+from node.run_folder import make_folder
+from node.study.trial import host_line
+from node.tunnel.bench import measure
+from node.tunnel.check import judge, read_measured
+from node.tunnel.design import Design, Goal, design, first_design, goal
+from node.tunnel.network import profile_toml
+from node.tunnel.report import Facts, Part, as_object, document, verdict_line
+from node.tunnel.small import MODES, load_target, run_config, small_config
+
+log = logging.getLogger("isthmus.tunnel")
+
+ATTEMPTS = 3
+"""Runs of one mode, at most."""
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What the command line asks."""
+
+    target: str
+    device: str
+    mfu: float
+    small: Path | None
+    steps: int
+    run: bool
+    out: Path
+    overrides: tuple[str, ...]
+    """Of the target."""
+
+    @property
+    def command(self) -> str:
+        """What gives the same tunnel again."""
+        small = ["--small", str(self.small)] if self.small else []
+        asked = ["--target", self.target, *self.overrides, "--device", self.device, "--mfu", f"{self.mfu:g}", *small]
+        asked += ["--steps", str(self.steps), "--out", str(self.out), *(["--run"] if self.run else [])]
+        return shlex.join(["isthmus", "tunnel", *asked])
+
+
+def tunnel(wish: Wish) -> int:
+    """Build the tunnel, and run it if asked to: 0, or 1 where a run missed the target's numbers."""
+    on = device(wish.device)
+    costs = stated(on, wish.mfu)
+    target = load_target(wish.target, wish.overrides)
+    goals = [goal(target, mode, costs) for mode in MODES]
+    shape = load_config(wish.small) if wish.small else None
+    small = small_config(target, shape, wish.steps, wish.out)
+    check_corpus(small)
+    make_folder(wish.out)
+    save_config(small, wish.out / "bench.toml")
+    signal.signal(signal.SIGTERM, interrupt)
+    log.info("measuring what a layer takes here …")
+    benches = measure(small, wish.out / "bench.toml", wish.out / "bench.log")
+    cores = os.cpu_count() or 1
+    parts = []
+    for one in goals:
+        bench = benches[one.mode.compress]
+        parts.append(Part(one, bench, first_design(one, bench, run_config(small, one.mode, Path(), 2), cores)))
+        _write(wish.out, parts[-1], small)
+    facts = Facts(target, small, f"{on.name} at MFU {wish.mfu:g}", host_line(), wish.command)
+    _report(wish.out, facts, parts)
+    if wish.run:
+        for place, part in enumerate(parts):
+            parts[place] = _run(wish.out, part, small)
+            _report(wish.out, facts, parts)
+    print(document(facts, parts))
+    if not wish.run:
+        print("run it (with --run, the numbers are checked afterwards):")
+        print("\n".join(f"  isthmus run {wish.out / part.goal.mode.name}.toml" for part in parts))
+    print(f"everything:  {wish.out}")
+    return int(any(part.verdict is not None and not part.verdict.held for part in parts))
+
+
+def _run(out: Path, part: Part, small: Config) -> Part:
+    """Run one mode until its numbers are the target's, `ATTEMPTS` times at most."""
+    for attempt in range(1, ATTEMPTS + 1):
+        config = run_swarm(_write(out, part, small))
+        measured = read_measured(config.run.folder, config, part.bench.rank)
+        verdict = judge(part.goal, part.design, part.bench.body, measured)
+        part = part._replace(verdict=verdict)
+        print(verdict_line(part), flush=True)
+        if verdict.held or attempt == ATTEMPTS:
+            break
+        better = design(part.goal, verdict.body, verdict.measured.framing, verdict.slower)
+        part = part._replace(design=better, earlier=(*part.earlier, verdict_line(part)))
+    return part
+
+
+def _write(out: Path, part: Part, small: Config) -> Config:
+    """The profile and the config of a mode, as files; that config."""
+    goal, made = part.goal, part.design
+    path = out / f"tunnel-{goal.mode.name}.toml"
+    path.write_text(profile_toml(made.profile, _comment(goal, made)), encoding="utf-8")
+    config = run_config(small, goal.mode, path, made.sync_every)
+    save_config(config, out / f"{goal.mode.name}.toml")
+    return config
+
+
+def _comment(goal: Goal, made: Design) -> str:
+    return (
+        f"isthmus tunnel: to the small model, {goal.mode.name}, what {goal.profile}\n"
+        f"is to {goal.config.run.name}. A second here is {made.scale.time:.4g} of the target's."
+    )
+
+
+def _report(out: Path, facts: Facts, parts: Sequence[Part]) -> None:
+    (out / "report.md").write_text(document(facts, parts), encoding="utf-8")
+    (out / "report.json").write_text(json.dumps(as_object(facts, parts), indent=1) + "\n", encoding="utf-8")

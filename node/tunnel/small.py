@@ -1,0 +1,129 @@
+"""The configs of a tunnel: the target in each of its modes, and the small model that stands for it.
+
+The small model has the target's layers, chunks, ownership, batch and `[compress]`; its widths and the length of its
+chunks are its own: those of another config, or the target's, scaled down.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+
+from netem.config import convert
+from netem.errors import ConfigError
+from netem.profile import NetConfig
+from node.config import Config, ModelConfig, load_config, to_tree
+from node.exchange.payload import PayloadFormat
+
+CONFIGS = Path("configs")
+WIDTH, HEAD_SIZE = 128, 64
+"""Of the built-in shape: wide enough that ranks of 2 % and 5 % are not all rounding."""
+COLD_STEPS = 3
+"""After the first step: they do not count, since allocators and caches are cold."""
+LEAST_STEPS = 3
+
+
+class Mode(NamedTuple):
+    """One of the three runs."""
+
+    name: str
+    compress: str
+    network: str
+    """Empty: the one asked for."""
+
+
+MODES = (
+    Mode("centralized", "dense", "datacenter-100gbps"),
+    Mode("compressed", "subspace", ""),
+    Mode("uncompressed", "dense", ""),
+)
+
+
+def load_target(name: str, overrides: Sequence[str]) -> Config:
+    """The config at a path, or of this name in configs/. Raises `ConfigError` where the tunnel cannot take it."""
+    path = Path(name)
+    if path.suffix != ".toml":
+        path = CONFIGS / f"{name}.toml"
+        if not path.is_file():
+            known = ", ".join(sorted(found.stem for found in CONFIGS.glob("*.toml"))) or "none here"
+            raise ConfigError(f"--target {name}: no such config; there are {known}, or give the path of a TOML file")
+    # A target listens nowhere, so it needs no token.
+    config = load_config(path, ["--coordinator.address=tcp://127.0.0.1:0", *overrides])
+    if config.coordinator.nodes < 2:
+        raise ConfigError(f"--nodes {config.coordinator.nodes}: expected 2 or more; one node sends nothing")
+    if config.compress.budget_bytes_per_token:
+        raise ConfigError("compress.budget_bytes_per_token: the tunnel needs ranks by share, known before the run")
+    return config
+
+
+def target_in(config: Config, mode: Mode) -> Config:
+    """The target in one of the modes."""
+    tree = to_tree(config)
+    tree["compress"]["mode"] = mode.compress
+    if mode.network:
+        tree["net"] = {"profile": mode.network}
+    return convert(Config, tree)
+
+
+def small_config(target: Config, shape: Config | None, steps: int, folder: Path) -> Config:
+    """The small model, on no network yet. Raises `ConfigError` where there is no such model."""
+    least = 1 + COLD_STEPS + LEAST_STEPS + 1  # the first takes the basis; the last averages weights
+    if steps < least:
+        raise ConfigError(f"--steps {steps}: expected {least} or more, so that {LEAST_STEPS} count")
+    nodes = target.coordinator.nodes
+    compress = to_tree(target.compress) | {"warmup_steps": 0, "refresh_every": 0, "unplug_step": 0}
+    owners = {key: getattr(target.coordinator, key) for key in ("nodes", "assignment", "chunks_per_node")}
+    tree: dict[str, Any] = {
+        "run": {"outputs": str(folder), "threads": max(1, (os.cpu_count() or 1) // nodes), "seed": target.run.seed},
+        "model": _shape(target.model) if shape is None else _shape_of(shape.model, target.model),
+        "compress": compress | {"mode": "subspace"},
+        "train": {"steps": steps, "batch": target.train.batch, "lr_warmup_steps": steps, "eval_batches": 1},
+        "data": {"tokenizer": "bytes"} if shape is None else to_tree(shape.data),
+        "net": {"profile": "unshaped"},
+        "coordinator": owners,
+    }
+    config = convert(Config, tree)
+    PayloadFormat(config)  # ranks that leave no room are found here, not in a child
+    return config
+
+
+def run_config(small: Config, mode: Mode, profile: Path, sync_every: int) -> Config:
+    """The small model as it runs in a mode."""
+    change = msgspec.structs.replace
+    return change(
+        small,
+        run=change(small.run, name=mode.name),
+        compress=change(small.compress, mode=mode.compress),
+        train=change(small.train, sync_every=sync_every),
+        net=NetConfig(profile=str(profile)),
+    )
+
+
+def _shape_of(shape: ModelConfig, target: ModelConfig) -> dict[str, Any]:
+    tree = to_tree(shape)
+    return tree | {"layers": target.layers, "chunks": target.chunks, "context": shape.chunk_tokens * target.chunks}
+
+
+def _shape(target: ModelConfig) -> dict[str, Any]:
+    """`WIDTH` wide, all else in proportion, as far as whole heads allow."""
+    scale = WIDTH / target.d_model
+    heads = max(1, round(target.heads * target.head_size * scale / HEAD_SIZE))
+    kv_heads = max(1, round(target.d_kv * scale / HEAD_SIZE))
+    while heads % kv_heads:
+        kv_heads -= 1
+    tokens = max(8, round(target.chunk_tokens * scale))
+    return {
+        "layers": target.layers,
+        "d_model": WIDTH,
+        "heads": heads,
+        "kv_heads": kv_heads,
+        "head_dim": HEAD_SIZE,
+        "ffn_dim": max(8, round(target.ffn_dim * scale)),
+        "context": target.chunks * tokens,
+        "chunks": target.chunks,
+        "tied": target.tied,
+    }
