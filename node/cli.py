@@ -59,7 +59,7 @@ examples:
   isthmus export outputs/demo hf/demo                      the model, as a folder for transformers
   isthmus study control                                    what the far context is worth, and what keeps it
   isthmus plan configs/paper-800m.toml --nodes 8           what a step would take elsewhere; runs nothing
-  isthmus tunnel --target paper-800m --nodes 8 --run       the same at the same ratios, in small, run here
+  isthmus tunnel --target paper-800m --net lte --run       the same at the same ratios, in small, run here
 
 on several machines:
   one   $ ISTHMUS_TOKEN=… isthmus coordinator run.toml --coordinator.address tcp://10.0.0.5:7070

@@ -3,7 +3,8 @@
 A process for each rank, as in a run. Each makes a step while the others rest, which tells what a layer takes, forward
 and backward; then all begin a step together and wait for the last, which tells how much slower it gets where they share
 the cores and no network holds them back (`Bench.crowding`). A run that waits for its network is taken to lie in
-between (`crowded`). That is a first guess: waking from waits costs time too, and only a run tells how much (`check`). Modes take turns, step by step, so that whatever else the machine does meets them alike.
+between (`crowded`). That is a first guess: waking from waits costs time too, and only a run tells how much (`check`).
+Modes take turns, step by step, so that whatever else the machine does meets them alike.
 """
 
 from __future__ import annotations
