@@ -37,7 +37,7 @@ def test_every_study_can_be_made_shorter(name: str) -> None:
 
 def test_shares_of_the_steps_become_steps() -> None:
     arms = {arm.name: arm.config.compress for arm in load_study("warmup", "", ["--train.steps", "200"]).arms}
-    assert [arms[name].warmup_steps for name in ("0 %", "5 %", "50 %")] == [0, 10, 100]
+    assert [arms[name].warmup_steps for name in ("0 %", "10 %", "50 %")] == [0, 20, 100]
     few = {arm.name: arm.config.compress for arm in load_study("unplug", "", ["--train.steps", "20"]).arms}
     assert [few[name].unplug_step for name in ("not removed", "50 %", "99 %")] == [0, 10, 19]
 
