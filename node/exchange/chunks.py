@@ -144,9 +144,12 @@ class ChunkExchange:
     def pack_gradient(self, layer: int, chunk: int, grads: Payload) -> Packed:
         """What crosses for the gradient that this node's chunks have for `chunk`: its own stream of draws, named by the
         first of them, whatever rank they are at."""
-        reader = self.own[self.first_reader(chunk)]
-        stream = derive(self.payload.seed, "gradient", self._step, layer, chunk, reader)
-        return self.payload.pack(layer, self._spec, grads, Generator(grads[0].device).manual_seed(stream))
+        return self.payload.pack(layer, self._spec, grads, self._draws(layer, chunk, grads[0].device))
+
+    def own_gradients(self, layer: int, grads_C: Payload) -> Payload:
+        """The gradients that this node's chunks have for the `shared` ones, as if they had crossed."""
+        draws = [self._draws(layer, chunk, grads_C[0].device) for chunk in self.shared(layer)]
+        return self.unpack(layer, self.payload.pack(layer, self._spec, grads_C, draws))
 
     def unpack(self, layer: int, packed: Packed) -> Payload:
         return self.payload.unpack(layer, self._spec, packed)
@@ -171,6 +174,11 @@ class ChunkExchange:
     def _first_of(self, layer: int, chunks: frozenset[int]) -> int:
         assert self._wire
         return self._wire.first_of("kv", layer, {chunk: self.owner(chunk) for chunk in chunks})
+
+    def _draws(self, layer: int, chunk: int, device: torch.device) -> Generator:
+        """Of one chunk's gradient, by the first of this node's chunks that reads it."""
+        reader = self.own[self.first_reader(chunk)]
+        return Generator(device).manual_seed(derive(self.payload.seed, "gradient", self._step, layer, chunk, reader))
 
     def _await_readers(self, pass_no: int) -> None:
         assert self._wire
@@ -203,11 +211,11 @@ class _Publish(Function):
             else grad.to(torch.float32, copy=True)
             for (shape, _, device), grad in zip(ctx.tensors, local, strict=True)
         ]
+        if shared := len(exchange.shared(ctx.layer)):
+            own = exchange.own_gradients(ctx.layer, tuple(total[:shared] for total in totals))
+            for total, parts in zip(totals, own, strict=True):
+                total[:shared] = parts
         for place, chunk in enumerate(exchange.own):
-            if chunk in exchange.shared(ctx.layer):
-                own = exchange.pack_gradient(ctx.layer, chunk, tuple(total[place] for total in totals))
-                for total, part in zip(totals, exchange.unpack(ctx.layer, own), strict=True):
-                    total[place] = part
             for rank in exchange.remote_readers(ctx.layer, chunk):
                 returned = exchange.take("grad", ctx.layer, chunk, rank, totals[0].device)
                 for total, part in zip(totals, returned, strict=True):

@@ -17,7 +17,7 @@ Shapes: … leading dimensions, w the width of the last one, G its groups with a
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 import torch
@@ -25,6 +25,9 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 
 Packed = tuple[Tensor, ...]
+
+Draws = Generator | Sequence[Generator] | None
+"""What gradients are rounded by: for a tensor of several chunks one each, so that none depends on which it is with."""
 
 SCALE = torch.bfloat16
 """Scales have float32's range, for gradients may be tiny, and two bytes, for a compressed token may be five numbers."""
@@ -54,7 +57,7 @@ class Format(Protocol):
     def specs(self, shape: tuple[int, ...]) -> tuple[TensorSpec, ...]:
         """What `pack` makes of a tensor of this shape, to the byte."""
 
-    def pack(self, x: Tensor, draws: Generator | None = None) -> Packed:
+    def pack(self, x: Tensor, draws: Draws = None) -> Packed:
         """Tensors to send. With `draws`, rounded at random so that the mean over draws is x (not: bfloat16, top-k)."""
 
     def unpack(self, packed: Packed, width: int) -> Tensor:
@@ -70,7 +73,7 @@ class Plain:
     def specs(self, shape: tuple[int, ...]) -> tuple[TensorSpec, ...]:
         return (TensorSpec(shape, self._dtype),)
 
-    def pack(self, x: Tensor, draws: Generator | None = None) -> Packed:
+    def pack(self, x: Tensor, draws: Draws = None) -> Packed:
         return (x.to(self._dtype),)
 
     def unpack(self, packed: Packed, width: int) -> Tensor:
@@ -83,7 +86,7 @@ class Int8:
     def specs(self, shape: tuple[int, ...]) -> tuple[TensorSpec, ...]:
         return TensorSpec((*shape[:-1], 1), SCALE), TensorSpec(shape, torch.int8)
 
-    def pack(self, x: Tensor, draws: Generator | None = None) -> Packed:
+    def pack(self, x: Tensor, draws: Draws = None) -> Packed:
         scale, y = _scaled(x, 127.0, x.shape[-1])
         return scale, _round(y, draws).clamp_(-127, 127).to(torch.int8)
 
@@ -98,7 +101,7 @@ class Int4:
         groups, nibble_pairs = -(-shape[-1] // INT4_GROUP), -(-shape[-1] // 2)
         return TensorSpec((*shape[:-1], groups), SCALE), TensorSpec((*shape[:-1], nibble_pairs), torch.uint8)
 
-    def pack(self, x: Tensor, draws: Generator | None = None) -> Packed:
+    def pack(self, x: Tensor, draws: Draws = None) -> Packed:
         scale, y = _scaled(x, 7.0, INT4_GROUP)
         return scale, pack_nibbles(_round(y, draws).clamp_(-7, 7))
 
@@ -112,7 +115,7 @@ class Float8:
     def specs(self, shape: tuple[int, ...]) -> tuple[TensorSpec, ...]:
         return TensorSpec((*shape[:-1], 1), SCALE), TensorSpec(shape, FLOAT8)
 
-    def pack(self, x: Tensor, draws: Generator | None = None) -> Packed:
+    def pack(self, x: Tensor, draws: Draws = None) -> Packed:
         scale, y = _scaled(x, _FLOAT8_MAX, x.shape[-1])
         if draws is not None:
             _, exponent = torch.frexp(y)  # |y| = m · 2^exponent, ½ ≤ m < 1
@@ -132,7 +135,7 @@ class TopShare:
         kept = (*shape[:-1], _kept(shape[-1]))
         return TensorSpec(kept, torch.bfloat16), TensorSpec(kept, _index_dtype(shape[-1]))
 
-    def pack(self, x: Tensor, draws: Generator | None = None) -> Packed:
+    def pack(self, x: Tensor, draws: Draws = None) -> Packed:
         places = x.abs().topk(_kept(x.shape[-1]), sorted=False).indices
         return x.gather(-1, places).to(torch.bfloat16), places.to(_index_dtype(x.shape[-1]))
 
@@ -182,11 +185,17 @@ def _unscaled(scale_G: Tensor, y: Tensor, group: int) -> Tensor:
     return y * scale_G.float().repeat_interleave(group, -1)[..., : y.shape[-1]]
 
 
-def _round(y: Tensor, draws: Generator | None) -> Tensor:
+def _round(y: Tensor, draws: Draws) -> Tensor:
     """To nearest, or at random to one of both neighbours: E[⌊y + u⌋] = y."""
     if draws is None:
         return y.round()
-    return (y + torch.rand(y.shape, generator=draws, device=y.device)).floor_()
+    if isinstance(draws, Generator):
+        uniform = torch.rand(y.shape, generator=draws, device=y.device)
+    else:
+        uniform = torch.stack(
+            [torch.rand(one.shape, generator=g, device=y.device) for one, g in zip(y, draws, strict=True)]
+        )
+    return (y + uniform).floor_()
 
 
 def _kept(width: int) -> int:

@@ -17,12 +17,12 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
 from coordinator.assignment import Assignment
 from netem.errors import ConfigError
 from node.config import CompressConfig, Config, FormatName
-from node.exchange.formats import FORMATS, Format, Packed, TensorSpec
+from node.exchange.formats import FORMATS, Draws, Format, Packed, TensorSpec
 from node.schedule import PassSpec
 from node.subspace.codec import CodecShape
 from node.subspace.ranks import Key, LayerShapes, codec_shapes, rank_bounds
@@ -123,7 +123,7 @@ class PayloadFormat:
         """The tensors that cross for one chunk of one layer."""
         return tuple(tensor for part in self.parts(layer, spec) for tensor in part.format.specs(part.shape))
 
-    def pack(self, layer: int, spec: PassSpec, payload: Payload, draws: Generator | None = None) -> Packed:
+    def pack(self, layer: int, spec: PassSpec, payload: Payload, draws: Draws = None) -> Packed:
         """What crosses for a payload [..., B, …] of one chunk, or of several; rounded at random with `draws`."""
         pairs = zip(self.parts(layer, spec), payload, strict=True)
         return tuple(tensor for part, x in pairs for tensor in part.format.pack(x, draws))
