@@ -137,6 +137,13 @@ class CompressConfig(Section, frozen=True, kw_only=True):
         Literal["activations", "weights"],
         Meta(description="Principal directions of what is sent (K and V), or of the weights that make them."),
     ] = "activations"
+    subspace: Annotated[
+        Literal["frozen", "learned"],
+        Meta(
+            description="The basis as it was taken (the paper), or the start of matrices that are trained on; these do "
+            'not turn (rotation = "fixed").'
+        ),
+    ] = "frozen"
     rotation: Annotated[
         Literal["geodesic", "taylor2", "exact", "fixed", "random"],
         Meta(description="How a chunk turns the shared basis."),
@@ -192,6 +199,12 @@ class CompressConfig(Section, frozen=True, kw_only=True):
         if self.generators > 1 and self.rotation in ("fixed", "exact"):
             why = "does not turn" if self.rotation == "fixed" else "has a short form for one generator only"
             raise ConfigError(f"{path}generators = {self.generators}: expected 1, since {turns} {why}")
+        if self.subspace == "learned" and (self.rotation != "fixed" or self.refresh_every):
+            key, wanted = ("refresh_every", "0") if self.rotation == "fixed" else ("rotation", '"fixed"')
+            raise ConfigError(
+                f'{path}{key} = {getattr(self, key)!r}: expected {wanted}, since {path}subspace = "learned" is trained '
+                f"on from the basis of the warm start"
+            )
         if self.theta != "chunk" and not self.learns_theta:
             raise ConfigError(f'{path}theta = {self.theta!r}: expected "chunk", since {turns} has no theta of the data')
         if self.rotation == "exact" and self.clip > EXACT_CLIP:

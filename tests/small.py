@@ -11,6 +11,7 @@ from netem.config import convert
 from node.config import Config
 from node.data.batches import Contexts
 from node.model.llama import Llama
+from node.subspace.learned import LearnedCodec
 
 VOCAB = 101
 
@@ -29,12 +30,17 @@ def small_config(
 
 
 def small_model(config: Config) -> Llama:
-    """The same weights, basis and ψ at every call."""
+    """The same weights, basis and ψ at every call; a subspace that is learned has left its basis."""
     model = Llama(config, VOCAB)
     for index, (_, codec) in enumerate(model.codecs()):
         source = torch.Generator().manual_seed(index)
         rows = torch.randn(codec.shape.groups, 4 * codec.shape.width, codec.shape.width, generator=source)
         codec.set_moments(rows.mT @ rows)
+        codec.start()
+        if isinstance(codec, LearnedCodec):
+            with torch.no_grad():
+                for matrix in codec.matrices():
+                    matrix += 0.1 * torch.randn(matrix.shape, generator=source)
         if codec.psi is not None:
             torch.nn.init.normal_(codec.psi, std=1.0, generator=source)
     return model

@@ -53,6 +53,8 @@ MODES: dict[str, dict[str, Any]] = {
     "taylor2, spectral, a basis a head": {"rotation": "taylor2", "generator_norm": "spectral", "scope": "head"},
     "fixed": {"rotation": "fixed"},
     "fixed, a basis a head": {"rotation": "fixed", "scope": "head"},
+    "learned": {"rotation": "fixed", "subspace": "learned"},
+    "learned, a basis a head": {"rotation": "fixed", "subspace": "learned", "scope": "head", "dense_last_layers": 0},
     "random": {"rotation": "random"},
     "random, a basis a head": {"rotation": "random", "scope": "head"},
     "exact": {"rotation": "exact", "generator_norm": "spectral"},

@@ -97,8 +97,8 @@ def plain_weights(config: Config, model: Llama, step: int) -> dict[str, Tensor]:
 
 
 def folded(weight_Kd: Tensor, codec: Codec) -> Tensor:
-    """ŪŪᵀW of each group of rows, for a codec that does not turn: [d_kv, d]."""
-    basis_GDr = codec.leading[..., : codec.shape.rank].double()
+    """ŪŪᵀW of each group of rows, for a codec that does not turn: [d_kv, d]; UDᵀW for one that was learned."""
+    down_GDr, up_GDr = (matrix.detach().double() for matrix in codec.matrices())
     weight_GDd = weight_Kd.double().unflatten(0, (codec.shape.groups, codec.shape.width))
-    projected: Tensor = (basis_GDr @ (basis_GDr.mT @ weight_GDd)).flatten(0, 1)
+    projected: Tensor = (up_GDr @ (down_GDr.mT @ weight_GDd)).flatten(0, 1)
     return projected.to(torch.float32).contiguous()

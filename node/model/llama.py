@@ -27,6 +27,7 @@ from node.seeds import derive
 from node.subspace.basis import group_moments
 from node.subspace.codec import Codec, CodecShape
 from node.subspace.energy import EnergyReport
+from node.subspace.learned import LearnedCodec
 from node.subspace.ranks import LayerShapes, codec_shapes, rotation_of
 
 Moments = dict[tuple[int, str], Tensor]
@@ -67,7 +68,8 @@ class KeyValueCodecs(nn.Module):
 
         def codec(kind: str, shape: CodecShape) -> Codec:
             stream = derive(config.run.seed, "rotation", layer, kind)
-            return Codec(shape, rotation_of(compress, stream), compress.clip, stream, source)
+            made = LearnedCodec if compress.subspace == "learned" else Codec
+            return made(shape, rotation_of(compress, stream), compress.clip, stream, source)
 
         self.k, self.v = codec("k", shapes.k), codec("v", shapes.v)
 
@@ -122,6 +124,8 @@ class Attention(nn.Module):
             # Of what was encoded, not of what crosses: nothing of this leaves the node, or is rounded.
             k_CBnK, v_CBnK = self._decode_own(payload, k_CBnK.dtype, step)
         anchor, payload = exchange.publish(self._layer, payload)
+        if compresses and self.codecs is not None:
+            anchor = self.codecs.v.tie(self.codecs.k.tie(anchor))
         # What follows needs no network: it runs while the payloads travel, and in the backward after all is sent.
         q_CBnHD = self.q_proj(x_CBnd).unflatten(-1, (-1, self._head_dim))
         q_CBHnD = step.rope(q_CBnHD, step.own_positions_C1n).transpose(-3, -2)

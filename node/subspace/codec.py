@@ -77,6 +77,19 @@ class Codec(nn.Module):
         self.leading.copy_(leading_GDc)
         self.directions = self._rotation.prepare(self.leading, self.shape.rank)
 
+    def start(self) -> None:
+        """The basis has just been taken: training with it begins."""
+
+    def matrices(self) -> tuple[Tensor, Tensor]:
+        """What encodes and what decodes where nothing turns, [G, D, r] each: z̃ = z · encode · decodeᵀ."""
+        basis_GDr = self.leading[..., : self.shape.rank]
+        return basis_GDr, basis_GDr
+
+    def tie(self, anchor: Tensor) -> Tensor:
+        """The exchange's anchor, made to depend on all that `decode` is trained by: a node that reads nobody, and so
+        decodes nothing, must have gradients of zero like the others' to add to theirs, not none."""
+        return anchor
+
     def encode(self, z_CBnK: Tensor, chunks: tuple[int, ...]) -> tuple[Tensor, ...]:
         """Compress the own chunks by the θ of each: Zcomp [C, B, n, G·r] and θ [C, B, G·m] in float32 (or none)."""
         z_CBnGD = self.grouped(z_CBnK)

@@ -84,6 +84,8 @@ def share_basis(
     with torch.no_grad():
         unflatten_into(shared, [codec.leading for codec in codecs.values()])
     restore_basis(model)
+    for codec in codecs.values():
+        codec.start()
 
 
 def restore_basis(model: Llama) -> None:

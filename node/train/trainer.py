@@ -176,6 +176,9 @@ class Trainer:
             metrics = {f"layer{layer}_{kind}_rank": float(chosen) for (layer, kind), chosen in ranks.items()}
         basis.share_basis(self.model, moments, rank, self._averager, rounds[BASIS].round_id, refresh)
         self._digests["basis"] = basis.basis_digest(self.model)
+        # A learned subspace starts here, as weights that all nodes have alike; momentum is of the weights before it.
+        if config.compress.subspace == "learned":
+            self._agreed, self._outer.velocity = flatten(self._parameters), None
         return metrics | basis.energies(self.model, moments)
 
     def _scale_or_average_gradients(self, entry: Round | None) -> None:

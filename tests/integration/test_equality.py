@@ -33,6 +33,7 @@ MODES = {
     "dense": {"mode": "dense"},
     "geodesic": {"rotation": "geodesic"},
     "taylor2 per head": {"rotation": "taylor2", "scope": "head"},
+    "learned": {"rotation": "fixed", "subspace": "learned"},
     "all layers compressed": {"dense_last_layers": 0},
     "theta of the chunk before": {"theta": "previous", "own": "projected", "generators": 2},
     "exact": {"rotation": "exact", "generator_norm": "spectral", "theta": "first"},

@@ -98,6 +98,7 @@ PLAIN: dict[str, dict[str, dict[str, Any]]] = {
     "folded": {"compress": FOLDS},
     "folded, a basis a head, the last layer too": {"compress": FOLDS | {"scope": "head", "dense_last_layers": 0}},
     "folded, an angle that is held at zero": {"compress": {"own": "projected", "clip": 0.0}},
+    "folded, a subspace that was learned": {"compress": FOLDS | {"subspace": "learned"}},
     "folded, untied, eight chunks": {"compress": FOLDS, "model": {"tied": False, "chunks": 8}},
 }
 

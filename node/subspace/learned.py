@@ -1,0 +1,53 @@
+"""A subspace that training goes on with (`compress.subspace = "learned"`), where the paper freezes Ū.
+
+z̃ = (z D) Uᵀ: D and U are both Ū at the end of the warm start, and weights like all others from then on. The payload is
+as before, z D, n·r numbers, and so is what comes back, ∂L/∂(z D) = (∂L/∂z̃) U. What it buys: a basis that was taken
+early need not stay, and K and V that other chunks see need not be the projection of those that a chunk has of itself.
+(DeepSeek-V2's latent attention too makes keys and values from a small latent by learned matrices.)
+
+Between averagings of weights an owner's D and a reader's U drift apart a little, as all weights of theirs do. Nothing
+else has to be equal: the basis checksum covers the start, and the weights' digest all that comes after it.
+
+Shapes: as in `node.subspace.codec`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from node.subspace.codec import Codec
+
+
+class LearnedCodec(Codec):
+    """A codec whose subspace starts at the basis and is trained. It does not turn: there is no θ."""
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        assert self.shape.parameters == 0
+        self.down, self.up = nn.Parameter(self.leading.clone()), nn.Parameter(self.leading.clone())
+
+    def set_rank(self, rank: int) -> None:
+        super().set_rank(rank)
+        for matrix in (self.down, self.up):  # the optimizer knows them by identity, and has nothing of them yet
+            matrix.data = self.leading.clone()
+
+    def start(self) -> None:
+        with torch.no_grad():
+            self.down.copy_(self.leading)
+            self.up.copy_(self.leading)
+
+    def matrices(self) -> tuple[Tensor, Tensor]:
+        return self.down, self.up
+
+    def tie(self, anchor: Tensor) -> Tensor:
+        return anchor + 0.0 * self.up.sum()
+
+    def compress(self, z_CBnGD: Tensor, theta_CBp: Tensor) -> tuple[Tensor, ...]:
+        return (torch.einsum("cbngd,gdr->cbngr", z_CBnGD, self.down.to(z_CBnGD.dtype)).flatten(-2),)
+
+    def decode(self, payload: tuple[Tensor, ...], dtype: torch.dtype) -> Tensor:
+        compressed_BnGr = payload[0].to(dtype).unflatten(-1, (self.shape.groups, self.shape.rank))
+        return torch.einsum("bngr,gdr->bngd", compressed_BnGr, self.up.to(dtype)).flatten(-2)
