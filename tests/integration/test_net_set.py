@@ -176,7 +176,7 @@ def test_mistakes_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
         )
         assert "there is no cut between node-0 and node-1" in mistake(capsys, "heal", "node-0", "node-1", *where)
         assert "--rate = '1 Mbps': 'Mbps' is not a unit" in mistake(capsys, "set", *where, "--rate", "1 Mbps")
-        assert "expected either rate or latency" in mistake(capsys, "set", *where)
+        assert mistake(capsys, "set", *where) == "set: expected --rate or --latency, or both"
         assert "two different nodes" in mistake(capsys, "cut", "node-0", "node-0", *where)
         assert "heal node-0: expected two nodes" in mistake(capsys, "heal", "node-0", *where)
         assert "--net.rate 1: not understood" in mistake(capsys, "show", *where, "--net.rate", "1")
