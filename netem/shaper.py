@@ -6,7 +6,7 @@ which uses up no rate, and is held here until then: what is handed out by `poll`
 `reshape` takes another profile while all this goes on: what has left arrives as it would have, what is halfway out
 goes on at the new rate, and a lane that is cut keeps everything until it is not.
 
-The receiver's side of scope `nic` is `netem.ingress`. Read `netem.endpoint` next.
+The receiver's side of scope `nic` is `netem.ingress`. Read `netem.engine` next.
 """
 
 from __future__ import annotations

@@ -67,8 +67,8 @@ class Node:
     def await_rate(self, to: Node, rate_bps: float) -> None:
         """Wait until what leaves here to that node is shaped so."""
         deadline = time.monotonic() + PATIENCE_S
-        while self.endpoint._profile.link(self.peer, to.peer).rate_bps != rate_bps:
-            assert time.monotonic() < deadline, self.endpoint._profile
+        while self.endpoint._engine.profile.link(self.peer, to.peer).rate_bps != rate_bps:
+            assert time.monotonic() < deadline, self.endpoint._engine.profile
             time.sleep(0.01)
 
 
@@ -183,7 +183,7 @@ def test_mistakes_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
         assert "does not have this run's token; give --token" in mistake(
             capsys, "show", "--coordinator", one.address, "--token", "guess"
         )
-        assert a.endpoint._profile == HOME
+        assert a.endpoint._engine.profile == HOME
 
 
 def test_a_run_that_is_not_there_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
