@@ -65,7 +65,7 @@ def test_threads_that_wake_late_cost_their_own_time_and_no_rate(late_s: float) -
     for sends in ({"a": [("b", 8_000_000)]}, each_to_each(4, 2_000_000)):
         through, wire_bytes = run(sends, late_s=late_s)
         promised_s = NIC.latency_s + max(wire_bytes.values()) * 8 / RATE
-        assert max(through.values()) <= promised_s + 3 * late_s
+        assert max(through.values()) <= promised_s + late_s  # by when they were read, twice that
 
 
 def test_two_senders_into_one_nic_and_one_nic_to_two_receivers_take_the_time_of_both() -> None:
