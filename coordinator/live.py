@@ -54,7 +54,7 @@ class LiveNetwork:
     def ask(self, peer: str, ask: Ask, members: Mapping[str, str], step: int, now_s: float) -> list[Action]:
         """Someone who may asks; `members` are names by peer, complete once the run has begun."""
         if ask.change is None:
-            return [Send(peer, self._answer(step, now_s))]
+            return [Send(peer, self._answer(step, self._elapsed_s(now_s)))]
         if self._began_s is None:
             return _refuse(peer, "the run has not begun: its nodes are joining")
         timed = Timed(at_s=self._next_time_s(members, now_s), change=ask.change)
@@ -118,12 +118,12 @@ class LiveNetwork:
 
     def _settle(self, number: int, step: int, now_s: float) -> list[Action]:
         pending = self._pending.pop(number)
-        at_s = max(now_s, (self._began_s or 0.0) + self._changes[number - 1].at_s)
-        answer = self._answer(step, at_s, pending.confirmed, tuple(pending.silent.values()))
+        # Not by way of the clock's time: rounded down, it would be the moment before the change.
+        elapsed_s = max(self._elapsed_s(now_s), self._changes[number - 1].at_s)
+        answer = self._answer(step, elapsed_s, pending.confirmed, tuple(pending.silent.values()))
         return [Send(pending.asker, answer)]
 
-    def _answer(self, step: int, now_s: float, confirmed: Sequence[str] = (), silent: Sequence[str] = ()) -> Answer:
-        elapsed_s = self._elapsed_s(now_s)
+    def _answer(self, step: int, elapsed_s: float, confirmed: Sequence[str] = (), silent: Sequence[str] = ()) -> Answer:
         schedule = self._schedule
         cuts = open_cuts(timed.change for timed in schedule.timed if timed.at_s <= elapsed_s)
         network = "; ".join(map(str, [schedule.profile_at(elapsed_s), *cuts]))

@@ -3,15 +3,14 @@
 Events and the time go in (`Run.handle`), actions come out; `server` carries them out. A run goes JOINING →
 BARRIER ⇄ ROUND → STOPPING → FINISHED. What is not in `TABLE` is a `ProtocolError`, raised before anything
 has changed. For now a lost member ends the run; the others are told who it was. The node's side is
-`member`; the parts are `membership`, `barrier` and `rounds`, and beside them `live`, the network's changes.
+`member`; the parts are `membership`, `barrier`, `rounds` and `saves`, and beside them `live`, the network's changes.
 """
 
 from __future__ import annotations
 
 import enum
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from coordinator.assignment import assign
@@ -54,10 +53,11 @@ from coordinator.messages import (
     Welcome,
     shorten,
 )
+from coordinator.plan import RunPlan
 from coordinator.rounds import Ballot, RoundState
+from coordinator.saves import Saves
 from netem.errors import ProtocolError
 from netem.names import plain
-from netem.schedule import Schedule
 
 
 class Phase(enum.Enum):
@@ -68,26 +68,6 @@ class Phase(enum.Enum):
     ROUND = "a round is open"
     STOPPING = "the run is ending"
     FINISHED = "the run is over"
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunPlan:
-    """What is to be run, as far as the coordinator must know; the node floor makes it from its own config.
-
-    Steps `start_step` to `steps`−1 are done, on `batch` contexts each from `start_cursor` on.
-    `rounds_for(step)` are the kinds of averaging at the end of that step, in order: a pure function.
-    `config_digest` is what joiners bring; `schedule` is the emulated network, and what changes in it.
-    """
-
-    run_name: str
-    chunks: int
-    steps: int
-    batch: int
-    config_digest: str
-    rounds_for: Callable[[int], Sequence[str]]
-    schedule: Schedule
-    start_step: int = 0
-    start_cursor: int = 0
 
 
 class Run:
@@ -108,7 +88,7 @@ class Run:
         self._ballot: Ballot | None = None
         self._rounds: deque[Round] = deque()
         self._next_round_id = 0
-        self._saved: dict[int, set[str]] = {}
+        self._saves = Saves()
         self._live = LiveNetwork(plan.schedule)
         self._outcome = Finish(False, "")
         # Of the whole phase: the rendezvous, progress of any kind, the farewells.
@@ -186,16 +166,9 @@ class Run:
     def _save(self, peer: str, saved: Saved, now_s: float) -> list[Action]:
         if not self._plan.start_step <= saved.step <= self.step + 1:
             raise ProtocolError(f"saved step {saved.step} where the run is at step {self.step}", peer=peer)
-        peers = self._saved.setdefault(saved.step, set())
-        if peer in peers:
-            raise ProtocolError(f"saved step {saved.step} twice", peer=peer)
-        peers.add(peer)
+        complete = self._saves.note(peer, saved.step, self._world)
         self._progress(now_s)
-        if peers != set(self._world):
-            return []
-        for step in [step for step in self._saved if step <= saved.step]:
-            del self._saved[step]  # an older one that is not complete by now never will be
-        return [CheckpointComplete(saved.step)]
+        return [CheckpointComplete(saved.step)] if complete else []
 
     def _ask(self, peer: str, ask: Ask, now_s: float) -> list[Action]:
         """About the network, from a person outside."""

@@ -43,7 +43,8 @@ from coordinator.messages import (
     encode,
     shorten,
 )
-from coordinator.run import Run, RunPlan
+from coordinator.plan import RunPlan
+from coordinator.run import Run
 from netem.endpoint import Endpoint
 from netem.errors import IsthmusError, PeerSilent, ProtocolError
 from netem.limits import Limits

@@ -17,7 +17,8 @@ network does is arithmetic in modules without I/O or clock; one thread per endpo
     assembly          segments back into messages, in lent buffers
     sockets           ZeroMQ, and what it does not do for us
     peers             whom an endpoint knows, strangers among them
-    endpoint          the thread that joins them: what the upper floors use
+    engine            all these joined to the sockets and the clock
+    endpoint          the thread that runs it: what the upper floors use
     host              what this machine can carry, said aloud
     verify            how true a profile is here, measured and certified
     names, limits, counters, config, errors   who is who; caps; totals; settings from TOML; what can go wrong

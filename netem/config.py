@@ -159,6 +159,8 @@ def _explain(message: str, cls: type[Section], tree: Tree, path: str) -> str:
     expectation = (expectation[0].lower() + expectation[1:]).replace(" | null", "")
     if expectation.startswith("invalid enum value"):
         expectation = f"expected one of {', '.join(_choices(cls, place))}"
+    if re.fullmatch(r"expected `str`, got `(int|float)`", expectation):
+        expectation += "; write it in quotes, and a quantity with its unit, such as '300 Mbit/s' or '25 ms'"
     return f"{full or 'config'}{shown}: {expectation}"
 
 

@@ -1,6 +1,7 @@
 """The segment header: MessagePack on the wire, a typed struct in the program.
 
-A frame is two ZeroMQ parts: this header, and the raw payload of one segment (empty for an acknowledgement).
+A frame is two ZeroMQ parts: this header with a stamp behind it, and the raw payload of one segment (empty for an
+acknowledgement). The stamp is put there last, by who writes: when the frame is due to arrive, by its sender's clock.
 Decoding trusts nothing: sizes are capped before parsing, types and ranges are checked by the struct, and what
 does not fit raises `ProtocolError` before anything is allocated for it. Read `netem.link` next for the meaning of
 sequence, ack and incarnation.
@@ -8,6 +9,7 @@ sequence, ack and incarnation.
 
 from __future__ import annotations
 
+import struct
 import zlib
 from enum import IntEnum
 from typing import Annotated, Final
@@ -18,8 +20,11 @@ import msgspec
 from netem.errors import ProtocolError
 from netem.limits import MAX_SEGMENT_BYTES
 
-VERSION: Final = 1
+VERSION: Final = 2
 _OVERHEAD_BYTES: Final = 256  # every field but the tag, at its largest
+
+_STAMP: Final = struct.Struct(">Q")  # microseconds
+STAMP_BYTES: Final = _STAMP.size
 
 Whole = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 
@@ -61,6 +66,18 @@ def encode_fields(*fields: object) -> bytes:
     """As `encode`, from the fields in their order: the hot path, which has no use for the struct."""
     packed: bytes = msgpack.packb(fields)
     return packed
+
+
+def stamped(header: bytes, due_s: float) -> bytes:
+    """The header part of a frame that is due to arrive at `due_s` of the sender's clock."""
+    return header + _STAMP.pack(max(0, round(due_s * 1e6)))
+
+
+def unstamped(part: bytes) -> tuple[bytes, float]:
+    """The header and the stamp in seconds. Raises `ProtocolError` where there is no room for both."""
+    if len(part) <= STAMP_BYTES:
+        raise ProtocolError(f"a header of {len(part)} bytes, too short for its stamp")
+    return part[:-STAMP_BYTES], _STAMP.unpack(part[-STAMP_BYTES:])[0] / 1e6
 
 
 def decode(data: bytes | memoryview, *, max_tag_bytes: int) -> Header:

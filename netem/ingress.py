@@ -7,6 +7,10 @@ senders and bounds what waits here: a window of each.
 
 Virtual cut-through: a segment has been trickling in while it was serialised at its sender, so it may be served from
 that long before its arrival on, and an uncontended transfer is not delayed twice.
+
+Arrivals are those that the sender's shaper meant (`SenderClock`), not the moments at which this host came round to
+reading: what comes late because a process had to wait for a core is served in the time at which it would have been.
+Else each such wait would be lost to the NIC for good, and a full line would fall behind by the longest of them.
 """
 
 from __future__ import annotations
@@ -18,9 +22,29 @@ from typing import Generic, NamedTuple, TypeVar
 
 from netem.bucket import TokenBucket
 
-_TOLERANCE_S = 0.001  # a receiver that wakes late sees arrivals bunched; so much of it is not held against them
+_LEAST_IDLE_S = 0.0001  # shorter pauses are not worth remembering
+_MOST_IDLE = 64  # and older ones than so many are forgotten
+_WINDOW_S = 5.0  # clocks of two machines drift apart by microseconds a second
 
 T = TypeVar("T")
+
+
+class SenderClock:
+    """When frames of one sender were due, by this host's clock: the least delay seen lately is the way's own."""
+
+    __slots__ = ("_before_s", "_least_s", "_since")
+
+    def __init__(self) -> None:
+        self._least_s = self._before_s = math.inf  # of this window and the one before it
+        self._since = -math.inf
+
+    def arrival(self, stamp_s: float, now: float) -> float:
+        """Of a frame with the sender's stamp, read now: never later than that."""
+        if now - self._since >= _WINDOW_S:
+            self._before_s = self._least_s if now - self._since < 2 * _WINDOW_S else math.inf
+            self._least_s, self._since = math.inf, now
+        self._least_s = min(self._least_s, now - stamp_s)
+        return min(now, stamp_s + min(self._least_s, self._before_s))  # not later by rounding either
 
 
 class _Waiting(NamedTuple, Generic[T]):
@@ -34,14 +58,15 @@ class Ingress(Generic[T]):
     """Items of type `T` on their way through one NIC. `rate_bps=None` is unlimited."""
 
     def __init__(self, rate_bps: float | None) -> None:
-        self._bucket = TokenBucket(rate_bps, _tolerance_bytes(rate_bps))
+        self._bucket = TokenBucket(rate_bps)
+        self._idle: list[tuple[float, float]] = []  # when the bucket lately had nothing to do
         self._queues: dict[str, deque[_Waiting[T]]] = {}  # of those that have something waiting
         self._served: dict[str, float] = {}  # virtual time, in bytes: where each sender's next segment starts
         self._virtual = 0.0
         self._leaving: deque[tuple[float, T]] = deque()
 
     def push(self, sender: str, item: T, nbytes: int, arrival: float) -> None:
-        """Something of `nbytes` on the wire has arrived: not before anything that was pushed earlier."""
+        """Something of `nbytes` on the wire has arrived: not before anything of this sender that was pushed earlier."""
         if sender not in self._queues:
             self._queues[sender] = deque()
             self._served[sender] = max(self._virtual, self._served.get(sender, 0.0))  # idle time earns nothing
@@ -62,7 +87,8 @@ class Ingress(Generic[T]):
     def reshape(self, rate_bps: float | None, now: float) -> None:
         """From `now` on, another rate; what is halfway through goes on at that."""
         before_bps = self._bucket.rate_bps
-        self._bucket.reshape(rate_bps, _tolerance_bytes(rate_bps), now)
+        self._bucket.reshape(rate_bps, 0, now)
+        self._idle.clear()
         if before_bps is None:
             return
         last = now
@@ -85,17 +111,35 @@ class Ingress(Generic[T]):
         if not self._queues[sender]:
             del self._queues[sender]
             self._forget_even()
-        through = max(self._bucket.reserve(entry.nbytes, entry.ready), entry.arrival)
+        through = max(self._bucket.reserve(entry.nbytes - self._made_up_bytes(entry), entry.ready), entry.arrival)
         if self._leaving:
             through = max(through, self._leaving[-1][0])
         self._leaving.append((through, entry.item))
+
+    def _made_up_bytes(self, entry: _Waiting[T]) -> float:
+        """How much of it went through in idle time that was over before this host came round to it."""
+        free_at, rate_bps = self._bucket.free_at, self._bucket.rate_bps
+        if rate_bps is None:
+            return 0.0
+        if entry.ready >= free_at:
+            if entry.ready - free_at >= _LEAST_IDLE_S:
+                self._idle = [*self._idle[1 - _MOST_IDLE :], (free_at, entry.ready)]
+            return 0.0
+        missing_s = self._bucket.duration(entry.nbytes)
+        left: list[tuple[float, float]] = []
+        for begin, end in self._idle:
+            start = max(begin, entry.ready)
+            stop = min(start + missing_s, end)
+            if stop <= start:
+                left.append((begin, end))
+                continue
+            missing_s -= stop - start
+            left += [(one, other) for one, other in ((begin, start), (stop, end)) if other - one >= _LEAST_IDLE_S]
+        self._idle = left[-_MOST_IDLE:]
+        return entry.nbytes - missing_s * rate_bps / 8
 
     def _forget_even(self) -> None:
         """Senders that are idle and not ahead of the others need no memory."""
         for sender, served in list(self._served.items()):
             if sender not in self._queues and (not self._queues or served <= self._virtual):
                 del self._served[sender]
-
-
-def _tolerance_bytes(rate_bps: float | None) -> int:
-    return 0 if rate_bps is None else round(rate_bps / 8 * _TOLERANCE_S)

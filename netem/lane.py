@@ -23,12 +23,13 @@ _MOST_SLACK_S = 0.002
 class Flow:
     """Messages to one peer that keep their order, and share the lane with other flows."""
 
-    __slots__ = ("deficit", "lane", "messages", "served", "waiting")
+    __slots__ = ("deficit", "fresh", "lane", "messages", "served", "waiting")
 
     def __init__(self, lane: Lane) -> None:
         self.lane = lane
         self.messages: deque[Message] = deque()
         self.deficit = 0
+        self.fresh = False  # has just joined the port's ring, and not had a turn yet
         self.waiting = False  # in the port's ring
         self.served = False  # has had its quantum for this turn
 
@@ -38,6 +39,7 @@ class Lane:
 
     def __init__(self, peer: str, link: Link, port: Port, bucket: TokenBucket | None, delay: Delay) -> None:
         self.peer = peer
+        self.place = (peer < port.name, peer)  # among the port's lanes, in the order of names from its own on
         self.link = link
         self.port = port
         self.bucket = bucket  # its own, beside the port's
@@ -168,8 +170,7 @@ class Lane:
             flow = self.flows[message.flow] = Flow(self)
         flow.messages.append(message)
         if not flow.waiting:
-            flow.waiting = True
-            self.port.ring.append(flow)
+            self.port.join(flow)
 
     def _clear(self) -> None:
         self.urgent.clear()
@@ -178,9 +179,10 @@ class Lane:
 
 
 class Port:
-    """Lanes that share one bucket, one segment at a time."""
+    """Lanes of the node `name` that share one bucket, one segment at a time."""
 
-    def __init__(self, bucket: TokenBucket, segment_bytes: int) -> None:
+    def __init__(self, name: str, bucket: TokenBucket, segment_bytes: int) -> None:
+        self.name = name
         self.bucket = bucket
         self.segment_bytes = segment_bytes
         self.lanes: deque[Lane] = deque()
@@ -199,6 +201,26 @@ class Port:
             if at < earliest:
                 earliest = at
         return earliest
+
+    def join(self, flow: Flow) -> None:
+        """`flow` has something to send: it goes behind all that wait, but among those that came with it, by `place`.
+
+        When every node sends to every other at once, each then begins with another one. Did all begin with the same,
+        its NIC would be late for the last of them by a segment for each node, which no network of packets is.
+        """
+        since = flow.messages[0].queued_at - _MOST_SLACK_S
+        behind: list[Flow] = []
+        while self.ring and self._yields(self.ring[-1], flow, since):
+            behind.append(self.ring.pop())
+        flow.waiting = flow.fresh = True
+        self.ring.append(flow)
+        self.ring.extend(reversed(behind))
+
+    @staticmethod
+    def _yields(other: Flow, flow: Flow, since: float) -> bool:
+        """Whether `other` lets `flow` go first. Only for a moment after it came, so that nobody is held up for long."""
+        came_with_it = other.fresh and bool(other.messages) and other.messages[0].queued_at >= since
+        return came_with_it and other.lane.place > flow.lane.place
 
     def choose(self, now: float) -> tuple[Lane, Segment, float] | None:
         """The next segment, its header written, and since when it has been ready; None if there is none by `now`."""
@@ -245,13 +267,13 @@ class Port:
             nbytes = flow.messages[0].next_bytes(self.segment_bytes)
             if lane.free_at <= now and lane.link.has_credit(nbytes, False):
                 if not flow.served:
-                    flow.served = True
+                    flow.served, flow.fresh = True, False
                     flow.deficit += self.segment_bytes
                 if nbytes <= flow.deficit:
                     flow.deficit -= nbytes
                     ready = max(flow.messages[0].queued_at, lane.link.ready_at)
                     return lane, self._cut(lane, flow.messages), ready
-            flow.served = False
+            flow.served = flow.fresh = False
             ring.rotate(-1)
         return None
 

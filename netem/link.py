@@ -8,7 +8,7 @@ order and drops the others.
 
 Lives: a header says which `incarnation` of its sender speaks and which one of its receiver it has `heard`. A
 process that returns is a new life: both directions start over at 0, and frames meant for a dead life are not taken.
-Read `netem.lane` next: it asks a link what may go, and `netem.endpoint` tells it what came.
+Read `netem.lane` next: it asks a link what may go, and `netem.engine` tells it what came.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import math
 from collections import deque
 from enum import Enum, auto
 
-from netem.frames import VERSION, Header, Kind, encode_fields
+from netem.frames import STAMP_BYTES, VERSION, Header, Kind, encode_fields
 from netem.segments import Segment
 
 
@@ -126,7 +126,7 @@ class Link:
         segment.header = encode_fields(
             VERSION, self._run_id, int(Kind.ACK), 0, self.incarnation, self.peer_incarnation, self._next, self._expected
         )
-        segment.wire_bytes = len(segment.header)
+        segment.wire_bytes = len(segment.header) + STAMP_BYTES
         self._acknowledged()
         return segment
 
@@ -180,7 +180,7 @@ class Link:
             segment.checksum,
             b"" if segment.offset else message.tag,
         )
-        segment.wire_bytes = len(segment.header) + segment.nbytes
+        segment.wire_bytes = len(segment.header) + STAMP_BYTES + segment.nbytes
         self._acknowledged()
 
     def _acknowledged(self) -> None:

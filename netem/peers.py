@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 
 from netem.assembly import Assembler
 from netem.counters import LinkCounters
+from netem.ingress import SenderClock
 from netem.lane import Lane
 from netem.link import Link
 
@@ -22,13 +23,14 @@ STRANGERS = "?"
 class Peer:
     """All that the endpoint keeps for one peer."""
 
-    __slots__ = ("assembler", "counters", "lane", "link")
+    __slots__ = ("assembler", "clock", "counters", "lane", "link")
 
     def __init__(self, link: Link, lane: Lane, assembler: Assembler, counters: LinkCounters) -> None:
         self.link = link
         self.lane = lane
         self.assembler = assembler
         self.counters = counters
+        self.clock = SenderClock()
 
 
 class Peers:

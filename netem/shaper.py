@@ -6,7 +6,7 @@ which uses up no rate, and is held here until then: what is handed out by `poll`
 `reshape` takes another profile while all this goes on: what has left arrives as it would have, what is halfway out
 goes on at the new rate, and a lane that is cut keeps everything until it is not.
 
-The receiver's side of scope `nic` is `netem.ingress`. Read `netem.endpoint` next.
+The receiver's side of scope `nic` is `netem.ingress`. Read `netem.engine` next.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Shaper:
         self._order = 0
         self._egress: Port | None = None
         if profile.scope == "nic":
-            self._egress = Port(TokenBucket(*self._nic()), self._segment_bytes())
+            self._egress = Port(name, TokenBucket(*self._nic()), self._segment_bytes())
             self._ports.append(self._egress)
 
     def add(self, peer: str, link: Link) -> Lane:
@@ -61,7 +61,7 @@ class Shaper:
         delay = Delay(shape, f"{self._profile.seed} {plain(self._name)} {plain(peer)}")
         port = self._egress
         if port is None:
-            port = Port(_bucket(shape), self._profile.segment_bytes(shape.rate_bps))
+            port = Port(self._name, _bucket(shape), self._profile.segment_bytes(shape.rate_bps))
             self._ports.append(port)
         lane = Lane(peer, link, port, self._own_bucket(shape), delay)
         lane.pair_bps = self._profile.pair_bps(self._name, peer)

@@ -192,6 +192,8 @@ def _change_net(options: argparse.Namespace, rest: list[str]) -> int:
         raise ConfigError(f"heal {' '.join(ends)}: expected two nodes, or none to heal all")
     change = None
     if options.net_command == "set":
+        if options.rate is None and options.latency is None:
+            raise ConfigError("set: expected --rate or --latency, or both")
         pair = tuple(options.pair) if options.pair else None
         change = ChangeConfig(rate=options.rate, latency=options.latency, node=options.node, pair=pair)
     elif options.net_command == "cut":

@@ -16,8 +16,8 @@ from netem.verify.promise import TOLERANCE
 
 Record = Mapping[str, Any]
 
-LEAST_PROMISED_S = 1.0
-"""Emulated seconds of transfers on a link, from which on its lateness says something."""
+LEAST_MISSED_S = 0.03
+"""Lateness of a link, over a whole run, that says something: what may be missed of one second of transfers."""
 
 PAYLOADS = ("compressed_bytes", "dense_bytes", "averaging_bytes")
 
@@ -146,7 +146,7 @@ def missed_links(records: Sequence[Record]) -> list[MissedLink]:
     """The links whose emulated rate this host did not keep, worst first; empty where the run can be trusted.
 
     Of each link, over all records: by how much longer its messages took than the profile has it, as a share of the
-    time that they took. Links that carried less than `LEAST_PROMISED_S` in all say nothing.
+    time that they took. Less than `LEAST_MISSED_S` in all says nothing.
     """
     promised_s: dict[tuple[str, str], float] = {}
     missed_s: dict[tuple[str, str], float] = {}
@@ -158,9 +158,9 @@ def missed_links(records: Sequence[Record]) -> list[MissedLink]:
                     sums = promised_s if what == "promised_s" else missed_s
                     sums[name, peer] = sums.get((name, peer), 0.0) + number(values, key)
     found = [
-        MissedLink(*link, missed_s.get(link, 0.0) / (kept_s + missed_s.get(link, 0.0)))
-        for link, kept_s in promised_s.items()
-        if kept_s >= LEAST_PROMISED_S
+        MissedLink(*link, late_s / (promised_s.get(link, 0.0) + late_s))
+        for link, late_s in missed_s.items()
+        if late_s >= LEAST_MISSED_S
     ]
     return sorted((link for link in found if link.share > TOLERANCE), key=lambda link: -link.share)
 

@@ -127,29 +127,30 @@ def _nic(host: Host, quick: bool, say: Say) -> Iterator[Row]:
 
 def _rings(host: Host, quick: bool, say: Say) -> Iterator[Row]:
     """The last arrival of all. What one node sends at once shares its NIC in scope `nic`, nothing in scope `link`."""
-    size = 8 * MB
     for count in (2, 4) if quick else (2, 4, 8):
         names = [f"node-{index}" for index in range(count)]
         ring = {name: [names[(index + 1) % count]] for index, name in enumerate(names)}
         everyone = {name: [peer for peer in names if peer != name] for name in names}
         for scope in ("link", "nic"):
             profile = Profile(name=f"300 Mbit/s a {scope}", scope=scope, rate_bps=_RATE_BPS, latency_s=_LATENCY_S)
-            with endpoints(profile, names, size) as parties:
+            with endpoints(profile, names, 8 * MB) as parties:
                 for what, readers in (("a ring", ring), ("each to each", everyone)):
                     say(f"{count} nodes, {what}, {profile.name}")
                     fan = len(readers[names[0]])
                     share = fan if scope == "nic" else 1
                     promise = Promise(_RATE_BPS / share, _LATENCY_S)
-                    sends = {name: [Part(peer, 0, size) for peer in peers] for name, peers in readers.items()}
-                    samples = time_transfers(sends, parties, promise, 3)
-                    figures = [
-                        (took_s(sample), max(wire_bytes(sample, name) for name in names) / fan) for sample in samples
-                    ]
                     busiest_bps = _RATE_BPS / share * fan * count
-                    yield judge_row(
-                        promise, figures, host.delay_s, profile=profile.name, nbytes=size, flows=1,
-                        case=f"{count} nodes, {what}: {busiest_bps / 1e9:.1f} Gbit/s in all",
-                    )  # fmt: skip
+                    for size in (1 * MB, 8 * MB):
+                        sends = {name: [Part(peer, 0, size) for peer in peers] for name, peers in readers.items()}
+                        samples = time_transfers(sends, parties, promise, 3 if quick else 5)
+                        figures = [
+                            (took_s(sample), max(wire_bytes(sample, name) for name in names) / fan)
+                            for sample in samples
+                        ]
+                        yield judge_row(
+                            promise, figures, host.delay_s, profile=profile.name, nbytes=size, flows=1,
+                            case=f"{count} nodes, {what}: {busiest_bps / 1e9:.1f} Gbit/s in all",
+                        )  # fmt: skip
 
 
 def _dilation(host: Host, quick: bool, say: Say) -> Iterator[Row]:

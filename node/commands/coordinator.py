@@ -7,8 +7,8 @@ import os
 import signal
 import threading
 
+from coordinator.plan import RunPlan
 from coordinator.recorder import Recorder
-from coordinator.run import RunPlan
 from coordinator.server import CoordinatorServer
 from netem.errors import RunAborted
 from netem.profile import resolve_schedule

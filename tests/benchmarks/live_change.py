@@ -34,7 +34,7 @@ from coordinator.client import Session, sender
 from coordinator.config import CoordinatorConfig
 from coordinator.messages import COORDINATOR, RUN_ID, control_buffer
 from coordinator.operator import ask
-from coordinator.run import RunPlan
+from coordinator.plan import RunPlan
 from coordinator.server import CoordinatorServer
 from netem.changes import Tune
 from netem.endpoint import Endpoint, unique

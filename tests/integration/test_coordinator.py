@@ -34,8 +34,8 @@ from coordinator.messages import (
     control_buffer,
     decode_from_coordinator,
 )
+from coordinator.plan import RunPlan
 from coordinator.recorder import Recorder
-from coordinator.run import RunPlan
 from coordinator.server import CoordinatorServer, RunOutcome
 from netem import frames
 from netem.endpoint import Endpoint, unique
@@ -215,7 +215,7 @@ def test_a_crowd_of_strangers_does_not_lock_a_joiner_out(tmp_path: Path) -> None
             checksum=zlib.crc32(body),
             tag=CONTROL_TAG,
         )
-        said.append([frames.encode(header), body])
+        said.append([frames.stamped(frames.encode(header), 0.0), body])
     context = zmq.Context()
     sockets = []
     try:
@@ -234,8 +234,8 @@ def test_a_crowd_of_strangers_does_not_lock_a_joiner_out(tmp_path: Path) -> None
             assert run is not None
             assert len(run.result(60)) == 20
             endpoint = one.server._endpoint
-            assert len(endpoint._peers._strangers) <= 256
-            assert len(list(endpoint._peers)) <= 257
+            assert len(endpoint._engine.peers._strangers) <= 256
+            assert len(list(endpoint._engine.peers)) <= 257
     finally:
         context.destroy(linger=0)
 

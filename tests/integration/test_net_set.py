@@ -67,8 +67,8 @@ class Node:
     def await_rate(self, to: Node, rate_bps: float) -> None:
         """Wait until what leaves here to that node is shaped so."""
         deadline = time.monotonic() + PATIENCE_S
-        while self.endpoint._profile.link(self.peer, to.peer).rate_bps != rate_bps:
-            assert time.monotonic() < deadline, self.endpoint._profile
+        while self.endpoint._engine.profile.link(self.peer, to.peer).rate_bps != rate_bps:
+            assert time.monotonic() < deadline, self.endpoint._engine.profile
             time.sleep(0.01)
 
 
@@ -176,14 +176,14 @@ def test_mistakes_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
         )
         assert "there is no cut between node-0 and node-1" in mistake(capsys, "heal", "node-0", "node-1", *where)
         assert "--rate = '1 Mbps': 'Mbps' is not a unit" in mistake(capsys, "set", *where, "--rate", "1 Mbps")
-        assert "expected either rate or latency" in mistake(capsys, "set", *where)
+        assert mistake(capsys, "set", *where) == "set: expected --rate or --latency, or both"
         assert "two different nodes" in mistake(capsys, "cut", "node-0", "node-0", *where)
         assert "heal node-0: expected two nodes" in mistake(capsys, "heal", "node-0", *where)
         assert "--net.rate 1: not understood" in mistake(capsys, "show", *where, "--net.rate", "1")
         assert "does not have this run's token; give --token" in mistake(
             capsys, "show", "--coordinator", one.address, "--token", "guess"
         )
-        assert a.endpoint._profile == HOME
+        assert a.endpoint._engine.profile == HOME
 
 
 def test_a_run_that_is_not_there_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -24,7 +24,8 @@ from coordinator.messages import (
     decode_from_node,
     encode,
 )
-from coordinator.run import Run, RunPlan
+from coordinator.plan import RunPlan
+from coordinator.run import Run
 from netem.errors import ProtocolError
 from netem.names import plain
 from netem.network import UNSHAPED

@@ -70,3 +70,34 @@ def test_joint_reservation_keeps_both_rates(steps: list[tuple[int, float]]) -> N
     for nbytes, gap_s in steps:
         ready += gap_s
         assert reserve_jointly((slow, fast), nbytes, ready) == pytest.approx(alone.reserve(nbytes, ready))
+
+
+changes = st.lists(
+    st.tuples(
+        st.integers(1, 100_000), st.floats(0, 0.1), st.none() | st.tuples(st.floats(1e5, 1e9), st.integers(0, 200_000))
+    ),
+    min_size=1,
+    max_size=40,
+)
+
+
+@given(changes, st.floats(1e5, 1e9))
+def test_a_change_gives_no_credit_and_takes_no_more_than_is_owed(
+    steps: list[tuple[int, float, tuple[float, int] | None]], rate_bps: float
+) -> None:
+    """After a change, whatever was booked before: at most the new burst at once, and never later than from empty."""
+    bucket, now, burst_bytes, booked, changed_at = TokenBucket(rate_bps), 0.0, 0, 0, None
+    for nbytes, gap_s, change in steps:
+        now += gap_s
+        if change is not None:
+            rate_bps, burst_bytes = change
+            bucket.reshape(rate_bps, burst_bytes, now)
+            booked, changed_at = 0, now
+        departure = bucket.reserve(nbytes, now)
+        booked += nbytes
+        assert departure >= now
+        if changed_at is not None:
+            earliest = changed_at + (booked - burst_bytes) * 8 / rate_bps
+            assert departure >= earliest - 1e-9 * max(1.0, abs(earliest))
+            latest = now + booked * 8 / rate_bps
+            assert departure <= latest + 1e-9 * max(1.0, latest)

@@ -32,6 +32,9 @@ class Outer(Section, frozen=True, kw_only=True):
     needed: str
 
 
+QUOTES = "write it in quotes, and a quantity with its unit, such as '300 Mbit/s' or '25 ms'"
+
+
 def test_a_tree_becomes_a_section() -> None:
     tree = {"needed": "x", "model": {"chunks": 8, "rate": 2}, "parts": [{"name": "a"}]}
     config = convert(Outer, tree)
@@ -42,7 +45,7 @@ def test_a_tree_becomes_a_section() -> None:
     ("tree", "message"),
     [
         ({}, "config: object missing required field `needed`"),
-        ({"needed": 1}, "needed = 1: expected `str`, got `int`"),
+        ({"needed": 1}, f"needed = 1: expected `str`, got `int`; {QUOTES}"),
         ({"needed": "x", "model": {"chunks": 0}}, "model.chunks = 0: expected `int` >= 1"),
         ({"needed": "x", "model": {"chunks": "8"}}, 'model.chunks = "8": expected `int`, got `str`'),
         ({"needed": "x", "model": {"chunks": 3}}, "model.chunks = 3: expected an even number"),
@@ -55,7 +58,7 @@ def test_a_tree_becomes_a_section() -> None:
         ({"needed": "x", "zzz": {}}, "zzz: unknown key; known here: model, needed, parts, spare"),
         ({"needed": "x", "parts": [{"nam": "a"}]}, "parts[0].nam = 'a': unknown key; did you mean name?"),
         ({"needed": "x", "spare": {"nam": "a"}}, "spare.nam = 'a': unknown key; did you mean name?"),
-        ({"needed": "x", "parts": [{}, {"name": 1}]}, "parts[1].name = 1: expected `str`, got `int`"),
+        ({"needed": "x", "parts": [{}, {"name": 1}]}, f"parts[1].name = 1: expected `str`, got `int`; {QUOTES}"),
         ({"needed": "x", "parts": [{"sizes": [1, "b"]}]}, 'parts[0].sizes[1] = "b": expected `int`, got `str`'),
         ({"needed": "x", "model": {"rate": float("nan")}}, None),
     ],

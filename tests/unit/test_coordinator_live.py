@@ -201,6 +201,10 @@ def test_all_follow_one_schedule_whatever_is_asked_when(moves: list[Change | flo
     wire.settle()
     assert wire.faults == []
     assert all(len(answers(wire, f"(operator)~{number + 1}")) == 1 for number in range(asked))
+    for number in range(asked):  # the answer shows the network after the change, to the last bit of its time
+        (answer,) = answers(wire, f"(operator)~{number + 1}")
+        assert isinstance(answer, Answer)
+        assert len(answer.past) >= min(number + 1, 8)
     here = wire.network.schedule if wire.network else Schedule(HOME)
     for member in wire.members.values():
         assert Schedule(HOME).with_timed(member.changes) == here

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from netem.errors import ProtocolError
-from netem.frames import VERSION, Header, Kind, check_payload, decode, encode, intact
+from netem.frames import VERSION, Header, Kind, check_payload, decode, encode, intact, stamped, unstamped
 
 TAG_LIMIT = 4096
 GOOD = Header(VERSION, "run", Kind.DATA, 1, 2, 3, 4, 5, 6, 0, 100, 7, b"tag")
@@ -33,6 +33,19 @@ headers = st.builds(
 @given(headers)
 def test_a_header_reads_back(header: Header) -> None:
     assert decode(encode(header), max_tag_bytes=TAG_LIMIT) == header
+
+
+@given(headers, st.floats(0, 1e9))
+def test_a_stamp_comes_off_as_it_was_put_on(header: Header, due_s: float) -> None:
+    head, stamp_s = unstamped(stamped(encode(header), due_s))
+    assert head == encode(header)
+    assert stamp_s == pytest.approx(due_s, abs=1e-6)
+
+
+@pytest.mark.parametrize("nbytes", [0, 7, 8])
+def test_a_frame_without_room_for_a_stamp_is_refused(nbytes: int) -> None:
+    with pytest.raises(ProtocolError, match="too short for its stamp"):
+        unstamped(bytes(nbytes))
 
 
 @given(st.binary(max_size=300))
@@ -75,7 +88,7 @@ def test_a_damaged_byte_is_never_anything_but_a_protocol_error(position: int, by
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"version": 2}, "not of version 1"),
+        ({"version": 1}, "not of version 2"),
         ({"offset": 101, "tag": b""}, "byte 101 of a message of 100"),
         ({"offset": 50}, "a tag on a later segment"),
         ({"kind": Kind.ACK}, "an acknowledgement with a payload"),

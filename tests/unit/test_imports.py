@@ -39,9 +39,11 @@ PURE_MODULES = [
     "coordinator.member",
     "coordinator.membership",
     "coordinator.messages",
+    "coordinator.plan",
     "coordinator.ring",
     "coordinator.rounds",
     "coordinator.run",
+    "coordinator.saves",
 ]
 BELOW = {"netem": set(), "coordinator": {"netem"}, "node": {"coordinator", "netem"}}
 

@@ -239,3 +239,36 @@ def test_two_way_traffic_keeps_its_rate_with_acknowledgements_on_board() -> None
     assert left.received[0][3] == pytest.approx(2.02, rel=0.01)
     assert right.received[0][3] == pytest.approx(2.02, rel=0.01)
     assert all(segment.message is not None for _, segment in left.segments)  # none needed a frame of its own
+
+
+flows = st.lists(
+    st.tuples(st.sampled_from("bcd"), st.lists(st.integers(500, 40_000), min_size=1, max_size=5)),
+    min_size=2,
+    max_size=6,
+)
+
+
+@settings(max_examples=50, deadline=None)
+@given(flows, st.sampled_from([NIC, LAB]))
+def test_flows_that_always_have_something_are_served_alike(plan: list[tuple[str, list[int]]], profile: Profile) -> None:
+    """Deficit round robin's own bound: two flows at one port are never more than three full segments apart."""
+    shaper = Shaper("a", profile)
+    lanes = {peer: lane_of(shaper, peer) for peer in sorted({peer for peer, _ in plan})}
+    for flow, (peer, sizes) in enumerate(plan):
+        for index in range(300_000 * len(sizes) // sum(sizes)):
+            lanes[peer].enqueue(message(sizes[index % len(sizes)], flow=flow))
+    waiting = {
+        flow: sum(m.total_bytes for m in lanes[peer].flows[flow].messages) for flow, (peer, _) in enumerate(plan)
+    }
+    served: Counter[int] = Counter()
+    now = 0.0
+    while True:
+        for _, lane, segment in shaper.poll(now):
+            assert segment.message is not None
+            served[segment.message.flow] += segment.nbytes
+            waiting[segment.message.flow] -= segment.nbytes
+            if waiting[segment.message.flow] <= 10 * KIB:
+                return  # one has no more than a turn left: from here on it may fall behind
+            alike = [served[flow] for flow, (peer, _) in enumerate(plan) if lanes[peer].port is lane.port]
+            assert max(alike) - min(alike) <= 3 * 10 * KIB
+        now = max(now, shaper.next_time())

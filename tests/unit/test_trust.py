@@ -103,9 +103,14 @@ def test_a_run_is_untrusted_by_the_links_that_were_late_over_all_its_steps() -> 
     assert untrusted(records) == ("untrusted: 1 link missed the emulated rate by more than 3%; node-0 → node-1 by 7.0%")
 
 
-def test_three_per_cent_are_allowed_and_little_traffic_says_nothing() -> None:
+def test_three_per_cent_are_allowed_and_a_hiccup_in_little_traffic_says_nothing() -> None:
     assert untrusted([record(step, missed_s=0.029) for step in range(5)]) is None
-    assert untrusted([record(1, missed_s=0.5, promised_s=0.9)]) is None
+    assert untrusted([record(1, missed_s=0.029, promised_s=0.1)]) is None
+
+
+def test_a_short_run_on_a_network_that_this_host_cannot_carry_is_untrusted_too() -> None:
+    """Of 100 Gbit/s, twelve small steps are promised in 22 ms, and took 0.2 s."""
+    assert "by 89.9%" in (untrusted([record(1, missed_s=0.196, promised_s=0.022)]) or "")
     assert untrusted([{"step": 1}]) is None  # of a version that did not count it
 
 

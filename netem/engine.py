@@ -1,0 +1,266 @@
+"""What an endpoint's I/O thread does, and it alone: the state machines joined to the sockets and the clock.
+
+It decides nothing itself: `netem.shaper` says what is written when, `netem.ingress` what is through the receiving NIC,
+`netem.link` what is next in order, `netem.assembly` where it goes, `netem.peers` who is heard; `netem.sockets` holds
+ZeroMQ. No locks are in here: `netem.endpoint` has the thread, and hands in what other threads want.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+
+from netem import frames
+from netem.assembly import Assembler, Receiver
+from netem.counters import LinkCounters
+from netem.errors import PeerSilent, ProtocolError
+from netem.ingress import Ingress
+from netem.limits import Limits
+from netem.link import Link, Silence, Verdict
+from netem.network import Profile
+from netem.peers import Peer, Peers
+from netem.schedule import Schedule
+from netem.segments import Message
+from netem.shaper import Shaper
+from netem.sockets import Frame, Sockets
+
+_TICK_S = 0.05  # how often the links' timers are looked at while something is unacknowledged
+_IDLE_S = 1.0
+
+_clock = time.monotonic
+
+
+class Engine:
+    """One endpoint's place in the network. `settle` is told of messages that are no longer waited for."""
+
+    def __init__(
+        self,
+        name: str,
+        run_id: str,
+        profile: Profile,
+        receiver: Receiver,
+        sockets: Sockets,
+        limits: Limits,
+        settle: Callable[[Sequence[Message]], None],
+    ) -> None:
+        self.profile = profile
+        self.generation = 0
+        self.closing_by = math.inf
+        self.peers = Peers(limits.max_strangers, self._open_peer, self.forget)
+        self._name = name
+        self._run_id = run_id
+        self._receiver = receiver
+        self._sockets = sockets
+        self._limits = limits
+        self._settle = settle
+        self._shaper = Shaper(name, profile)
+        self._ingress: Ingress[tuple[str, frames.Header, memoryview]] | None = None
+        if profile.scope == "nic":
+            self._ingress = Ingress(profile.nic_down_bps(name) or None)
+        self._incarnation = 0
+        self._next_tick = -math.inf
+        self._schedule = Schedule(profile)
+        self._began = 0.0
+        self._changes_at = math.inf
+
+    def turn(self) -> bool:
+        """Write and read what is due. False where nothing was to be read: wait until `next_time` then."""
+        now = _clock()
+        if now >= self._changes_at:
+            self._reshape(now)
+        self._write(now)
+        if self.closing_by < math.inf:
+            if self._shaper.next_time() == math.inf:
+                self.closing_by = -math.inf
+            return False
+        busy = self._read()
+        self._tick(_clock())
+        return busy
+
+    def next_time(self) -> float:
+        """When `turn` has something to do next, if nothing comes before."""
+        at = min(self._shaper.next_time(), self.closing_by, self._changes_at, _clock() + _IDLE_S)
+        if self._ingress is not None:
+            at = min(at, self._ingress.next_time())
+        if any(peer.link.in_flight_bytes or peer.lane.open for _, peer in self.peers):
+            at = min(at, self._next_tick)
+        return at
+
+    def _write(self, now: float) -> None:
+        for arrival, lane, segment in self._shaper.poll(now):
+            # One that cannot be routed is lost, like any other; the link's timer sees to it.
+            self._sockets.write(lane.peer, frames.stamped(segment.header, arrival), segment.payload)
+            lane.link.written(segment, now)
+            counters = self.peers.counters_of(lane.peer)
+            counters.segments += 1
+            counters.wire_bytes += segment.wire_bytes
+            if segment.resent:
+                counters.resent_bytes += segment.wire_bytes
+            elif segment.message is not None:
+                counters.payload_bytes += segment.nbytes
+                counters.messages += segment.last
+            written = _clock()
+            late_s = written - arrival
+            message = segment.message
+            if message is not None and segment.last and not segment.resent and lane.rate_bps and not message.urgent:
+                counters.note_transfer(written - message.queued_at, late_s, lane.stalled_s - message.stalled_before_s)
+            counters.lateness_s += late_s
+            if late_s > counters.lateness_max_s:
+                counters.lateness_max_s = late_s
+
+    def _read(self) -> bool:
+        busy = False
+        for peer, parts in self._sockets.read():
+            busy = True
+            self._arrived(peer, parts)
+        if self._ingress is not None:
+            for name, header, payload in self._ingress.poll(_clock()):
+                if self.peers.may_meet(name):
+                    self._take(self.peers.meet(name), header, payload)
+        return busy
+
+    def _arrived(self, name: str, parts: list[Frame]) -> None:
+        """Check a frame. Nonsense is reported if it comes from a peer, and only counted if it comes from nobody."""
+        nbytes = sum(len(part) for part in parts)
+        try:
+            if len(parts) != 2:
+                raise ProtocolError(f"a frame of {len(parts)} parts in place of 2")
+            head, stamp_s = frames.unstamped(parts[0].bytes)
+            header = frames.decode(head, max_tag_bytes=self._limits.max_tag_bytes)
+            payload = parts[1].buffer
+            frames.check_payload(header, payload.nbytes)
+        except ProtocolError as error:
+            self.peers.refuse(name, nbytes)
+            if name in self.peers:
+                self._receiver.failed(ProtocolError(str(error), peer=name))
+            return
+        if header.run_id != self._run_id or not self.peers.may_meet(name):
+            self.peers.refuse(name, nbytes)
+            return
+        peer = self.peers.hear(name)
+        peer.counters.received_wire_bytes += nbytes
+        if self._ingress is None:
+            self._take(peer, header, payload)
+        else:
+            self._ingress.push(name, (name, header, payload), nbytes, peer.clock.arrival(stamp_s, _clock()))
+
+    def _take(self, peer: Peer, header: frames.Header, payload: memoryview) -> None:
+        """A frame is through the network: hand it to the link and, if it is the next, to the assembler."""
+        link = peer.link
+        now = _clock()
+        if link.renewed(header):
+            peer.assembler.reset()
+            peer.lane.restart()
+        verdict = link.receive(header, now)
+        if link.released:
+            self._settle(peer.lane.finish(link.released))
+            link.released.clear()
+        if verdict is Verdict.NEXT:
+            self._assemble(peer, header, payload, now)
+        elif verdict is not Verdict.ACK:
+            peer.counters.duplicates += 1
+
+    def _assemble(self, peer: Peer, header: frames.Header, payload: memoryview, now: float) -> None:
+        counters = peer.counters
+        name = peer.lane.peer
+        if not frames.intact(header, payload):
+            counters.dropped += 1  # not accepted, so it is sent again
+            self._receiver.failed(
+                ProtocolError(
+                    f"a segment of message {header.message} does not match its checksum; were its buffers changed "
+                    "before it was acknowledged?",
+                    peer=name,
+                    generation=header.generation,
+                )
+            )
+            return
+        peer.link.accept(payload.nbytes, now)
+        counters.received_payload_bytes += payload.nbytes
+        try:
+            counters.received_messages += peer.assembler.add(header, payload, self.generation)
+        except ProtocolError as error:
+            self._receiver.failed(error)
+        counters.dropped += peer.assembler.take_dropped()
+
+    def _tick(self, now: float) -> None:
+        if now < self._next_tick:
+            return
+        self._next_tick = now + _TICK_S
+        for name, peer in self.peers:
+            if peer.link.check(now) is Silence.DEAD:
+                self._receiver.failed(PeerSilent(name, self._limits.silent_s))
+
+    # ── Commands, in the order in which they were given ──────────────────────────────────────────────────────────
+
+    def connect(self, peer: str, address: str, answers_only: bool) -> None:
+        """As `Endpoint.connect`."""
+        self._sockets.connect(peer, address, answers_only)
+        self.peers.trust(peer)
+
+    def send(self, name: str, message: Message) -> None:
+        """Queue a message; while it closes, only settle it."""
+        if self.closing_by < math.inf:
+            self._settle([message])
+        else:
+            self.peers.meet(name).lane.enqueue(message)
+
+    def retire(self, generation: int) -> None:
+        """Drop bulk from before `generation` that is not on the way."""
+        for _, peer in self.peers:
+            self._settle(peer.lane.drop_older(generation))
+            peer.assembler.retire(generation)
+            peer.counters.dropped += peer.assembler.take_dropped()
+
+    def forget(self, name: str) -> None:
+        """Drop the peer and all that waits for it."""
+        self._sockets.disconnect(name)
+        if self.peers.remove(name):
+            self._settle(self._shaper.remove(name))
+
+    def follow(self, schedule: Schedule, began: float) -> None:
+        """Be what `schedule` says from now on."""
+        self._schedule, self._began = schedule, began
+        self._reshape(_clock())
+
+    def _reshape(self, now: float) -> None:
+        elapsed_s = max(0.0, now - self._began)
+        self._changes_at = self._began + self._schedule.next_change_s(elapsed_s)
+        profile = self._schedule.profile_at(elapsed_s)
+        if profile == self.profile:
+            return
+        self.profile = profile
+        self._shaper.reshape(profile, now)
+        if self._ingress is not None:
+            self._ingress.reshape(profile.nic_down_bps(self._name) or None, now)
+        for name, peer in self.peers:
+            if not peer.lane.cut:  # one that is cut keeps what it had
+                peer.link.resize(*self._sizes(name))
+
+    def begin_to_close(self, deadline: float) -> None:
+        """Drop what waits; end once the acknowledgements that are owed are written, or at `deadline`."""
+        self.closing_by = deadline
+        for _, peer in self.peers:
+            self._settle(peer.lane.abandon())
+            peer.link.restart()
+
+    def _open_peer(self, name: str, counters: LinkCounters) -> Peer:
+        # Wall-clock nanoseconds: a process that is started again has a higher number than it had before.
+        self._incarnation = max(time.time_ns(), self._incarnation + 1)
+        window_bytes, resend_s, silent_s = self._sizes(name)
+        link = Link(
+            self._run_id,
+            self._incarnation,
+            window_bytes=window_bytes,
+            resend_s=resend_s,
+            silent_s=silent_s,
+            ack_delay_s=self._limits.ack_delay_s,
+        )
+        assembler = Assembler(name, self._receiver, self._limits)
+        return Peer(link, self._shaper.add(name, link), assembler, counters)
+
+    def _sizes(self, peer: str) -> tuple[int, float, float]:
+        """The link's window in bytes, after how many seconds it sends again, and after how many a peer is silent."""
+        round_trip_s = self.profile.round_trip_s(self._name, peer)
+        window_bytes = self.profile.credit_bytes(self._name, peer)
+        return window_bytes, self._limits.resend_s + round_trip_s, self._limits.silent_s + round_trip_s
