@@ -4,6 +4,8 @@ import itertools
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from node.model.attention import ChunkAttention
@@ -45,10 +47,23 @@ def chunked(
     return out.detach(), torch.autograd.grad(out, inputs, dout[list(own)])
 
 
+@settings(max_examples=40, deadline=None)
+@given(data=st.data())
+def test_whoever_owns_what_and_whatever_comes_first_it_is_one_softmax(data: st.DataObject) -> None:
+    chunks = range(CHUNKS)
+    own = tuple(sorted(data.draw(st.sets(st.sampled_from(chunks), min_size=1), label="own")))
+    arrival = tuple(data.draw(st.permutations(range(own[-1])), label="arrival"))
+    assert_one_softmax(own, arrival)
+
+
 @pytest.mark.parametrize("own", OWNERS)
 def test_chunks_together_are_one_softmax(own: tuple[int, ...]) -> None:
+    assert_one_softmax(own, tuple(range(own[-1])))
+
+
+def assert_one_softmax(own: tuple[int, ...], arrival: tuple[int, ...]) -> None:
     q, k, v, dout = context()
-    out, (dq, dk_own, dv_own, *far) = chunked(own, tuple(range(own[-1])))
+    out, (dq, dk_own, dv_own, *far) = chunked(own, arrival)
 
     q_all, k_all, v_all = (whole(tensor).requires_grad_() for tensor in (q, k, v))
     mask = torch.ones(CHUNKS * N, CHUNKS * N, dtype=torch.bool).triu(1)

@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from small import contexts, largest_difference, small_model
 from threads import Post, ThreadWire, run_ranks
 from torch import Tensor
@@ -56,6 +58,14 @@ def test_two_chunks_on_two_ranks_equal_one(mode: str) -> None:
 @pytest.mark.parametrize("mode", ["dense", "geodesic"])
 def test_ranks_may_own_chunks_in_any_pattern(mode: str) -> None:
     assert_equals_one_rank(mode, [[1, 4], [0, 5, 6], [2, 3, 7]], chunks=8, kv_heads=1)
+
+
+@settings(max_examples=12, deadline=None)
+@given(owners=st.lists(st.integers(0, 2), min_size=8, max_size=8))
+def test_any_ownership_equals_one_rank(owners: list[int]) -> None:
+    """Eight chunks, each on any of three ranks; ranks that own none are not there."""
+    world = [[chunk for chunk, owner in enumerate(owners) if owner == rank] for rank in range(3)]
+    assert_equals_one_rank("geodesic", [own for own in world if own], chunks=8, kv_heads=1)
 
 
 @pytest.mark.parametrize("mode", [mode for mode in MODES if mode != "local"])
