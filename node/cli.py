@@ -190,6 +190,7 @@ def _tunnel(options: argparse.Namespace, overrides: list[str]) -> int:
         device=options.device,
         mfu=options.mfu,
         small=options.small,
+        modes=tuple(options.mode or ()),
         steps=options.steps,
         run=options.run,
         out=options.out,

@@ -203,7 +203,13 @@ def _add_tunnel(tunnel: argparse.ArgumentParser) -> None:
     tunnel.add_argument(
         "--small", type=Path, metavar="CONFIG", help="take widths, chunk length and data from here (default: built in)"
     )
-    tunnel.add_argument("--run", action="store_true", help="run all three modes, and check the numbers they had")
+    tunnel.add_argument(
+        "--mode",
+        action="append",
+        metavar="MODE",
+        help="only centralized, compressed or uncompressed; several may be given",
+    )
+    tunnel.add_argument("--run", action="store_true", help="run each mode, and check the numbers that it had")
     tunnel.add_argument("--steps", type=int, default=12, help="steps of each run (default: %(default)s)")
     tunnel.add_argument("--out", type=Path, default=Path("outputs/tunnel"), help="folder to write to (%(default)s)")
 

@@ -94,7 +94,8 @@ def verdict_line(part: Part) -> str:
     worst = max(part.verdict.off, key=lambda key: abs(part.verdict.off[key]) if part.verdict else 0.0, default="")
     farthest = f"; farthest is {worst}, {part.verdict.off[worst]:+.1%}" if worst else ""
     if part.verdict.measured.untrusted:
-        return f"{name}: MISSED, {part.verdict.measured.untrusted}{farthest}"
+        hint = "longer chunks (--small) compute longer, and so ask for a slower network"
+        return f"{name}: MISSED, {part.verdict.measured.untrusted}{farthest}; {hint}"
     if part.verdict.missed:
         return f"{name}: MISSED, {', '.join(part.verdict.missed)} off by more than {TOLERANCE:.0%}{farthest}"
     return f"{name}: held, every number within {TOLERANCE:.0%} of the target's{farthest}"

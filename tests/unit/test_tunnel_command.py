@@ -38,7 +38,7 @@ def _elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None
 def _no_bench(monkeypatch: pytest.MonkeyPatch) -> None:
     """A host whose ranks compute as the planner says."""
 
-    def measure(config: Config, *_paths: Path) -> dict[str, Bench]:
+    def measure(config: Config, *_rest: object) -> dict[str, Bench]:
         return {mode: bench_of_work(mode_of(config, mode), crowding=2.0) for mode in ("subspace", "dense")}
 
     monkeypatch.setattr(command, "measure", measure)
@@ -77,6 +77,17 @@ def test_runs_are_made_until_they_hold(
     assert page.count("held, every number within 10%") == 3
     assert page.count("run 1, ") == page.count("MISSED") == 3 * (runs - 1)
     assert page.count("| 55,000 |") == 1
+
+
+@pytest.mark.usefixtures("_no_bench")
+def test_one_mode_can_be_run_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    made = follow_runs(monkeypatch, lambda _: 1.0)
+    arguments = ["--target", PAPER, "--net", "paper-link", "--mode", "compressed", "--out", "out", "--run"]
+    assert main(["tunnel", *arguments]) == 0
+    assert made == ["compressed"]
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert list(report["modes"]) == ["compressed"]
+    assert "--mode=compressed" in report["command"]
 
 
 @pytest.mark.usefixtures("_no_bench")
@@ -175,6 +186,7 @@ def test_the_fullest_node_speaks_for_the_bench_in_medians() -> None:
         (["--target", TINY, "--mfu", "7"], "--mfu 7: expected a share of the peak"),
         (["--target", TINY, "--steps", "7"], "--steps 7: expected 8 or more"),
         (["--target", TINY, "--small", "none.toml"], "none.toml: no such file"),
+        (["--target", TINY, "--mode", "dense"], "--mode dense: no such mode; there are centralized, compressed"),
         (["--target", TINY, "--compress.budget_bytes_per_token", "40"], "compress.budget_bytes_per_token: the tunnel"),
     ],
 )
