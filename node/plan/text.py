@@ -64,14 +64,22 @@ def describe(plan: Plan) -> str:
     return "\n".join(lines)
 
 
+def terms(costs: Costs) -> str:
+    """All costs but that of matrix products, by name."""
+    return (
+        f"{costs.element_s * 1e9:.3g} ns a number outside matrix products, {costs.call_s * 1e6:.3g} µs a stage, "
+        f"{costs.message_s * 1e6:.3g} µs a message, {costs.byte_s * 1e9:.3g} ns a payload byte, "
+        f"{costs.step_s * 1e3:.3g} ms a step"
+    )
+
+
 def assumptions(costs: Costs, device: str, source: str, dilation: float) -> list[str]:
     """What the figures rest on."""
     shared = f"; all nodes share {costs.cores} cores" if costs.cores else ""
     if costs.element_s or costs.call_s:
         compute = [
             f"compute: {costs.flops_per_s / 1e9:.4g} GFLOP/s a node ({source}); of {device}, only its memory counts",
-            f"{costs.element_s * 1e9:.3g} ns a number outside matrix products, {costs.call_s * 1e6:.3g} µs a stage, "
-            f"{costs.byte_s * 1e9:.3g} ns a payload byte, {costs.step_s * 1e3:.3g} ms a step{shared}",
+            f"{terms(costs)}{shared}",
         ]
     else:
         compute = [
