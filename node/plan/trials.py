@@ -118,7 +118,7 @@ READING = """## What this says
 - The hardest is the run that sends nothing, where nothing hides what compute is off by, with four nodes on two cores.
 - The model was changed once, after runs 01 to 08, some of them test runs: a message's cost was parted from a stage's,
   and nodes that share cores are slowed by those that compute at the same time, no longer by a mean over the step. The
-  planner before that, fitted to the same half, has a median error of 3.1 % on the other, +45 % on run 08 as its largest,
+  planner before that, fitted to the same half, has a median error of 3.1 % on the other, +45 % on run 08 its largest,
   and the same order. No cost was ever fitted to a test run.
 - A step here excludes the barrier between steps, which took twice the latency and 5 to 10 ms."""
 
