@@ -96,7 +96,8 @@ def crowding(computes: Sequence[Array], cores: int) -> Array:
     active = active.cumsum(1)[:, :-1]
     share = np.minimum(1.0, cores / np.maximum(1.0, active.sum(0)))
     taken, done = (active * lengths).sum(1), (active * lengths * share).sum(1)
-    return np.divide(taken, done, out=np.ones_like(taken), where=done > 0)
+    slower_R: Array = np.divide(taken, done, out=np.ones_like(taken), where=done > 0)
+    return slower_R
 
 
 def _simulate(step: StepWork, costs: Costs, lines: Lines, slower_R: Array) -> _Run:
