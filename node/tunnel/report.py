@@ -94,8 +94,7 @@ def verdict_line(part: Part) -> str:
     worst = max(part.verdict.off, key=lambda key: abs(part.verdict.off[key]) if part.verdict else 0.0, default="")
     farthest = f"; farthest is {worst}, {part.verdict.off[worst]:+.1%}" if worst else ""
     if part.verdict.measured.untrusted:
-        hint = "longer chunks (--small) compute longer, and so ask for a slower network"
-        return f"{name}: MISSED, {part.verdict.measured.untrusted}{farthest}; {hint}"
+        return f"{name}: MISSED, {part.verdict.measured.untrusted}{farthest}"
     if part.verdict.missed:
         return f"{name}: MISSED, {', '.join(part.verdict.missed)} off by more than {TOLERANCE:.0%}{farthest}"
     return f"{name}: held, every number within {TOLERANCE:.0%} of the target's{farthest}"
@@ -131,6 +130,12 @@ def not_kept(facts: Facts, parts: Sequence[Part]) -> list[str]:
             for name, share in off.items()
             if abs(share) > TOLERANCE
         ]
+    found += [
+        f"{part.goal.mode.name}: transfers took {part.verdict.measured.lateness:.0%} longer than they should have, which "
+        "is in its numbers; longer chunks (--small) compute longer, and so ask for a slower network"
+        for part in parts
+        if part.verdict is not None and part.verdict.measured.untrusted
+    ]
     if dense.design.sync_every == 1:
         found.append("averaging: gradients, in every step, as in the target; so its share is what it comes to")
     if any(part.goal.profile.loss for part in parts):
