@@ -131,8 +131,8 @@ def not_kept(facts: Facts, parts: Sequence[Part]) -> list[str]:
             if abs(share) > TOLERANCE
         ]
     found += [
-        f"{part.goal.mode.name}: transfers took {part.verdict.measured.lateness:.0%} longer than they should have, which "
-        "is in its numbers; longer chunks (--small) compute longer, and so ask for a slower network"
+        f"{part.goal.mode.name}: transfers took {part.verdict.measured.lateness:.0%} longer than they should have, and "
+        "its numbers have that; longer chunks (--small) compute longer, and so ask for a slower network"
         for part in parts
         if part.verdict is not None and part.verdict.measured.untrusted
     ]

@@ -91,6 +91,15 @@ def test_one_mode_can_be_run_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
 
 
 @pytest.mark.usefixtures("_no_bench")
+def test_a_host_that_comes_late_is_said_with_the_figure(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    follow_runs(monkeypatch, lambda _: 1.0, late=0.08)
+    arguments = ["--target", PAPER, "--net", "paper-link", "--mode", "centralized", "--out", "out", "--run"]
+    assert main(["tunnel", *arguments]) == 1
+    page = (tmp_path / "out" / "report.md").read_text()
+    assert "centralized: transfers took 8% longer than they should have" in page
+
+
+@pytest.mark.usefixtures("_no_bench")
 def test_a_run_that_never_holds_ends_with_1(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     made = follow_runs(monkeypatch, lambda run: 1.5 ** (run + 1))
     arguments = ["tunnel", "--target", PAPER, "--nodes", "4", "--net", "paper-link", "--out", "out", "--run"]
@@ -104,8 +113,9 @@ def test_a_run_that_never_holds_ends_with_1(monkeypatch: pytest.MonkeyPatch, tmp
     assert "55,000" not in page  # of eight nodes
 
 
-def follow_runs(monkeypatch: pytest.MonkeyPatch, slower: Callable[[int], float]) -> list[str]:
-    """Put made-up runs in place of real ones, each with compute `slower(run)` times the tunnel's first; their modes."""
+def follow_runs(monkeypatch: pytest.MonkeyPatch, slower: Callable[[int], float], late: float = 0.0) -> list[str]:
+    """Put made-up runs in place of real ones, each with compute `slower(run)` times the tunnel's first, on links that
+    are `late`, a share; their modes."""
     made: list[str] = []
     designs: list[Design] = []
     first: dict[str, Design] = {}
@@ -119,7 +129,7 @@ def follow_runs(monkeypatch: pytest.MonkeyPatch, slower: Callable[[int], float])
     def run_swarm(config: Config) -> Config:
         mode = config.run.name
         body = first[mode].body.slowed(slower(len(made)))
-        write_run(config.run.folder, config, designs[-1], body)
+        write_run(config.run.folder, config, designs[-1], body, late)
         made.append(mode)
         return config
 
