@@ -28,7 +28,7 @@ from node.tunnel.check import judge, read_measured
 from node.tunnel.design import Design, Goal, design, first_design, goal
 from node.tunnel.network import profile_toml
 from node.tunnel.report import Facts, Part, as_object, document, verdict_line
-from node.tunnel.small import MODES, load_target, run_config, small_config
+from node.tunnel.small import load_target, modes_named, run_config, small_config
 
 log = logging.getLogger("isthmus.tunnel")
 
@@ -44,6 +44,8 @@ class Wish:
     device: str
     mfu: float
     small: Path | None
+    modes: tuple[str, ...]
+    """By name; empty: all."""
     steps: int
     run: bool
     out: Path
@@ -55,6 +57,7 @@ class Wish:
         """What gives the same tunnel again."""
         small = ["--small", str(self.small)] if self.small else []
         asked = ["--target", self.target, *self.overrides, "--device", self.device, "--mfu", f"{self.mfu:g}", *small]
+        asked += [f"--mode={name}" for name in self.modes]
         asked += ["--steps", str(self.steps), "--out", str(self.out), *(["--run"] if self.run else [])]
         return shlex.join(["isthmus", "tunnel", *asked])
 
@@ -64,7 +67,7 @@ def tunnel(wish: Wish) -> int:
     on = device(wish.device)
     costs = stated(on, wish.mfu)
     target = load_target(wish.target, wish.overrides)
-    goals = [goal(target, mode, costs) for mode in MODES]
+    goals = [goal(target, mode, costs) for mode in modes_named(wish.modes)]
     shape = load_config(wish.small) if wish.small else None
     small = small_config(target, shape, wish.steps, wish.out)
     check_corpus(small)
@@ -72,7 +75,8 @@ def tunnel(wish: Wish) -> int:
     save_config(small, wish.out / "bench.toml")
     signal.signal(signal.SIGTERM, interrupt)
     log.info("measuring what a layer takes here …")
-    benches = measure(small, wish.out / "bench.toml", wish.out / "bench.log")
+    modes = sorted({one.mode.compress for one in goals})
+    benches = measure(small, wish.out / "bench.toml", wish.out / "bench.log", modes)
     cores = os.cpu_count() or 1
     parts = []
     for one in goals:

@@ -1,4 +1,4 @@
-"""From work to seconds: five named figures, stated for a device or fitted to runs (`node.plan.fit`)."""
+"""From work to seconds: six named figures, stated for a device or fitted to runs (`node.plan.fit`)."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ class Costs(msgspec.Struct, frozen=True, kw_only=True):
     """Of one number through norms, activations, softmax, optimizer. 0: the MFU is meant to cover it."""
     call_s: float = 0.0
     """Of a stage or block, whatever its size."""
+    message_s: float = 0.0
+    """Of a payload sent or received, whatever its size: handing over between threads, headers, waking up."""
     byte_s: float = 0.0
     """Of a payload byte packed, copied or unpacked by the node."""
     step_s: float = 0.0
@@ -30,13 +32,14 @@ class Costs(msgspec.Struct, frozen=True, kw_only=True):
             work.flops / self.flops_per_s
             + work.elements * self.element_s
             + work.calls * self.call_s
+            + work.messages * self.message_s
             + work.nbytes * self.byte_s
         )
         return seconds
 
     def slowed(self, factor: float) -> Costs:
         """The same where everything takes `factor` times as long."""
-        names = ("element_s", "call_s", "byte_s", "step_s")
+        names = ("element_s", "call_s", "message_s", "byte_s", "step_s")
         changes = {name: getattr(self, name) * factor for name in names}
         return msgspec.structs.replace(self, flops_per_s=self.flops_per_s / factor, **changes)
 

@@ -1,8 +1,8 @@
-"""Costs fitted to measured runs: five named figures, by least squares through the simulation.
+"""Costs fitted to measured runs: six named figures, by least squares through the simulation.
 
 What is made small is the relative error of each run's step, and (half as much) of what its nodes computed. Each figure
 stays near what a plain CPU core was seen to need unless the runs say otherwise: a weak prior (`STIFFNESS`), without
-which few runs, or runs that are alike, would leave some of the five undetermined.
+which few runs, or runs that are alike, would leave some of the six undetermined.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from node.plan.measured import Measured
 from node.plan.predict import Model
 from node.plan.work import Array
 
-NAMES = ("flops_per_s", "element_s", "call_s", "byte_s", "step_s")
-PRIOR = Costs(flops_per_s=3e10, element_s=1e-9, call_s=3e-4, byte_s=1e-9, step_s=5e-3)
+NAMES = ("flops_per_s", "element_s", "call_s", "message_s", "byte_s", "step_s")
+PRIOR = Costs(flops_per_s=3e10, element_s=1e-9, call_s=3e-4, message_s=3e-4, byte_s=1e-9, step_s=5e-3)
 STIFFNESS = 0.02
 """Weight of e-fold away from the prior against an error of the step of 100 %."""
 BUSY_WEIGHT = 0.5

@@ -16,7 +16,7 @@ from node import rates
 from node.config import Config
 from node.rates import Record, number
 from node.report import read_run
-from node.run_folder import CONFIG
+from node.run_folder import CONFIG, METRICS
 
 COLD_STEPS = 3
 LEAST_STEPS = 3
@@ -38,7 +38,7 @@ class Measured(NamedTuple):
 
 def read_measured(path: Path) -> Measured:
     """Read a run's folder, or the metrics.jsonl in it. Raises `ConfigError` where it holds no ordinary steps."""
-    folder = path.parent if path.is_file() else path
+    folder = path.parent if path.name == METRICS else path
     run = read_run(folder)
     config = convert(Config, load_toml(folder / CONFIG))
     ordinary = [record for record in run.records if _is_ordinary(config, record)][COLD_STEPS:]

@@ -17,7 +17,7 @@ from node.config import Config, load_config
 from node.plan.costs import Costs, stated
 from node.plan.devices import device
 from node.plan.lines import lines_of
-from node.plan.predict import Model, needed_bps, unlimited
+from node.plan.predict import Model, needed_bps, predict, unlimited
 from node.plan.text import markdown, rate, seconds
 
 CONFIG = Path("configs/paper-800m.toml")
@@ -48,6 +48,22 @@ SETTINGS = (
     Setting("the same, in int8", ("--compress.dense_last_layers=0", "--compress.format=int8", *NARROW), COMPRESSED),
 )
 WIDE = ("--compress.mode=dense", "--net.rate=100 Gbit/s", "--net.latency=50 us")
+# A tenth of what K and V of all eight layers are in bfloat16, as docs/study/frontier.md has it in small.
+SPECTRUM = (
+    "--compress.dense_last_layers=0",
+    "--compress.budget_bytes_per_token=6554",
+    "--compress.format=int4",
+    "--compress.dense_format=int8",
+)
+OURS = (
+    Setting("centralized", WIDE, CENTRALIZED),
+    SETTINGS[0],
+    SETTINGS[1],
+    SETTINGS[2],
+    Setting("a tenth of all layers' bytes, in int4", (*SPECTRUM, *NARROW), COMPRESSED),
+)
+OUR_MFU = 0.4
+"""What `isthmus plan` states unless it is told otherwise."""
 OWNERSHIPS = {
     "one chunk a node": (),
     "two a node, zigzag": ("--model.chunks=16", "--coordinator.assignment=zigzag"),
@@ -116,6 +132,7 @@ def document() -> str:
             f"The centralized run makes {CENTRALIZED:,.0f} tokens/s at an MFU of {mfu:.0%}{note}. At that MFU:",
             "\n".join(_table(owned, stated(device("a100"), min(mfu, 1.0)))),
         ]
+    parts += ["## Our own configuration", OURS_INTRODUCTION, "\n".join(_ours())]
     return "\n\n".join([*parts, READING]) + "\n"
 
 
@@ -149,6 +166,30 @@ def _table(owned: tuple[str, ...], costs: Costs) -> list[str]:
     return markdown(head, rows)
 
 
+def _ours() -> list[str]:
+    head = ["what", "rate of each", "step", "tokens/s", "utilisation", "paper", "for 90 %", "bottleneck"]
+    on, rows = device("a100"), []
+    for setting in OURS:
+        rate_of_each = "100 Gbit/s" if setting.settings == WIDE else "300 Mbit/s"
+        for scope in SCOPES:
+            fixed = ("--coordinator.address=tcp://127.0.0.1:0", f"--net.scope={scope}")
+            plan = predict(load_config(CONFIG, [*fixed, *setting.settings]), stated(on, OUR_MFU), on)
+            needs = next(need.rate_bps for need in plan.bandwidths if need.utilisation == 0.9)
+            rows.append(
+                [
+                    setting.what,
+                    f"{rate_of_each} a {'link' if scope == 'link' else 'NIC'}",
+                    seconds(plan.step_s),
+                    f"{plan.tokens_per_s:,.0f}",
+                    f"{plan.utilisation:.0%}",
+                    f"{setting.tokens_per_s:,.0f}",
+                    rate(needs),
+                    plan.bottleneck.partition(" ")[0],
+                ]
+            )
+    return markdown(head, rows)
+
+
 INTRODUCTION = """# The paper's throughputs, planned
 
 Made by `python -m node.plan.paper`; nothing was run. Setting: configs/paper-800m.toml (793 M parameters, 131,072
@@ -157,6 +198,11 @@ at 100 Gbit/s, 55K compressed and 2.7K uncompressed at 300 Mbit/s. It does not s
 rate, nor who owns which chunk; here are both. The columns: "not overlapped" is the same run with all compute first and
 all communication after it; "averaging" what rounds of all parameters every 200 steps add, which no other column has;
 "paper" what it reports for that kind of run; "it needs" the rate of each line at which the planner gets there."""
+
+OURS_INTRODUCTION = f"""What configs/paper-800m.toml does as it stands: one chunk a node, at the MFU of {OUR_MFU:.0%}
+that `isthmus plan` states, averaging included; and the same with what docs/study/frontier.md found best in small at a
+tenth of the bytes (all layers, ranks by spectrum, int4). Utilisation is of the same nodes on a network without limits;
+"for 90 %" the rate of each line at which that is reached; the bottleneck is what it helps most to double or spare."""
 
 READING = """## What this says
 

@@ -66,39 +66,57 @@ class _Times(NamedTuple):
     after: Array
 
 
-SHARING_ROUNDS, SHARING_PRECISION = 20, 2e-3
+SHARING_ROUNDS, SHARING_PRECISION = 30, 1e-3
 
 
 def simulate(step: StepWork, costs: Costs, lines: Lines) -> Outcome:
-    """One step. Where nodes share cores, each is slowed by those that compute at the same time (on average)."""
-    if not 0 < costs.cores < step.assignment.n_ranks:
-        return _simulate(step, costs, lines)
-    factor = 1.0
-    outcome = _simulate(step, costs, lines)
-    for _ in range(SHARING_ROUNDS):
-        others = outcome.busy_s.sum() / outcome.step_s * (1 - 1 / step.assignment.n_ranks)
-        wanted = max(1.0, (1.0 + others) / costs.cores)
-        if abs(wanted - factor) < SHARING_PRECISION * factor:
-            break
-        factor = 0.5 * (factor + wanted)
-        outcome = _simulate(step, costs.slowed(factor), lines)
-    return outcome
+    """One step. Where nodes share cores, each is slowed by those that compute while it does: found by going round, from
+    how much each was slowed to who computed when, and back."""
+    slower_R = np.ones(step.assignment.n_ranks)
+    run = _simulate(step, costs, lines, slower_R)
+    if 0 < costs.cores < len(slower_R):
+        for _ in range(SHARING_ROUNDS):
+            wanted_R = crowding(run.computes(), costs.cores)
+            if np.abs(wanted_R - slower_R).max() < SHARING_PRECISION * slower_R.max():
+                break
+            slower_R = 0.5 * (slower_R + wanted_R)
+            run = _simulate(step, costs, lines, slower_R)
+    return Outcome(float(run.now.max()), run.now, run.busy_s, run.waited_s, run.traffic.sent_bytes)
 
 
-def _simulate(step: StepWork, costs: Costs, lines: Lines) -> Outcome:
+def crowding(computes: Sequence[Array], cores: int) -> Array:
+    """How much slower than alone each node is, [R], that computes from [:, 0] to [:, 1] of its spans; cores are shared
+    evenly by those that compute at the same time."""
+    times = np.unique(np.concatenate([spans.ravel() for spans in computes]))
+    lengths = np.diff(times)
+    active = np.zeros((len(computes), len(times)))
+    for rank, spans in enumerate(computes):
+        np.add.at(active[rank], np.searchsorted(times, spans[:, 0]), 1)
+        np.add.at(active[rank], np.searchsorted(times, spans[:, 1]), -1)
+    active = active.cumsum(1)[:, :-1]
+    share = np.minimum(1.0, cores / np.maximum(1.0, active.sum(0)))
+    taken, done = (active * lengths).sum(1), (active * lengths * share).sum(1)
+    slower_R: Array = np.divide(taken, done, out=np.ones_like(taken), where=done > 0)
+    return slower_R
+
+
+def _simulate(step: StepWork, costs: Costs, lines: Lines, slower_R: Array) -> _Run:
     who = reading(step.assignment)
     run = _Run(step.assignment, who, lines)
     times: dict[int, tuple[_Times, _Times]] = {}
     for layer in step.layers:
         if id(layer) not in times:
-            times[id(layer)] = (_times(costs, layer.work.forward), _times(costs, layer.work.backward))
+            times[id(layer)] = (
+                _times(costs, layer.work.forward, slower_R),
+                _times(costs, layer.work.backward, slower_R),
+            )
     for layer in step.layers:
         run.forward(layer, times[id(layer)][0])
-    run.compute(costs.seconds(step.head_forward) + costs.seconds(step.head_backward))
+    run.compute((costs.seconds(step.head_forward) + costs.seconds(step.head_backward)) * slower_R)
     for layer in reversed(step.layers):
         run.backward(layer, times[id(layer)][1])
-    run.compute(costs.seconds(step.optimizer) + costs.step_s)
-    return Outcome(float(run.now.max()), run.now, run.busy_s, run.waited_s, run.traffic.sent_bytes)
+    run.compute((costs.seconds(step.optimizer) + costs.step_s) * slower_R)
+    return run
 
 
 class _Run:
@@ -114,10 +132,22 @@ class _Run:
         for rank in range(assignment.n_ranks):
             self._owned[np.array(assignment.chunks(rank)), rank] = True
         self._orders: list[Indices] = []
+        self._begins: list[Array] = []
+        self._ends: list[Array] = []
 
     def compute(self, seconds: Array) -> None:
+        self._computes(self.now, self.now + seconds)
         self.now = self.now + seconds
         self.busy_s += seconds
+
+    def computes(self) -> list[Array]:
+        """When each node computes: its spans, each a row of [from, to]."""
+        begins, ends = np.stack(self._begins), np.stack(self._ends)
+        return [np.stack([begins[:, rank], ends[:, rank]], axis=1) for rank in range(begins.shape[1])]
+
+    def _computes(self, begin_R: Array, end_R: Array) -> None:
+        self._begins.append(begin_R)
+        self._ends.append(end_R)
 
     def wait(self, until: Array) -> None:
         until = np.maximum(until, self.now)
@@ -161,11 +191,15 @@ class _Run:
         came = np.take_along_axis(np.where(self._remote, arrived, -np.inf), order, 0)
         from_here = np.cumsum(blocks[::-1], axis=0)[::-1]
         total = blocks.sum(0)
+        after = np.cumsum(blocks, axis=0)
+        ends = after + np.maximum.accumulate(np.maximum(came, self.now) - (after - blocks), axis=0)
+        for begin_R, end_R in zip(ends - blocks, ends, strict=True):
+            self._computes(begin_R, end_R)
         done = np.maximum(self.now + total, (came + from_here).max(0))
         self.busy_s += total
         self.waited_s += done - (self.now + total)
         self.now = done
 
 
-def _times(costs: Costs, stages: tuple[Work, Work, Work, Work]) -> _Times:
-    return _Times(*(costs.seconds(work) for work in stages))
+def _times(costs: Costs, stages: tuple[Work, Work, Work, Work], slower_R: Array) -> _Times:
+    return _Times(*(costs.seconds(work) * slower_R for work in stages))

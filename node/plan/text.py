@@ -37,7 +37,7 @@ def describe(plan: Plan) -> str:
     over = "  (more than the device has)" if memory.device > plan.memory_limit_bytes else ""
     lines = [
         f"model:       {plan.parameters / 1e6:,.4g} M parameters, {plan.context:,} tokens of context in {plan.chunks} "
-        f"chunks on {plan.nodes} nodes; {plan.flops:.3g} FLOPs a step",
+        f"chunks on {plan.nodes} {'node' if plan.nodes == 1 else 'nodes'}; {plan.flops:.3g} FLOPs a step",
         f"network:     {plan.network}",
         f"step:        {seconds(plan.step_s)}, {plan.tokens_per_s:,.0f} tokens/s; "
         f"{plan.utilisation:.1%} of what these devices would do on a network without limits",
@@ -64,17 +64,30 @@ def describe(plan: Plan) -> str:
     return "\n".join(lines)
 
 
+def terms(costs: Costs) -> str:
+    """All costs but that of matrix products, by name."""
+    return (
+        f"{costs.element_s * 1e9:.3g} ns a number outside matrix products, {costs.call_s * 1e6:.3g} µs a stage, "
+        f"{costs.message_s * 1e6:.3g} µs a message, {costs.byte_s * 1e9:.3g} ns a payload byte, "
+        f"{costs.step_s * 1e3:.3g} ms a step"
+    )
+
+
 def assumptions(costs: Costs, device: str, source: str, dilation: float) -> list[str]:
     """What the figures rest on."""
     shared = f"; all nodes share {costs.cores} cores" if costs.cores else ""
-    beside = "" if costs.element_s or costs.call_s else ", which is to cover all that is no matrix product too"
-    more = [
-        f"{costs.element_s * 1e9:.3g} ns a number outside matrix products, {costs.call_s * 1e6:.3g} µs a stage, "
-        f"{costs.byte_s * 1e9:.3g} ns a payload byte, {costs.step_s * 1e3:.3g} ms a step{shared}"
-    ]
+    if costs.element_s or costs.call_s:
+        compute = [
+            f"compute: {costs.flops_per_s / 1e9:.4g} GFLOP/s a node ({source}); of {device}, only its memory counts",
+            f"{terms(costs)}{shared}",
+        ]
+    else:
+        compute = [
+            f"compute: {costs.flops_per_s / 1e12:.4g} TFLOP/s a node ({source}; device {device}), which is to cover "
+            "all that is no matrix product too"
+        ]
     return [
-        f"compute: {costs.flops_per_s / 1e12:.4g} TFLOP/s a node ({source}; device {device}){beside}",
-        *([] if beside else more),
+        *compute,
         *([f"times are the wall clock's: the network's clock runs {dilation:g} times slower"] if dilation != 1 else []),
         "no activation is computed twice; a node computes one thing at a time, and sends and receives meanwhile",
         "an ordinary step at full context, after the warm start; no evaluation, no checkpoint, no barrier's round trip",

@@ -17,7 +17,7 @@ from netem.profile import Profile, resolve
 from netem.units import format_rate, format_time
 from node.plan.costs import Costs
 from node.plan.fit import Case, fit
-from node.plan.text import markdown, seconds
+from node.plan.text import markdown, seconds, terms
 
 LEAST_RUNS = 2
 TIE = 0.10
@@ -110,11 +110,8 @@ def table(validation: Validation) -> str:
 
 def fitted(costs: Costs) -> str:
     """The costs, by name."""
-    return (
-        f"Fitted: {costs.flops_per_s / 1e9:.3g} GFLOP/s, {costs.element_s * 1e9:.3g} ns a number outside matrix "
-        f"products, {costs.call_s * 1e6:.3g} µs a stage, {costs.byte_s * 1e9:.3g} ns a payload byte, "
-        f"{costs.step_s * 1e3:.3g} ms a step, on {costs.cores or 'no shared'} cores."
-    )
+    cores = costs.cores or "no shared"
+    return f"Fitted: {costs.flops_per_s / 1e9:.3g} GFLOP/s, {terms(costs)}, on {cores} cores."
 
 
 def _network(profile: Profile) -> str:

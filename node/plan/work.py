@@ -35,11 +35,13 @@ MATRIX_BACKWARD = 2.0
 
 class Work(NamedTuple):
     """An amount of work, [R] or [C, R]: FLOPs of matrix products, numbers passed through everything else (norms,
-    activations, softmax, optimizer), kernels or messages begun, payload bytes that the node itself copies."""
+    activations, softmax, optimizer), stages or blocks begun, messages sent or received and the payload bytes in them,
+    which the node itself packs, copies and unpacks."""
 
     flops: Array
     elements: Array
     calls: Array
+    messages: Array
     nbytes: Array
 
     def total(self) -> Work:
@@ -101,7 +103,7 @@ def layer_work(config: Config, layer: int, spec: PassSpec, payload_bytes: float)
     sent = np.array([sum(map(len, _readers(assignment, rank))) for rank in range(assignment.n_ranks)], dtype=float)
     sent *= float(layer >= config.local_layers)
     codec = 2 * tokens * _codec_width(config, layer, spec)
-    attends = (who.remote | who.local).astype(float)
+    attends, remote = (who.remote | who.local).astype(float), who.remote.astype(float)
 
     def stages(matrix: float, attention: float) -> Stages:
         """Forward with factors of 1; backward with those of the backward."""
@@ -110,21 +112,27 @@ def layer_work(config: Config, layer: int, spec: PassSpec, payload_bytes: float)
         after = 2 * tokens * (query_width + 3 * model.ffn_dim) * model.d_model
         one = np.ones_like(own)
         return Stages(
-            Work(matrix * before * own, tokens * (2 * model.d_model + 2 * d_kv) * own, one, payload_bytes * sent),
+            Work(matrix * before * own, tokens * (2 * model.d_model + 2 * d_kv) * own, one, sent, payload_bytes * sent),
             Work(
                 (matrix * 2 * tokens * model.d_model * query_width + pairs / 2) * own,
                 tokens * (3 * query_width + spec.tokens * model.heads / 2) * own,
                 one,
+                0 * one,
                 0 * one,
             ),
             Work(
                 matrix * codec * attends + pairs * who.queries,
                 tokens * (2 * query_width * attends + (query_width + spec.tokens * model.heads) * who.queries),
                 attends,
-                payload_bytes * who.remote.astype(float),
+                remote,
+                payload_bytes * remote,
             ),
             Work(
-                matrix * after * own, tokens * (query_width + 4 * model.d_model + 3 * model.ffn_dim) * own, one, 0 * one
+                matrix * after * own,
+                tokens * (query_width + 4 * model.d_model + 3 * model.ffn_dim) * own,
+                one,
+                0 * one,
+                0 * one,
             ),
         )
 
@@ -137,14 +145,14 @@ def head_work(config: Config, spec: PassSpec) -> tuple[Work, Work]:
     own = np.array([len(assignment.chunks(rank)) for rank in range(assignment.n_ranks)], dtype=float)
     tokens, vocabulary = config.train.batch * spec.tokens * own, VOCABULARY[config.data.tokenizer]
     flops, one = 2.0 * tokens * config.model.d_model * vocabulary, np.ones_like(own)
-    forward = Work(flops, 3.0 * tokens * vocabulary, one, 0 * one)
+    forward = Work(flops, 3.0 * tokens * vocabulary, one, 0 * one, 0 * one)
     return forward, forward._replace(flops=MATRIX_BACKWARD * flops)
 
 
 def optimizer_work(config: Config) -> Work:
     """Clipping and AdamW, on every rank: each parameter with its gradient and both moments, some times over."""
     one = np.ones(config.assignment().n_ranks)
-    return Work(0 * one, 10.0 * parameters(config) * one, one, 0 * one)
+    return Work(0 * one, 10.0 * parameters(config) * one, one, 0 * one, 0 * one)
 
 
 def parameters(config: Config) -> int:

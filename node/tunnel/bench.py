@@ -57,9 +57,11 @@ class Repeat(NamedTuple):
     together: list[StepTimes]
 
 
-def measure(config: Config, config_path: Path, log_path: Path, repeats: int = REPEATS) -> dict[str, Bench]:
+def measure(
+    config: Config, config_path: Path, log_path: Path, modes: Sequence[str] = MODES, repeats: int = REPEATS
+) -> dict[str, Bench]:
     """Measure `config`, saved at `config_path`, by compress.mode. Raises `RunAborted` where a rank fails."""
-    taken: dict[str, list[Repeat]] = {mode: [] for mode in MODES}
+    taken: dict[str, list[Repeat]] = {mode: [] for mode in modes}
     with log_path.open("wb") as log, _ranks(config, config_path, log) as ranks:
         try:
             for rank in ranks:

@@ -130,6 +130,12 @@ def not_kept(facts: Facts, parts: Sequence[Part]) -> list[str]:
             for name, share in off.items()
             if abs(share) > TOLERANCE
         ]
+    found += [
+        f"{part.goal.mode.name}: transfers took {part.verdict.measured.lateness:.0%} longer than they should have, and "
+        "its numbers have that; longer chunks (--small) compute longer, and so ask for a slower network"
+        for part in parts
+        if part.verdict is not None and part.verdict.measured.untrusted
+    ]
     if dense.design.sync_every == 1:
         found.append("averaging: gradients, in every step, as in the target; so its share is what it comes to")
     if any(part.goal.profile.loss for part in parts):

@@ -43,6 +43,14 @@ MODES = (
 )
 
 
+def modes_named(names: Sequence[str]) -> list[Mode]:
+    """These modes, or all. Raises `ConfigError` for a name that there is not."""
+    known = {mode.name: mode for mode in MODES}
+    if unknown := [name for name in names if name not in known]:
+        raise ConfigError(f"--mode {unknown[0]}: no such mode; there are {', '.join(known)}")
+    return [mode for mode in MODES if mode.name in names or not names]
+
+
 def load_target(name: str, overrides: Sequence[str]) -> Config:
     """The config at a path, or of this name in configs/. Raises `ConfigError` where the tunnel cannot take it."""
     path = Path(name)

@@ -18,8 +18,8 @@ import pytest
 import yaml
 
 from netem.errors import ConfigError
-from node import cli
 from node.config import Config, load_config
+from node.options import parser
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docker-compose.yml").read_text()
@@ -100,7 +100,7 @@ def command_of(service: str, **environment: str) -> list[str]:
 
 def config_of(command: list[str]) -> Config:
     """The config that the command's process would have. Raises as the command line does."""
-    options, overrides = cli._parser().parse_known_args(command)
+    options, overrides = parser().parse_known_args(command)
     return load_config(options.config, [*overrides, "--coordinator.token=secret"])
 
 
@@ -159,7 +159,7 @@ def test_coordinator_and_nodes_agree_whatever_the_environment_says(environment: 
 
 
 def test_a_coordinator_that_others_can_reach_does_not_start_without_a_token() -> None:
-    options, overrides = cli._parser().parse_known_args(command_of("coordinator"))
+    options, overrides = parser().parse_known_args(command_of("coordinator"))
     with pytest.raises(ConfigError, match="token"):
         load_config(options.config, overrides)
 

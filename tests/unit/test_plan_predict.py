@@ -239,6 +239,7 @@ def test_a_link_that_is_cut_ends_no_step() -> None:
         ([TINY, "--net", "pigeon"], "net.profile = 'pigeon': no such profile"),
         ([TINY, "--contexts", "130"], "model.context = 130: does not divide"),
         ([TINY, "--fit", "none.jsonl"], "none.jsonl"),
+        ([TINY, "--fit", TINY], f"{TINY}/metrics.jsonl: no such file"),
         ([TINY, "--fit", "none.jsonl", "--mfu", "0.4"], "--mfu: a fit to runs takes its place"),
         ([TINY, "--validate", "runs"], "--validate: takes folders of runs"),
     ],

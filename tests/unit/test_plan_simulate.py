@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from plan_reference import Swarm
 from small import small_config
@@ -15,6 +16,7 @@ from node.exchange.payload import step_bytes
 from node.plan.costs import Costs
 from node.plan.lines import Lines, lines_of
 from node.plan.predict import Model, unlimited
+from node.plan.simulate import crowding
 
 PAPER = Path(__file__).parents[2] / "configs" / "paper-800m.toml"
 COSTS = Costs(flops_per_s=2e9)
@@ -119,6 +121,26 @@ def test_faster_networks_and_devices_never_make_it_slower() -> None:
     steps = [model.step_s(COSTS, lines(4, f"{mbps} Mbit/s", "nic")) for mbps in (1, 3, 10, 30, 100, 1000)]
     assert steps == sorted(steps, reverse=True)
     assert model.step_s(COSTS.slowed(0.5), lines(4, "10 Mbit/s", "nic")) < steps[2]
+
+
+def test_nodes_are_slowed_by_those_that_compute_at_the_same_time() -> None:
+    """Two cores: three at once have two thirds of one each; two, or one, have one."""
+    spans = [np.array([[0.0, 4.0]]), np.array([[0.0, 1.0], [2.0, 4.0]]), np.array([[3.0, 5.0], [6.0, 6.0]])]
+    slower = crowding(spans, 2)
+    assert slower == pytest.approx([4 / (3 + 2 / 3), 3 / (2 + 2 / 3), 2 / (1 + 2 / 3)])
+    assert crowding(spans, 1) == pytest.approx([4 / (1 / 2 + 1 + 1 / 2 + 1 / 3), 3 / (1 + 1 / 3), 2 / (1 + 1 / 3)])
+
+
+@pytest.mark.parametrize("scope", ["link", "nic"])
+def test_messages_cost_both_who_sends_and_who_receives(scope: str) -> None:
+    model = model_of("dense", 4)
+    network = lines(4, "50 Mbit/s", scope)
+    message_s = 1e-3
+    costs = Costs(flops_per_s=COSTS.flops_per_s, message_s=message_s)
+    more = model.simulate(costs, network).busy_s - model.simulate(COSTS, network).busy_s
+    # Two chunks a node, each to the nodes after; their gradients come back the same way.
+    expected = [2 * len(model.step.layers) * 2 * (3 - rank + rank) * message_s for rank in range(4)]
+    assert more == pytest.approx(expected)
 
 
 def test_nodes_that_share_cores_get_no_more_than_those_cores() -> None:

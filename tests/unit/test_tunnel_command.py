@@ -38,7 +38,7 @@ def _elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None
 def _no_bench(monkeypatch: pytest.MonkeyPatch) -> None:
     """A host whose ranks compute as the planner says."""
 
-    def measure(config: Config, *_paths: Path) -> dict[str, Bench]:
+    def measure(config: Config, *_rest: object) -> dict[str, Bench]:
         return {mode: bench_of_work(mode_of(config, mode), crowding=2.0) for mode in ("subspace", "dense")}
 
     monkeypatch.setattr(command, "measure", measure)
@@ -80,6 +80,26 @@ def test_runs_are_made_until_they_hold(
 
 
 @pytest.mark.usefixtures("_no_bench")
+def test_one_mode_can_be_run_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    made = follow_runs(monkeypatch, lambda _: 1.0)
+    arguments = ["--target", PAPER, "--net", "paper-link", "--mode", "compressed", "--out", "out", "--run"]
+    assert main(["tunnel", *arguments]) == 0
+    assert made == ["compressed"]
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert list(report["modes"]) == ["compressed"]
+    assert "--mode=compressed" in report["command"]
+
+
+@pytest.mark.usefixtures("_no_bench")
+def test_a_host_that_comes_late_is_said_with_the_figure(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    follow_runs(monkeypatch, lambda _: 1.0, late=0.08)
+    arguments = ["--target", PAPER, "--net", "paper-link", "--mode", "centralized", "--out", "out", "--run"]
+    assert main(["tunnel", *arguments]) == 1
+    page = (tmp_path / "out" / "report.md").read_text()
+    assert "centralized: transfers took 8% longer than they should have" in page
+
+
+@pytest.mark.usefixtures("_no_bench")
 def test_a_run_that_never_holds_ends_with_1(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     made = follow_runs(monkeypatch, lambda run: 1.5 ** (run + 1))
     arguments = ["tunnel", "--target", PAPER, "--nodes", "4", "--net", "paper-link", "--out", "out", "--run"]
@@ -93,8 +113,9 @@ def test_a_run_that_never_holds_ends_with_1(monkeypatch: pytest.MonkeyPatch, tmp
     assert "55,000" not in page  # of eight nodes
 
 
-def follow_runs(monkeypatch: pytest.MonkeyPatch, slower: Callable[[int], float]) -> list[str]:
-    """Put made-up runs in place of real ones, each with compute `slower(run)` times the tunnel's first; their modes."""
+def follow_runs(monkeypatch: pytest.MonkeyPatch, slower: Callable[[int], float], late: float = 0.0) -> list[str]:
+    """Put made-up runs in place of real ones, each with compute `slower(run)` times the tunnel's first, on links that
+    are `late`, a share; their modes."""
     made: list[str] = []
     designs: list[Design] = []
     first: dict[str, Design] = {}
@@ -108,7 +129,7 @@ def follow_runs(monkeypatch: pytest.MonkeyPatch, slower: Callable[[int], float])
     def run_swarm(config: Config) -> Config:
         mode = config.run.name
         body = first[mode].body.slowed(slower(len(made)))
-        write_run(config.run.folder, config, designs[-1], body)
+        write_run(config.run.folder, config, designs[-1], body, late)
         made.append(mode)
         return config
 
@@ -175,6 +196,7 @@ def test_the_fullest_node_speaks_for_the_bench_in_medians() -> None:
         (["--target", TINY, "--mfu", "7"], "--mfu 7: expected a share of the peak"),
         (["--target", TINY, "--steps", "7"], "--steps 7: expected 8 or more"),
         (["--target", TINY, "--small", "none.toml"], "none.toml: no such file"),
+        (["--target", TINY, "--mode", "dense"], "--mode dense: no such mode; there are centralized, compressed"),
         (["--target", TINY, "--compress.budget_bytes_per_token", "40"], "compress.budget_bytes_per_token: the tunnel"),
     ],
 )
