@@ -191,8 +191,13 @@ class CompressConfig(Section, frozen=True, kw_only=True):
         int, Meta(description="Last step that compresses: after it K and V are sent whole; 0 is never.", ge=0)
     ] = 0
     unplug_lr_share: Annotated[
-        float, Meta(description="Share of train.lr from which the rate falls after unplugging, at most.", gt=0, le=1)
-    ] = 0.1
+        float,
+        Meta(
+            description="Share of train.lr from which the rate falls after unplugging, at most; 1: the schedule goes on.",
+            gt=0,
+            le=1,
+        ),
+    ] = 1.0
 
     def check(self, path: str) -> None:
         turns = f"{path}rotation = {self.rotation!r}"

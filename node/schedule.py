@@ -79,8 +79,8 @@ def phase(config: Config, step: int) -> str:
 def learning_rate(config: Config, step: int) -> float:
     """Linear warm-up to `lr`, then linear decay to its final share at the last step (the paper's schedule).
 
-    The steps after unplugging decay anew, from a lower rate (the paper's "short fine-tuning at low learning rate"), and
-    are never above what the schedule without them gives.
+    The steps after unplugging may decay anew, from a lower rate (`compress.unplug_lr_share`; the paper's "short
+    fine-tuning at low learning rate"), and are never above what the schedule without them gives.
     """
     train, compress = config.train, config.compress
     if step <= train.lr_warmup_steps:
