@@ -193,7 +193,7 @@ class CompressConfig(Section, frozen=True, kw_only=True):
     unplug_lr_share: Annotated[
         float,
         Meta(
-            description="Share of train.lr from which the rate falls after unplugging, at most; 1: the schedule goes on.",
+            description="Share of train.lr from which it falls after unplugging, at most; 1: the schedule goes on.",
             gt=0,
             le=1,
         ),
