@@ -215,11 +215,10 @@ def other_value(key: str, current: Any) -> Any:
 
 
 def keys() -> list[str]:
-    """Settings that may be changed alone; chunks_per_node wants nodes to go with it, and has a test of its own."""
+    """Settings that may be changed alone; those that want another to go with them have a test of their own."""
     every = [key.path for key in describe(Config)]
-    return [
-        key for key in every if key != "coordinator.chunks_per_node" and (key[:4] != "net." or key == "net.profile")
-    ]
+    not_alone = ("coordinator.chunks_per_node", "compress.subspace")
+    return [key for key in every if key not in not_alone and (key[:4] != "net." or key == "net.profile")]
 
 
 @pytest.mark.parametrize("key", keys())
@@ -238,3 +237,5 @@ def test_the_digest_tells_ownership_and_the_network() -> None:
     uneven = {"coordinator": {"nodes": 2, "chunks_per_node": [3, 1]}}
     assert convert(Config, two).digest() != convert(Config, uneven).digest()
     assert convert(Config, two).digest() == convert(Config, two | {"run": {}}).digest()
+    fixed, learned = ({"compress": {"rotation": "fixed", "subspace": name}} for name in ("frozen", "learned"))
+    assert convert(Config, fixed).digest() != convert(Config, learned).digest()
