@@ -24,7 +24,8 @@ from netem.bucket import TokenBucket
 
 _LEAST_IDLE_S = 0.0001  # shorter pauses are not worth remembering
 _MOST_IDLE = 64  # and older ones than so many are forgotten
-_WINDOW_S = 5.0  # clocks of two machines drift apart by microseconds a second
+_WINDOW_S = 5.0  # clocks of two machines drift apart, by half a millisecond a second at most (NTP's slew)
+_MOST_LATE_S = 1.0  # what a host may have been late by; a stamp that says more is wrong, or of a clock that began anew
 
 T = TypeVar("T")
 
@@ -39,12 +40,13 @@ class SenderClock:
         self._since = -math.inf
 
     def arrival(self, stamp_s: float, now: float) -> float:
-        """Of a frame with the sender's stamp, read now: never later than that."""
+        """Of a frame with the sender's stamp, read now: never later than that, nor much earlier, whatever it says."""
         if now - self._since >= _WINDOW_S:
             self._before_s = self._least_s if now - self._since < 2 * _WINDOW_S else math.inf
             self._least_s, self._since = math.inf, now
         self._least_s = min(self._least_s, now - stamp_s)
-        return min(now, stamp_s + min(self._least_s, self._before_s))  # not later by rounding either
+        due = stamp_s + min(self._least_s, self._before_s)
+        return max(now - _MOST_LATE_S, min(now, due))  # not later by rounding either
 
 
 class _Waiting(NamedTuple, Generic[T]):
@@ -66,7 +68,7 @@ class Ingress(Generic[T]):
         self._leaving: deque[tuple[float, T]] = deque()
 
     def push(self, sender: str, item: T, nbytes: int, arrival: float) -> None:
-        """Something of `nbytes` on the wire has arrived: not before anything of this sender that was pushed earlier."""
+        """Something of `nbytes` on the wire has arrived. What one sender has sent stays in order."""
         if sender not in self._queues:
             self._queues[sender] = deque()
             self._served[sender] = max(self._virtual, self._served.get(sender, 0.0))  # idle time earns nothing

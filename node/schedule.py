@@ -88,7 +88,8 @@ def learning_rate(config: Config, step: int) -> float:
     else:
         rate = _decayed(config, train.lr, train.lr_warmup_steps, step)
     if config.is_unplugged_at(step):
-        rate = min(rate, _decayed(config, train.lr * compress.unplug_lr_share, compress.unplug_step, step))
+        began = max(compress.unplug_step, train.lr_warmup_steps)
+        rate = min(rate, _decayed(config, train.lr * compress.unplug_lr_share, began, step))
     return rate
 
 

@@ -70,6 +70,7 @@ def _evaluate(config: Config, checkpoint: Path, batches: int) -> Evaluation:
     from node.exchange.payload import PayloadFormat
     from node.model.llama import Llama
     from node.schedule import pass_spec
+    from node.train.basis import chosen_ranks
     from node.train.checkpoint import load_model
     from node.train.evaluate import heldout_loss
     from node.worker import choose_device
@@ -78,7 +79,10 @@ def _evaluate(config: Config, checkpoint: Path, batches: int) -> Evaluation:
     task = open_data(config.data)
     model = Llama(config, task.vocab_size).to(device)
     load_model(checkpoint, model)
-    exchange = ChunkExchange(assign(config.model.chunks, 1), 0, PayloadFormat(config))
+    payload, ranks = PayloadFormat(config), chosen_ranks(model)
+    if ranks and all(ranks.values()):
+        payload.set_ranks(ranks)  # as the run chose them
+    exchange = ChunkExchange(assign(config.model.chunks, 1), 0, payload)
     spec = pass_spec(config, step_of(checkpoint))
     total, tokens = heldout_loss(model, exchange, task, spec, config.train.batch, batches or 1 << 60)
     return Evaluation(step_of(checkpoint), total / tokens, tokens, config.leaks and spec.compressed)

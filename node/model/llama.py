@@ -1,7 +1,7 @@
 """A Llama-3 decoder (RMSNorm, RoPE, SwiGLU, grouped-query attention) over the chunks that this node owns.
 
-Parameter names are those of `transformers`' LlamaForCausalLM, so that weights go over by name; only the heads ψ of
-the compression have no place there. The model is one function of the tokens: which node owns which chunk is the
+Parameter names are those of `transformers`' LlamaForCausalLM, so that weights go over by name; only what
+the compression learns has no place there. The model is one function of the tokens: which node owns which chunk is the
 exchange's business (`node.exchange.chunks`).
 
 Shapes: C own chunks, B batch, n tokens of a chunk, d width, H query heads, G key/value heads, D head_dim, K = G·D.
@@ -10,7 +10,7 @@ Shapes: C own chunks, B batch, n tokens of a chunk, d width, H query heads, G ke
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -31,6 +31,11 @@ from node.subspace.learned import LearnedCodec
 from node.subspace.ranks import LayerShapes, codec_shapes, rotation_of
 
 Moments = dict[tuple[int, str], Tensor]
+Decoders = tuple[Tensor | None, Tensor | None]
+"""Of K and of V, for one use."""
+
+_OWN, _LOCAL, _FAR = 0, 1, 2
+"""Uses of a layer's decoders: each chunk of itself, own chunks of each other, and from here on those of other nodes."""
 
 
 @dataclass
@@ -89,9 +94,13 @@ class KeyValueCodecs(nn.Module):
         report.see(self._layer, "k", k_CBnK, self.k, payload[:half])
         report.see(self._layer, "v", v_CBnK, self.v, payload[half:])
 
-    def decode(self, payload: Payload, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        half = len(payload) // 2
-        return self.k.decode(payload[:half], dtype), self.v.decode(payload[half:], dtype)
+    def decoders(self, uses: int) -> list[Decoders]:
+        """What `decode` takes for each of so many uses (`Codec.decoders`)."""
+        return list(zip(self.k.decoders(uses), self.v.decoders(uses), strict=True))
+
+    def decode(self, payload: Payload, dtype: torch.dtype, decoders: Decoders = (None, None)) -> tuple[Tensor, Tensor]:
+        half, (k, v) = len(payload) // 2, decoders
+        return self.k.decode(payload[:half], dtype, k), self.v.decode(payload[half:], dtype, v)
 
 
 class Attention(nn.Module):
@@ -117,27 +126,29 @@ class Attention(nn.Module):
             for kind, z_CBnK in (("k", k_CBnK), ("v", v_CBnK)):
                 step.moments[self._layer, kind] = group_moments(z_CBnK.detach().float(), self._moment_groups)
         compresses = step.spec.compressed and self.codecs is not None
+        far = {chunk: exchange.first_reader(chunk) for chunk in exchange.earlier(self._layer)}
+        decoders = self._decoders(_FAR + len(far), compresses)
         payload = self._encode(k_CBnK, v_CBnK, step)
         if step.report is not None:
             self._report(step.report, k_CBnK, v_CBnK, payload if compresses else None)
         if compresses and self._projects_own:
             # Of what was encoded, not of what crosses: nothing of this leaves the node, or is rounded.
-            k_CBnK, v_CBnK = self._decode_own(payload, k_CBnK.dtype, step)
+            k_CBnK, v_CBnK = self._decode_own(payload, k_CBnK.dtype, decoders[_OWN])
         anchor, payload = exchange.publish(self._layer, payload)
         if compresses and self.codecs is not None:
             anchor = self.codecs.v.tie(self.codecs.k.tie(anchor))
         # What follows needs no network: it runs while the payloads travel, and in the backward after all is sent.
         q_CBnHD = self.q_proj(x_CBnd).unflatten(-1, (-1, self._head_dim))
         q_CBHnD = step.rope(q_CBnHD, step.own_positions_C1n).transpose(-3, -2)
-        far = {chunk: exchange.first_reader(chunk) for chunk in exchange.earlier(self._layer)}
         shared = bool(exchange.shared(self._layer))
         attention = ChunkAttention(q_CBHnD, far, local=shared)
         attention.attend_own(*self._heads(k_CBnK, v_CBnK, step.own_positions_C1n, step.rope), anchor)
         if shared:
-            k_CBnK, v_CBnK = self._decode_own(tuple(tensor[:-1] for tensor in payload), k_CBnK.dtype, step)
+            k_CBnK, v_CBnK = self._decode_own(tuple(tensor[:-1] for tensor in payload), k_CBnK.dtype, decoders[_LOCAL])
             attention.attend_local(*self._heads(k_CBnK, v_CBnK, step.own_positions_C1n[:-1], step.rope))
         for chunk, arrived in exchange.arrivals(self._layer, anchor):
-            k_BnK, v_BnK = self._decode(arrived, k_CBnK.dtype, step)
+            use = _FAR + list(far).index(chunk)
+            k_BnK, v_BnK = self._decode(arrived, k_CBnK.dtype, decoders[use])
             positions_n = step.own_positions_C1n[0, 0] + (chunk - exchange.own[0]) * step.spec.tokens
             attention.attend_far(chunk, *self._heads(k_BnK, v_BnK, positions_n, step.rope))
         return self.o_proj(attention.merge().transpose(-3, -2).flatten(-2))  # type: ignore[no-any-return]
@@ -163,16 +174,20 @@ class Attention(nn.Module):
             report.see(self._layer, "k", k_CBnK)
             report.see(self._layer, "v", v_CBnK)
 
-    def _decode(self, payload: Payload, dtype: torch.dtype, step: Pass) -> tuple[Tensor, Tensor]:
-        if step.spec.compressed and self.codecs is not None:
-            return self.codecs.decode(payload, dtype)
+    def _decoders(self, uses: int, compresses: bool) -> Sequence[Decoders | None]:
+        return self.codecs.decoders(uses) if compresses and self.codecs is not None else [None] * uses
+
+    def _decode(self, payload: Payload, dtype: torch.dtype, decoders: Decoders | None) -> tuple[Tensor, Tensor]:
+        """What a payload gives back; without `decoders` it is whole."""
+        if decoders is not None and self.codecs is not None:
+            return self.codecs.decode(payload, dtype, decoders)
         k, v = payload
         return k.to(dtype), v.to(dtype)
 
-    def _decode_own(self, payload_CB: Payload, dtype: torch.dtype, step: Pass) -> tuple[Tensor, Tensor]:
+    def _decode_own(self, payload_CB: Payload, dtype: torch.dtype, decoders: Decoders | None) -> tuple[Tensor, Tensor]:
         """K and V [C, B, n, K] of own chunks as their payload gives them back."""
         shape = payload_CB[0].shape[:2]
-        k, v = self._decode(tuple(tensor.flatten(0, 1) for tensor in payload_CB), dtype, step)
+        k, v = self._decode(tuple(tensor.flatten(0, 1) for tensor in payload_CB), dtype, decoders)
         return k.unflatten(0, shape), v.unflatten(0, shape)
 
 

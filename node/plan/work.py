@@ -156,13 +156,18 @@ def optimizer_work(config: Config) -> Work:
 
 
 def parameters(config: Config) -> int:
-    """Parameters of the decoder. The heads ψ of the compression, d_kv numbers each, are not counted."""
+    """Parameters of the decoder, and of subspaces that are learned. Not counted: the heads ψ, d_kv numbers each, and
+    learned subspaces whose ranks a run chooses for a budget."""
     model = config.model
     query_width = model.heads * model.head_size
     attention = 2 * model.d_model * (query_width + model.d_kv)
     layer = attention + 3 * model.d_model * model.ffn_dim + 2 * model.d_model
     embeddings = VOCABULARY[config.data.tokenizer] * model.d_model * (1 if model.tied else 2)
-    return model.layers * layer + embeddings + model.d_model
+    learned = 0
+    if config.compress.subspace == "learned":
+        shapes = [shape for kv in codec_shapes(config).values() for shape in kv]
+        learned = sum(2 * shape.groups * shape.width * shape.rank for shape in shapes)
+    return model.layers * layer + embeddings + model.d_model + learned
 
 
 def _codec_width(config: Config, layer: int, spec: PassSpec) -> float:

@@ -85,6 +85,11 @@ class Codec(nn.Module):
         basis_GDr = self.leading[..., : self.shape.rank]
         return basis_GDr, basis_GDr
 
+    def decoders(self, uses: int) -> tuple[Tensor | None, ...]:
+        """What `decode` takes for each of so many uses, if it is trained by them: one each, since gradients must be
+        added in order of use, not of arrival."""
+        return (None,) * uses
+
     def tie(self, anchor: Tensor) -> Tensor:
         """The exchange's anchor, made to depend on all that `decode` is trained by: a node that reads nobody, and so
         decodes nothing, must have gradients of zero like the others' to add to theirs, not none."""
@@ -121,8 +126,8 @@ class Codec(nn.Module):
         compressed = torch.einsum("cbngd,cbgdr->cbngr", z_CBnGD, u_CBGDr.to(z_CBnGD.dtype)).flatten(-2)
         return (compressed, theta_CBp) if parameters else (compressed,)
 
-    def decode(self, payload: tuple[Tensor, ...], dtype: torch.dtype) -> Tensor:
-        """Z̃ [B, n, K] = Zcomp U(θ)ᵀ of one chunk, from its Zcomp [B, n, G·r] and θ [B, G·m]."""
+    def decode(self, payload: tuple[Tensor, ...], dtype: torch.dtype, decoder: Tensor | None = None) -> Tensor:
+        """Z̃ [B, n, K] = Zcomp U(θ)ᵀ of one chunk, from its Zcomp [B, n, G·r] and θ [B, G·m], by one of `decoders`."""
         groups, _, rank, parameters = self.shape
         compressed_BnGr = payload[0].to(dtype).unflatten(-1, (groups, rank))
         if parameters:

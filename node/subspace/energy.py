@@ -1,7 +1,8 @@
 """What the subspaces keep in a trained run: figures by layer, for K and for V, taken in passes without gradients.
 
 A user sees a subspace go stale here before the loss does: `energy_kept` falls. `EnergyReport` watches one evaluation on
-one node, over its own chunks; the recorder takes the mean over nodes. It sends nothing and changes nothing.
+one node, over its own chunks; the recorder takes the mean over nodes. It sends nothing and changes nothing. (Of a
+subspace that is learned it is how near Z̃ is to Z, which may fall while the model improves: nothing holds U to Z there.)
 """
 
 from __future__ import annotations

@@ -42,12 +42,16 @@ class LearnedCodec(Codec):
     def matrices(self) -> tuple[Tensor, Tensor]:
         return self.down, self.up
 
+    def decoders(self, uses: int) -> tuple[Tensor | None, ...]:
+        return self.up.expand(uses, *self.up.shape).unbind(0)
+
     def tie(self, anchor: Tensor) -> Tensor:
         return anchor + 0.0 * self.up.sum()
 
     def compress(self, z_CBnGD: Tensor, theta_CBp: Tensor) -> tuple[Tensor, ...]:
         return (torch.einsum("cbngd,gdr->cbngr", z_CBnGD, self.down.to(z_CBnGD.dtype)).flatten(-2),)
 
-    def decode(self, payload: tuple[Tensor, ...], dtype: torch.dtype) -> Tensor:
+    def decode(self, payload: tuple[Tensor, ...], dtype: torch.dtype, decoder: Tensor | None = None) -> Tensor:
+        up_GDr = self.up if decoder is None else decoder
         compressed_BnGr = payload[0].to(dtype).unflatten(-1, (self.shape.groups, self.shape.rank))
-        return torch.einsum("bngr,gdr->bngd", compressed_BnGr, self.up.to(dtype)).flatten(-2)
+        return torch.einsum("bngr,gdr->bngd", compressed_BnGr, up_GDr.to(dtype)).flatten(-2)

@@ -106,6 +106,7 @@ class Rank:
         moments = model.weight_moments(config.compress)
         for key, codec in model.codecs():
             codec.set_moments(moments[key])
+            codec.start()
         exchange = ChunkExchange(config.assignment(), rank, payload, Void())
         averager = Averager(rank, config.coordinator.nodes, None, Silence())
         self._trainer = Trainer(config, task, model, exchange, averager, Checkpoints(Path(), rank))

@@ -183,3 +183,14 @@ def test_another_rate_holds_at_once_for_what_waits_and_what_is_halfway() -> None
     assert [number for _, number in out] == list(range(1, 10))
     assert out[-1][0] == pytest.approx(0.5 + 0.085, abs=0.011)
     assert all(after[0] - before[0] <= 0.011 for before, after in pairwise(out))
+
+
+@pytest.mark.parametrize("wrong_s", [3600.0, -3600.0, 1e12])
+def test_a_stamp_that_is_far_off_takes_no_sender_out_of_the_nics_time(wrong_s: float) -> None:
+    """Wrong, or of a peer whose clock began anew: what comes after it is at most a second early, and not for long."""
+    clock = SenderClock()
+    for step in range(1, 4000):
+        now = 0.005 * step
+        arrival = clock.arrival(5000.0 + now + (wrong_s if step == 200 else 0.0), now)
+        assert now - 1.0 <= arrival <= now
+    assert arrival == pytest.approx(now), "it is forgotten after two windows"

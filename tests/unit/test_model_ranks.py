@@ -112,7 +112,7 @@ class Shuffled(ThreadWire):
         return min(chunks, key=self._order.index)
 
 
-@pytest.mark.parametrize("mode", ["dense", "geodesic"])
+@pytest.mark.parametrize("mode", ["dense", "geodesic", "learned"])
 def test_the_order_of_arrival_changes_no_bit(mode: str) -> None:
     config = tiny_config(compress=MODES[mode])
 

@@ -76,6 +76,8 @@ def test_the_tail_decays_anew_from_a_lower_rate() -> None:
     assert tail[14:] == pytest.approx([0.25 * (1.0 - 0.08 * done) for done in range(1, 11)])
     ordinary = [learning_rate(unplugging(settings, unplug_step=14, unplug_lr_share=1.0), step) for step in range(1, 25)]
     assert ordinary == whole, "the rate never rises"
+    early = [learning_rate(unplugging(settings, unplug_step=3), step) for step in range(1, 25)]
+    assert early == whole, "before the warm-up of the rate is over, too"
 
 
 @pytest.mark.parametrize("world", ["2x2", "4"])
