@@ -27,6 +27,7 @@ from netem.sockets import Frame, Sockets
 
 _TICK_S = 0.05  # how often the links' timers are looked at while something is unacknowledged
 _IDLE_S = 1.0
+_WINDOWS_WAITING = 4  # of a peer for its turn on the receiving NIC: its window, what goes without credit, and room
 
 _clock = time.monotonic
 
@@ -142,6 +143,8 @@ class Engine:
         peer.counters.received_wire_bytes += nbytes
         if self._ingress is None:
             self._take(peer, header, payload)
+        elif self._ingress.waiting_bytes(name) > _WINDOWS_WAITING * peer.most_window_bytes:
+            peer.counters.dropped += 1  # it ignores its credit, and would fill the memory; a link sends again
         else:
             self._ingress.push(name, (name, header, payload), nbytes, peer.clock.arrival(stamp_s, _clock()))
 
@@ -236,6 +239,7 @@ class Engine:
         for name, peer in self.peers:
             if not peer.lane.cut:  # one that is cut keeps what it had
                 peer.link.resize(*self._sizes(name))
+                peer.most_window_bytes = max(peer.most_window_bytes, peer.link.window_bytes)
 
     def begin_to_close(self, deadline: float) -> None:
         """Drop what waits; end once the acknowledgements that are owed are written, or at `deadline`."""

@@ -3,7 +3,7 @@
 Start-time fair queueing (Goyal, Vin and Cheng, 1996) over senders: whoever has been served least is served next, so
 senders that have more for this node than their share get equal shares, and one that has less gets all it wants:
 max-min fairness, segment by segment. Nothing is acknowledged before it is through, so credit pushes back on the
-senders and bounds what waits here: a window of each.
+senders and bounds what waits here to a window of each; of one that ignores it `netem.engine` takes no more.
 
 Virtual cut-through: a segment has been trickling in while it was serialised at its sender, so it may be served from
 that long before its arrival on, and an uncontended transfer is not delayed twice.
@@ -63,6 +63,7 @@ class Ingress(Generic[T]):
         self._bucket = TokenBucket(rate_bps)
         self._idle: list[tuple[float, float]] = []  # when the bucket lately had nothing to do
         self._queues: dict[str, deque[_Waiting[T]]] = {}  # of those that have something waiting
+        self._waiting_bytes: dict[str, int] = {}  # of the same
         self._served: dict[str, float] = {}  # virtual time, in bytes: where each sender's next segment starts
         self._virtual = 0.0
         self._leaving: deque[tuple[float, T]] = deque()
@@ -72,7 +73,12 @@ class Ingress(Generic[T]):
         if sender not in self._queues:
             self._queues[sender] = deque()
             self._served[sender] = max(self._virtual, self._served.get(sender, 0.0))  # idle time earns nothing
+        self._waiting_bytes[sender] = self.waiting_bytes(sender) + nbytes
         self._queues[sender].append(_Waiting(item, nbytes, arrival, arrival - self._bucket.duration(nbytes)))
+
+    def waiting_bytes(self, sender: str) -> int:
+        """What of this sender has not had its turn."""
+        return self._waiting_bytes.get(sender, 0)
 
     def poll(self, now: float) -> Iterator[T]:
         """What is through by `now`, in order."""
@@ -110,8 +116,9 @@ class Ingress(Generic[T]):
         entry = self._queues[sender].popleft()
         self._virtual = self._served[sender]
         self._served[sender] += entry.nbytes
+        self._waiting_bytes[sender] -= entry.nbytes
         if not self._queues[sender]:
-            del self._queues[sender]
+            del self._queues[sender], self._waiting_bytes[sender]
             self._forget_even()
         through = max(self._bucket.reserve(entry.nbytes - self._made_up_bytes(entry), entry.ready), entry.arrival)
         if self._leaving:

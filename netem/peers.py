@@ -23,7 +23,7 @@ STRANGERS = "?"
 class Peer:
     """All that the endpoint keeps for one peer."""
 
-    __slots__ = ("assembler", "clock", "counters", "lane", "link")
+    __slots__ = ("assembler", "clock", "counters", "lane", "link", "most_window_bytes")
 
     def __init__(self, link: Link, lane: Lane, assembler: Assembler, counters: LinkCounters) -> None:
         self.link = link
@@ -31,6 +31,7 @@ class Peer:
         self.assembler = assembler
         self.counters = counters
         self.clock = SenderClock()
+        self.most_window_bytes = link.window_bytes  # that it has had: what was sent in a larger one may still come
 
 
 class Peers:

@@ -179,12 +179,15 @@ TEXT = "It was a bright cold day in April, and the clocks were striking thirteen
 def trained(tmp_path: Path) -> Callable[..., Path]:
     """A run of one step, as `isthmus run` leaves it: its folder."""
 
-    def make(**train: int) -> Path:
+    def make(*settings: str) -> Path:
         (tmp_path / "text.txt").write_text(TEXT)
         overrides = ["--data.corpus", "./text.txt", "--data.tokenizer", "bytes", "--data.cache", "cache"]
         overrides += ["--model.context", "64", "--model.layers", "2", "--coordinator.nodes", "2"]
-        config = load_config(Path(TINY), overrides)
+        config = load_config(Path(TINY), [*overrides, *settings])
         model = Llama(config, 257)
+        for number, (_, codec) in enumerate(model.codecs()):
+            if not codec.shape.rank:  # a run would have chosen them
+                codec.set_rank(3 + number)
         Checkpoints(config.run.folder, 0).save(25, model, make_optimizer(model, config.train))
         save_config(config, config.run.folder / CONFIG)
         return config.run.folder
@@ -206,6 +209,14 @@ def test_eval_of_a_complete_checkpoint(trained: Callable[..., Path], capsys: pyt
     facts = json.loads((checkpoint / EVALUATION).read_text())
     assert facts["tokens"] == 3 * 2 * 64
     assert main(["eval", str(folder), "--batches", "3", "--compress.mode", "dense"]) == 0
+
+
+@pytest.mark.parametrize("subspace", ["frozen", "learned"])
+def test_eval_knows_the_ranks_that_a_run_chose(subspace: str, trained: Callable[..., Path]) -> None:
+    settings = {"budget_bytes_per_token": "60", "format": "int4", "rotation": "fixed", "subspace": subspace}
+    folder = trained(*(text for key, value in settings.items() for text in (f"--compress.{key}", value)))
+    mark_complete(folder, 25, nodes=2)
+    assert main(["eval", str(folder), "--batches", "3"]) == 0
 
 
 def test_eval_of_a_checkpoint_that_does_not_fit(

@@ -194,3 +194,15 @@ def test_a_stamp_that_is_far_off_takes_no_sender_out_of_the_nics_time(wrong_s: f
         arrival = clock.arrival(5000.0 + now + (wrong_s if step == 200 else 0.0), now)
         assert now - 1.0 <= arrival <= now
     assert arrival == pytest.approx(now), "it is forgotten after two windows"
+
+
+def test_what_waits_is_counted_by_sender_until_its_turn() -> None:
+    ingress: Ingress[int] = Ingress(RATE)
+    for number in range(4):
+        ingress.push("a", number, 10_000, 0.0)
+    ingress.push("b", 4, 500, 0.0)
+    assert [ingress.waiting_bytes(sender) for sender in ("a", "b", "c")] == [40_000, 500, 0]
+    list(ingress.poll(0.0105))
+    assert ingress.waiting_bytes("a") == 10_000  # the first had trickled in, the second is through, one has begun
+    list(ingress.poll(1.0))
+    assert [ingress.waiting_bytes(sender) for sender in ("a", "b")] == [0, 0]
