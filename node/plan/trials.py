@@ -107,20 +107,8 @@ was settled which before any of them was made.
 
 {rows}
 
-{READING}
+What it says is in [README](README.md).
 """
-
-
-READING = """## What this says
-
-- The step is predicted better than the compute in it: where the network takes most of a step, compute may be off by a
-  sixth and the step is right. Judge a plan for a fast network by the compute columns.
-- The hardest is the run that sends nothing, where nothing hides what compute is off by, with four nodes on two cores.
-- The model was changed once, after runs 01 to 08, some of them test runs: a message's cost was parted from a stage's,
-  and nodes that share cores are slowed by those that compute at the same time, no longer by a mean over the step. The
-  planner before that, fitted to the same half, has a median error of 3.1 % on the other, +45 % on run 08 its largest,
-  and the same order. No cost was ever fitted to a test run.
-- A step here excludes the barrier between steps, which took twice the latency and 5 to 10 ms."""
 
 
 if __name__ == "__main__":
