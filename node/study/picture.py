@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from node.report import RUN_LOOKS, save_png, styled_figure
 from node.study.figures import Result
@@ -33,6 +34,9 @@ def draw(study: Study, results: Mapping[str, Sequence[Result]], path: Path) -> P
             _mark(by_bytes, of_arm, arm, colour, dashes)
         by_step.set(title="Held-out loss over training", xlabel="step", ylabel="loss (nats a token asked for)")
         by_bytes.set(title="Loss against bytes", xlabel="bytes a token in the mean layer", xscale="log")
+        by_bytes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        by_bytes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        by_bytes.xaxis.set_minor_formatter(NullFormatter())
         by_position.set(title="Loss by position, after training", xlabel="position in the context (tokens)")
         chunk_tokens = study.arms[0].config.model.chunk_tokens
         by_position.axvline(chunk_tokens, color="#999999", linewidth=0.8, linestyle=":")
