@@ -74,7 +74,10 @@ def stamped(header: bytes, due_s: float) -> bytes:
 
 
 def unstamped(part: bytes) -> tuple[bytes, float]:
-    """The header and the stamp in seconds. Raises `ProtocolError` where there is no room for both."""
+    """The header and the stamp in seconds. Raises `ProtocolError` where there is no room for both, or where a header of
+    another version begins, which may have no stamp: MessagePack has a short array's mark first, and then the version."""
+    if part[:1] and 0x90 <= part[0] <= 0x9F and part[1:2] != bytes([VERSION]):
+        raise ProtocolError(f"a frame that is not of version {VERSION}; do both sides run the same release?")
     if len(part) <= STAMP_BYTES:
         raise ProtocolError(f"a header of {len(part)} bytes, too short for its stamp")
     return part[:-STAMP_BYTES], _STAMP.unpack(part[-STAMP_BYTES:])[0] / 1e6

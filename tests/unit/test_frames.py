@@ -85,6 +85,13 @@ def test_a_damaged_byte_is_never_anything_but_a_protocol_error(position: int, by
         decode(bytes(data), max_tag_bytes=TAG_LIMIT)
 
 
+def test_a_frame_of_the_version_without_a_stamp_is_named() -> None:
+    old = msgpack.packb([1, "run", 0, *range(9), b"tag"])
+    with pytest.raises(ProtocolError, match=r"not of version 2; do both sides run the same release\?"):
+        unstamped(old)
+    assert unstamped(stamped(encode(GOOD), 1.5)) == (encode(GOOD), 1.5)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
