@@ -75,7 +75,7 @@ def stamped(header: bytes, due_s: float) -> bytes:
 
 def unstamped(part: bytes) -> tuple[bytes, float]:
     """The header and the stamp in seconds. Raises `ProtocolError` where there is no room for both, or where a header of
-    another version begins, which may have no stamp: MessagePack has a short array's mark first, and then the version."""
+    another version begins, which may have no stamp: MessagePack has a short array's mark first, then the version."""
     if part[:1] and 0x90 <= part[0] <= 0x9F and part[1:2] != bytes([VERSION]):
         raise ProtocolError(f"a frame that is not of version {VERSION}; do both sides run the same release?")
     if len(part) <= STAMP_BYTES:
