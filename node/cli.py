@@ -45,10 +45,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace, overrides: list[str]) -> None:
+    from coordinator.records.rates import untrusted
     from node.commands.evaluate import evaluate
     from node.commands.run import run_swarm
-    from node.rates import untrusted
-    from node.report import draw_report, read_run
+    from node.watch.report import draw_report, read_run
 
     config = run_swarm(_load(options, overrides))
     folder = config.run.folder
@@ -99,7 +99,7 @@ def _export(options: argparse.Namespace, _rest: list[str]) -> None:
 
 
 def _report(options: argparse.Namespace, _rest: list[str]) -> None:
-    from node.report import draw_comparison, draw_report
+    from node.watch.report import draw_comparison, draw_report
 
     if options.out is None and len(options.runs) > 1:
         raise ConfigError("--out: several runs go into one picture; give the file to write, such as --out runs.png")

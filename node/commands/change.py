@@ -6,11 +6,11 @@ from pathlib import Path
 
 from coordinator.messages import Answer
 from coordinator.operator import ask
+from coordinator.records.folder import ADDRESS
 from netem.changes import Change, ChangeConfig, change_of
 from netem.errors import ConfigError
 from netem.sockets import parse_address
 from netem.units import format_time
-from node.run_folder import ADDRESS
 
 
 def change_network(where: str, token: str, config: ChangeConfig | None) -> int:

@@ -8,14 +8,14 @@ import signal
 import threading
 
 from coordinator.plan import RunPlan
-from coordinator.recorder import Recorder
+from coordinator.records.folder import ADDRESS, CONFIG, make_folder, mark_complete
+from coordinator.records.recorder import Recorder
 from coordinator.server import CoordinatorServer
 from netem.errors import RunAborted
 from netem.profile import resolve_schedule
 from node.config import Config, save_config
-from node.resume import start_step
-from node.run_folder import ADDRESS, CONFIG, make_folder, mark_complete
-from node.schedule import rounds_for
+from node.train.resume import start_step
+from node.train.schedule import rounds_for
 
 log = logging.getLogger("isthmus.coordinator")
 

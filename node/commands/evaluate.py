@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from coordinator.records.folder import CONFIG, EVALUATION, is_complete, latest_complete, step_of
 from netem.config import apply_overrides, convert, load_toml
 from netem.errors import ConfigError
 from node.config import Config
-from node.run_folder import CONFIG, EVALUATION, is_complete, latest_complete, step_of
 
 
 class Evaluation(NamedTuple):
@@ -69,11 +69,11 @@ def _evaluate(config: Config, checkpoint: Path, batches: int) -> Evaluation:
     from node.exchange.chunks import ChunkExchange
     from node.exchange.payload import PayloadFormat
     from node.model.llama import Llama
-    from node.schedule import pass_spec
     from node.train.basis import chosen_ranks
     from node.train.checkpoint import load_model
     from node.train.evaluate import heldout_loss
-    from node.worker import choose_device
+    from node.train.schedule import pass_spec
+    from node.worker.node import choose_device
 
     device = choose_device(config)
     task = open_data(config.data)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
+from coordinator.records.folder import step_of
 from node.commands.evaluate import checkpoint_config, find_checkpoint
-from node.run_folder import step_of
 
 
 class Exported(NamedTuple):
@@ -26,7 +26,7 @@ def export(path: Path, folder: Path) -> Exported:
     checkpoint = find_checkpoint(path)
     config, step = checkpoint_config(checkpoint), step_of(checkpoint)
     # torch takes seconds to import: a mistyped path should not.
-    from node.data.config import RECALL
+    from node.config.data import RECALL
     from node.export.folder import check_free, model_files, write_folder
     from node.export.plain import check_plain, plain_weights, rounding_note
     from node.export.tokenizer import tokenizer_files

@@ -16,7 +16,7 @@ from node.config import Config
 
 def run_node(config: Config, join: str, bind: str, advertise: str, name: str, rank: int) -> None:
     """Join the run at `join` and take part in it. Raises `RunAborted` where it ends before its last step."""
-    from node.worker import Place, run_node  # torch takes seconds to import: a mistyped option should not
+    from node.worker.node import Place, run_node  # torch takes seconds to import: a mistyped option should not
 
     if not join.startswith("tcp://"):
         raise ConfigError(f"--join {join!r}: expected the coordinator's address, such as tcp://10.0.0.5:7070")

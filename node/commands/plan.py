@@ -12,16 +12,16 @@ import msgspec
 
 from netem.errors import ConfigError
 from node.config import Config
-from node.plan.compare import NODES as NODES_COMPARED
-from node.plan.compare import RATES_BPS, over_bandwidth, with_context
-from node.plan.costs import Costs, stated
-from node.plan.devices import Device, device
-from node.plan.fit import case, fit
-from node.plan.measured import read_measured
-from node.plan.picture import draw_curves
-from node.plan.predict import Plan, predict
-from node.plan.text import assumptions, contexts_table, curves_table, describe
-from node.plan.validate import fitted, table, validate
+from node.lab.plan.compare import NODES as NODES_COMPARED
+from node.lab.plan.compare import RATES_BPS, over_bandwidth, with_context
+from node.lab.plan.costs import Costs, stated
+from node.lab.plan.devices import Device, device
+from node.lab.plan.fit import case, fit
+from node.lab.plan.measured import read_measured
+from node.lab.plan.picture import draw_curves
+from node.lab.plan.predict import Plan, predict
+from node.lab.plan.text import assumptions, contexts_table, curves_table, describe
+from node.lab.plan.validate import fitted, table, validate
 
 MFU = 0.4
 """Of a well-made step on a GPU; what is stated by default."""

@@ -23,6 +23,7 @@ from typing import IO, Any
 
 import msgspec
 
+from coordinator.records.folder import ADDRESS, CONFIG, LOGS, METRICS, latest_complete, make_folder
 from netem import host
 from netem.errors import ConfigError, RunAborted
 from netem.profile import resolve
@@ -30,9 +31,8 @@ from node.commands.node import interrupt
 from node.config import TOKEN_VARIABLE, Config, save_config
 from node.data import open_data
 from node.data.task import check_room
-from node.resume import start_step
-from node.run_folder import ADDRESS, CONFIG, LOGS, METRICS, latest_complete, make_folder
-from node.view import View
+from node.train.resume import start_step
+from node.watch.view import View
 
 log = logging.getLogger("isthmus.run")
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from netem.errors import ConfigError
-from node.study.plan import Run, plan, read_result
-from node.study.pool import run_all
-from node.study.table import Study, load_study, study_names
+from node.lab.study.plan import Run, plan, read_result
+from node.lab.study.pool import run_all
+from node.lab.study.table import Study, load_study, study_names
 
 log = logging.getLogger("isthmus.study")
 
@@ -70,7 +70,7 @@ def show_studies() -> None:
 
 def show_checkpoint(folder: Path) -> None:
     """The stable ranks of a Hugging Face folder."""
-    from node.study.spectrum import checkpoint_ranks, checkpoint_table
+    from node.lab.study.spectrum import checkpoint_ranks, checkpoint_table
 
     print(checkpoint_table(checkpoint_ranks(folder)))
 
@@ -87,10 +87,10 @@ def _check(study: Study) -> None:
 
 
 def _write(wish: Wish, study: Study, runs: Sequence[Run]) -> Path:
-    from node.study.document import document, raw, write
-    from node.study.figures import figures
-    from node.study.picture import draw
-    from node.study.spectrum import layer_table, training_table
+    from node.lab.study.document import document, raw, write
+    from node.lab.study.figures import figures
+    from node.lab.study.picture import draw
+    from node.lab.study.spectrum import layer_table, training_table
 
     results = {arm.name: [_result(run) for run in runs if run.arm == arm.name] for arm in study.arms}
     text = document(study, figures(study, results), results, wish.command, wish.stem)

@@ -16,19 +16,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from coordinator.records.folder import make_folder
 from node.commands.node import interrupt
 from node.commands.run import check_corpus, run_swarm
 from node.config import Config, load_config, save_config
-from node.plan.costs import stated
-from node.plan.devices import device
-from node.run_folder import make_folder
-from node.study.trial import host_line
-from node.tunnel.bench import measure
-from node.tunnel.check import judge, read_measured
-from node.tunnel.design import Design, Goal, design, first_design, goal
-from node.tunnel.network import profile_toml
-from node.tunnel.report import Facts, Part, as_object, document, verdict_line
-from node.tunnel.small import load_target, modes_named, run_config, small_config
+from node.lab.plan.costs import stated
+from node.lab.plan.devices import device
+from node.lab.study.trial import host_line
+from node.lab.tunnel.bench import measure
+from node.lab.tunnel.check import judge, read_measured
+from node.lab.tunnel.design import Design, Goal, design, first_design, goal
+from node.lab.tunnel.network import profile_toml
+from node.lab.tunnel.page import Facts, Part, as_object, document, verdict_line
+from node.lab.tunnel.small import load_target, modes_named, run_config, small_config
 
 log = logging.getLogger("isthmus.tunnel")
 

@@ -7,8 +7,8 @@ time), `tokenizers`, `split` (what is held out), `build` and `store` (tokenised 
 It knows no torch, no network of ours and no training.
 """
 
+from node.config.data import DataConfig
 from node.data.batches import BatchSampler, heldout_contexts, heldout_count
-from node.data.config import DataConfig
 from node.data.corpus import Corpus, open_data
 from node.data.task import Task
 from node.data.tokenizers import Tokenizer, make_tokenizer

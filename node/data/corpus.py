@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from node.config.data import RECALL, DataConfig, cache_folder
 from node.data.batches import BatchSampler, Contexts, heldout_contexts, heldout_count
-from node.data.config import RECALL, DataConfig, cache_folder
 from node.data.recall import Recall
 from node.data.sources import make_source
 from node.data.store import TokenStore

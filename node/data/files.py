@@ -19,8 +19,8 @@ from typing import IO, Any
 import msgspec
 
 from netem.errors import ConfigError
+from node.config.data import EMBEDDED_CORPUS, KNOWN_CORPORA
 from node.data import embedded
-from node.data.config import EMBEDDED_CORPUS, KNOWN_CORPORA
 
 TEXT_SUFFIXES = (".txt", ".jsonl")
 PACKED_SUFFIXES = (".gz", ".xz")

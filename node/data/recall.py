@@ -23,8 +23,8 @@ import numpy as np
 import numpy.typing as npt
 
 from netem.errors import ConfigError
+from node.config.data import RECALL_PARTS as PARTS
 from node.data.batches import Contexts
-from node.data.config import RECALL_PARTS as PARTS
 
 VALUES = 8
 FACT_KEYS = 8

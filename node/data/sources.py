@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Generator
 from typing import Any, Protocol
 
-from node.data.config import EMBEDDED_CORPUS, HUB_CORPORA, DataConfig
+from node.config.data import EMBEDDED_CORPUS, HUB_CORPORA, DataConfig
 from node.data.files import EmbeddedNovels, LocalFiles
 from node.data.hub import HubStream
 

@@ -28,10 +28,10 @@ from torch import Generator, Tensor
 from torch.autograd import Function
 
 from coordinator.assignment import Assignment
+from node.config.seeds import derive
 from node.exchange.formats import Packed, TensorSpec
+from node.exchange.passes import PassSpec
 from node.exchange.payload import Payload, PayloadFormat
-from node.schedule import PassSpec
-from node.seeds import derive
 
 FORWARD_PASSES_AHEAD = 2
 """Forward-only passes that an owner may be ahead of its readers; `node.exchange.inbox` takes none from further."""

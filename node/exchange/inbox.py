@@ -20,9 +20,9 @@ from coordinator.messages import COORDINATOR, control_buffer
 from netem.errors import IsthmusError, PeerSilent, ProtocolError, RunAborted
 from netem.names import plain
 from node.exchange.chunks import FORWARD_PASSES_AHEAD
+from node.exchange.passes import PassSpec
 from node.exchange.payload import PayloadFormat
 from node.exchange.tags import ChunkTag, RingTag, decode_tag
-from node.schedule import PassSpec
 
 _WHAT = {
     "kv": "keys and values",

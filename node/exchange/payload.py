@@ -23,7 +23,7 @@ from coordinator.assignment import Assignment
 from netem.errors import ConfigError
 from node.config import CompressConfig, Config, FormatName
 from node.exchange.formats import FORMATS, Draws, Format, Packed, TensorSpec
-from node.schedule import PassSpec
+from node.exchange.passes import PassSpec
 from node.subspace.codec import CodecShape
 from node.subspace.ranks import Key, LayerShapes, codec_shapes, rank_bounds
 

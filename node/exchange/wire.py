@@ -19,9 +19,9 @@ from netem.errors import ProtocolError, QueueFull, RunAborted
 from netem.names import plain
 from node.exchange.formats import TensorSpec
 from node.exchange.inbox import ChunkKey, Inbox, Key, RingKey, World
+from node.exchange.passes import PassSpec
 from node.exchange.payload import PayloadFormat
 from node.exchange.tags import ChunkTag, RingTag, Tag, encode_tag
-from node.schedule import PassSpec
 
 ROOM_POLL_S = 0.25
 """How often a trainer that waits for room to send looks whether the run is over."""

@@ -18,12 +18,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from node.config import CompressConfig, Config, ModelConfig
+from node.config.seeds import derive
 from node.exchange.chunks import ChunkExchange
+from node.exchange.passes import PassSpec
 from node.exchange.payload import Payload
 from node.model.attention import ChunkAttention
 from node.model.rope import Rope
-from node.schedule import PassSpec
-from node.seeds import derive
 from node.subspace.basis import group_moments
 from node.subspace.codec import Codec, CodecShape
 from node.subspace.energy import EnergyReport

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from node.seeds import derive
+from node.config.seeds import derive
 from node.subspace.basis import align, principal_directions
 from node.subspace.rotation import Directions, Rotation
 

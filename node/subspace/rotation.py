@@ -17,7 +17,7 @@ from typing import Final, Protocol
 import torch
 from torch import Tensor
 
-from node.seeds import derive
+from node.config.seeds import derive
 
 Directions = tuple[Tensor, ...]
 

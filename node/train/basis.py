@@ -18,9 +18,9 @@ import torch
 from node.config import Config
 from node.data.task import Sampler
 from node.exchange.chunks import ChunkExchange
+from node.exchange.passes import PassSpec
 from node.exchange.payload import PayloadFormat
 from node.model.llama import Llama, Moments
-from node.schedule import PassSpec
 from node.subspace.basis import digest, kept_energy
 from node.subspace.ranks import choose_ranks, rank_bounds, spectrum
 from node.train.averaging import Averager, flatten, unflatten_into
@@ -114,7 +114,7 @@ class RunningMoments:
     """Second moments of this node's K and V in training passes, from which the basis is refreshed.
 
     Sums since the last refresh, and `decay` times what there was before it. Few steps are looked at
-    (`node.schedule.samples_moments`), so that the cost does not show.
+    (`node.train.schedule.samples_moments`), so that the cost does not show.
     """
 
     def __init__(self, decay: float) -> None:

@@ -5,7 +5,7 @@
         node-0.safetensors    that node's weights, basis, optimizer moments, the outer step's momentum, and the second
                               moments of K and V that the next refresh of the basis will need, where there are such
                               (each node writes its own)
-        COMPLETE.json         written last, by the coordinator, when every node has saved (`node.run_folder`)
+        COMPLETE.json         written last, by the coordinator, when every node has saved (`coordinator.records.folder`)
 
 Each node's file is enough for that node, so machines need not share a disk. Tensors only; nothing is unpickled.
 """
@@ -19,9 +19,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from coordinator.records.folder import checkpoint_folder, whole_file
 from netem.errors import ConfigError, IsthmusError
 from node.model.llama import Llama, Moments
-from node.run_folder import checkpoint_folder, whole_file
 from node.subspace.codec import Codec
 from node.train.basis import restore_basis
 from node.train.outer import OuterStep

@@ -6,8 +6,8 @@ import torch
 
 from node.data.task import Task, count_asked, heldout_batches
 from node.exchange.chunks import ChunkExchange
+from node.exchange.passes import PassSpec
 from node.model.llama import Llama
-from node.schedule import PassSpec
 from node.subspace.energy import EnergyReport
 from node.train.passes import loss_sum
 

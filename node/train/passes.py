@@ -15,8 +15,8 @@ from torch import Tensor
 from node.data.batches import Contexts
 from node.data.task import NOT_ASKED, asked, read
 from node.exchange.chunks import ChunkExchange
+from node.exchange.passes import PassSpec
 from node.model.llama import Llama, Moments
-from node.schedule import PassSpec
 from node.subspace.energy import EnergyReport
 
 

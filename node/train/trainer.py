@@ -18,7 +18,16 @@ from node.data import Task
 from node.data.task import Sampler, count_asked
 from node.exchange.chunks import ChunkExchange
 from node.model.llama import Llama, Moments
-from node.schedule import (
+from node.subspace.basis import digest
+from node.subspace.energy import EnergyReport
+from node.train import basis
+from node.train.averaging import Averager, flatten, unflatten_into
+from node.train.checkpoint import Checkpoints
+from node.train.evaluate import heldout_loss
+from node.train.optimizer import clip_gradients, make_optimizer, set_learning_rate
+from node.train.outer import OuterStep
+from node.train.passes import loss_sum
+from node.train.schedule import (
     BASIS,
     GRADIENTS,
     MOMENTS,
@@ -31,15 +40,6 @@ from node.schedule import (
     samples_moments,
     saves,
 )
-from node.subspace.basis import digest
-from node.subspace.energy import EnergyReport
-from node.train import basis
-from node.train.averaging import Averager, flatten, unflatten_into
-from node.train.checkpoint import Checkpoints
-from node.train.evaluate import heldout_loss
-from node.train.optimizer import clip_gradients, make_optimizer, set_learning_rate
-from node.train.outer import OuterStep
-from node.train.passes import loss_sum
 
 Metrics = dict[str, float]
 
@@ -53,7 +53,7 @@ class Barrier(Protocol):
 
 
 class Meter(Protocol):
-    """Counters of this node beyond the trainer's own (`node.meter`): traffic, waiting, CPU, memory."""
+    """Counters of this node beyond the trainer's own (`node.worker.meter`): traffic, waiting, CPU, memory."""
 
     def step_metrics(self) -> Metrics: ...
 

@@ -24,19 +24,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from helpers import ROOT
 from torch import Tensor
 
 from coordinator.assignment import assign
 from node.config import Config, load_config
 from node.exchange.chunks import ChunkExchange
+from node.exchange.passes import PassSpec
 from node.exchange.payload import PayloadFormat
+from node.lab.study.trial import host_line
 from node.model.llama import KeyValueCodecs, Layer, Pass
 from node.model.rope import Rope
-from node.schedule import PassSpec
-from node.study.trial import host_line
 from node.subspace.ranks import codec_shapes
 
-ROOT = Path(__file__).parents[2]
 TARGET = 0.03
 
 PAGE = """\

@@ -30,6 +30,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from helpers import ROOT
+
 from coordinator.client import Session, sender
 from coordinator.config import CoordinatorConfig
 from coordinator.messages import COORDINATOR, RUN_ID, control_buffer
@@ -44,9 +46,8 @@ from netem.network import Profile
 from netem.schedule import Schedule, Timed
 from netem.units import format_rate
 from node.config import TOKEN_VARIABLE
-from node.study.trial import host_line
+from node.lab.study.trial import host_line
 
-ROOT = Path(__file__).parents[2]
 RATES_BPS = (300e6, 50e6, 300e6, 20e6, 100e6, 300e6)
 SEGMENT_BYTES = 32_768
 HOME = Profile(name="home", rate_bps=RATES_BPS[0], latency_s=0.025, segment_size_bytes=SEGMENT_BYTES)

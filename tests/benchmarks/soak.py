@@ -196,7 +196,7 @@ def resident_bytes(pid: int) -> int:
 
 def page(minutes: float, samples: Sequence[Sample], result: Result) -> str:
     """All that was measured, as Markdown."""
-    from node.study.trial import host_line  # not in the processes that are measured: it brings torch along
+    from node.lab.study.trial import host_line  # not in the processes that are measured: it brings torch along
 
     settled = [sample for sample in samples if sample.at_s >= SETTLED_S] or list(samples)
     minute = [sample.at_s / 60 for sample in settled]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from swarm import QUICK, ROOT, await_end, await_records, started
+from helpers.isthmus_runs import QUICK, ROOT, await_end, await_records, started
 
 SETTINGS = {"ISTHMUS_CONFIG": "configs/tiny.toml", "ISTHMUS_NODES": "2", "ISTHMUS_RUN": "composed"}
 

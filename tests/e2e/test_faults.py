@@ -8,7 +8,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from swarm import QUICK, await_end, await_records, children, isthmus, records, started
+from helpers.isthmus_runs import QUICK, await_end, await_records, children, isthmus, records, started
 
 TINY = "configs/tiny.toml"
 LONG = ["--train.steps", "500", "--train.checkpoint_every", "3"]

@@ -6,7 +6,7 @@ import socket
 from pathlib import Path
 
 import pytest
-from swarm import QUICK, await_end, isthmus, started
+from helpers.isthmus_runs import QUICK, await_end, isthmus, started
 
 TINY = "configs/tiny.toml"
 

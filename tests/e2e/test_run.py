@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.isthmus_runs import QUICK, await_end, await_records, isthmus, records, started
+from helpers.small import largest_difference
 from safetensors.torch import load_file
-from small import largest_difference
-from swarm import QUICK, await_end, await_records, isthmus, records, started
 
 TINY = "configs/tiny.toml"
 

@@ -12,7 +12,7 @@ import statistics
 from pathlib import Path
 
 import pytest
-from swarm import isthmus, records
+from helpers.isthmus_runs import isthmus, records
 
 SEEDS = (0, 1, 2, 3)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from goldens import CASES, FIGURES, figures_of, processor
+from helpers.goldens import CASES, FIGURES, figures_of, processor
 
 
 def main() -> None:

@@ -1,7 +1,4 @@
-"""Coordinator and nodes over real endpoints on 127.0.0.1, in threads; who is killed is a process.
-
-Run as a script, this file is such a process: ``python test_coordinator.py COORDINATOR_ADDRESS NAME``.
-"""
+"""Coordinator and nodes over real endpoints on 127.0.0.1, in threads; a node that is killed is a process."""
 
 from __future__ import annotations
 
@@ -9,156 +6,27 @@ import queue
 import signal
 import subprocess
 import sys
-import threading
 import time
 import zlib
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 import zmq
+from helpers import ROOT
+from helpers.coordinators import node, settings, swarm, train
 
-from coordinator.client import Session, sender
-from coordinator.config import CoordinatorConfig
-from coordinator.events import Record
 from coordinator.messages import (
     CONTROL_TAG,
     COORDINATOR,
     RUN_ID,
-    Go,
     Refused,
-    Stop,
-    control_buffer,
     decode_from_coordinator,
 )
-from coordinator.plan import RunPlan
-from coordinator.recorder import Recorder
-from coordinator.server import CoordinatorServer, RunOutcome
+from coordinator.server import RunOutcome
 from netem import frames
-from netem.endpoint import Endpoint, unique
+from netem.endpoint import Endpoint
 from netem.errors import ConfigError, IsthmusError, RunAborted
-from netem.limits import Limits
-from netem.profile import UNSHAPED, Profile
-from netem.schedule import Schedule
-
-
-class Receiver:
-    """A node's receiver, as far as control goes."""
-
-    session: Session
-
-    def admit(self, peer: str, generation: int, tag: bytes, total_bytes: int) -> memoryview | None:
-        return control_buffer(tag, total_bytes, peer)
-
-    def deliver(self, peer: str, generation: int, tag: bytes, buffer: memoryview) -> None:
-        self.session.on_message(buffer)
-
-    def failed(self, error: IsthmusError) -> None:
-        self.session.on_failure(error)
-
-
-def settings(**changes: Any) -> CoordinatorConfig:
-    defaults: dict[str, Any] = {
-        "nodes": 3,
-        "token": "secret",
-        "join_timeout_s": 30.0,
-        "heartbeat_interval_s": 0.2,
-        "heartbeat_timeout_s": 2.0,
-        "step_timeout_s": 30.0,
-    }
-    return CoordinatorConfig(**(defaults | changes))
-
-
-@contextmanager
-def node(address: str, name: str, config: CoordinatorConfig) -> Iterator[tuple[Session, Endpoint]]:
-    """A node's endpoint and session, closed in good order."""
-    receiver = Receiver()
-    limits = Limits(max_strangers=0)
-    endpoint = Endpoint(unique(name), RUN_ID, Profile(), receiver, bind="tcp://127.0.0.1:0", limits=limits)
-    session = Session(
-        config, sender(endpoint), run="test-run", name=name, address=endpoint.address, config_digest="cfg"
-    )
-    receiver.session = session
-    endpoint.connect(COORDINATOR, address, answers_only=True)
-    try:
-        yield session, endpoint
-    finally:
-        session.leave()
-        endpoint.flush(1.0)
-        endpoint.close()
-
-
-def train(address: str, name: str, config: CoordinatorConfig, pause_s: float = 0.0) -> list[Go]:
-    """A trainer that computes nothing: every step with its rounds, to the end."""
-    gos: list[Go] = []
-    with node(address, name, config) as (session, endpoint):
-        _rank, roster = session.join()
-        endpoint.set_generation(roster.generation)
-        assert name in [entry.name for entry in roster.members]
-        step = 0
-        while True:
-            metrics = {"loss_sum": 4.0, "tokens": 2.0} if step else {}
-            answer = session.ready(step, metrics, {"weights": f"w{step}"})
-            if isinstance(answer, Stop):
-                return gos
-            gos.append(answer)
-            time.sleep(pause_s)
-            for round_ in answer.rounds:
-                session.vote(round_.round_id, True, f"digest-{round_.round_id}")
-            step = answer.step + 1
-            session.saved(step)
-
-
-class Swarm:
-    """A server on a thread, and what it recorded."""
-
-    def __init__(self, config: CoordinatorConfig, steps: int, folder: Path, profile: Profile = UNSHAPED) -> None:
-        self.checkpoints: list[int] = []
-        self.records: list[Record] = []
-        self._recorder = Recorder(folder)
-        self.server = CoordinatorServer(
-            config,
-            RunPlan(
-                run_name="test-run",
-                chunks=4,
-                steps=steps,
-                batch=2,
-                config_digest="cfg",
-                rounds_for=lambda step: ["weights"],
-                schedule=Schedule(profile),
-            ),
-            record=self._record,
-            checkpoint_complete=self.checkpoints.append,
-        )
-        self.address = self.server.address
-        self._pool = ThreadPoolExecutor(8)
-        self.outcome: Future[RunOutcome] = self._pool.submit(self.server.serve)
-
-    def train(self, name: str, config: CoordinatorConfig, pause_s: float = 0.0) -> Future[list[Go]]:
-        return self._pool.submit(train, self.address, name, config, pause_s)
-
-    def close(self) -> None:
-        self.server.stop("the test is over")
-        self.outcome.result(20)
-        self._pool.shutdown()
-        self._recorder.close()
-
-    def _record(self, record: Record) -> None:
-        self.records.append(record)
-        self._recorder.record(record)
-
-
-@contextmanager
-def swarm(config: CoordinatorConfig, steps: int, folder: Path, profile: Profile = UNSHAPED) -> Iterator[Swarm]:
-    one = Swarm(config, steps, folder, profile)
-    try:
-        yield one
-    finally:
-        one.close()
-        assert [thread.name for thread in threading.enumerate() if "heartbeat" in thread.name] == []
+from netem.profile import Profile
 
 
 def test_three_nodes_do_five_steps_with_a_round_each(tmp_path: Path) -> None:
@@ -244,7 +112,9 @@ def test_a_node_killed_mid_step_is_named_to_the_others_within_the_deadline(tmp_p
     config = settings()
     with swarm(config, 100_000, tmp_path) as one:
         runs = [one.train(f"node-{rank}", config, pause_s=0.02) for rank in range(2)]
-        victim = subprocess.Popen([sys.executable, __file__, one.address, "node-2"])
+        victim = subprocess.Popen(
+            [sys.executable, ROOT / "tests" / "helpers" / "coordinators.py", one.address, "node-2"]
+        )
         try:
             while not one.checkpoints:
                 time.sleep(0.02)
@@ -326,7 +196,3 @@ def test_a_member_who_speaks_nonsense_is_named(tmp_path: Path) -> None:
         outcome = one.outcome.result(20)
         assert "node-0" in outcome.reason
         assert "not MessagePack" in outcome.reason
-
-
-if __name__ == "__main__":
-    train(sys.argv[1], sys.argv[2], settings(), pause_s=0.02)

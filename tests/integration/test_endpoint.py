@@ -12,13 +12,13 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
 import zmq
-from endpoints import LOCAL, Inbox, network
+from helpers import ROOT
+from helpers.endpoints import LOCAL, Inbox, network
 
 from netem import frames
 from netem.endpoint import STRANGERS, Endpoint, unique
@@ -46,7 +46,7 @@ def endpoint(
 
 @contextmanager
 def child_of(address: str) -> Iterator[subprocess.Popen[bytes]]:
-    script = Path(__file__).with_name("netem_peer.py")
+    script = ROOT / "tests" / "helpers" / "netem_peer.py"
     process = subprocess.Popen([sys.executable, str(script), address], stdin=subprocess.PIPE)
     try:
         yield process

@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 import torch
-from small import contexts, largest_difference, relative_difference, small_config, small_model
-from sockets import Rank, run_over_sockets
+from helpers.over_sockets import Rank, run_over_sockets
+from helpers.small import contexts, largest_difference, relative_difference, small_config, small_model
 
 from coordinator.assignment import Assignment, assign
 from node.config import Config
 from node.exchange.chunks import ChunkExchange
+from node.exchange.passes import PassSpec
 from node.exchange.payload import PayloadFormat, step_bytes
-from node.schedule import PassSpec
 from node.train.passes import loss_sum
 
 TOLERANCE = 1e-5

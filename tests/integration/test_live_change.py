@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 import pytest
-from endpoints import PATIENCE_S, network
+from helpers.endpoints import PATIENCE_S, network
 
 from netem.changes import Cut, Heal
 from netem.errors import ConfigError, PeerSilent

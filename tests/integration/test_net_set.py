@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
-from test_coordinator import Swarm, settings, swarm
+from helpers.coordinators import Swarm, settings, swarm
 
 from coordinator.client import Session, sender
 from coordinator.messages import COORDINATOR, RUN_ID, control_buffer

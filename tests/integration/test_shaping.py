@@ -11,7 +11,7 @@ import statistics
 import time
 
 import pytest
-from endpoints import network
+from helpers.endpoints import network
 
 from netem.profile import Profile
 

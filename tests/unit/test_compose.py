@@ -10,18 +10,17 @@ import fnmatch
 import os
 import re
 import shlex
-from pathlib import Path
 from typing import Any
 
 import jsonschema
 import pytest
 import yaml
+from helpers import ROOT
 
 from netem.errors import ConfigError
 from node.config import Config, load_config
 from node.options import parser
 
-ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docker-compose.yml").read_text()
 SERVICES: dict[str, dict[str, Any]] = yaml.safe_load(TEXT)["services"]
 NODES = ("node", "remote-node")

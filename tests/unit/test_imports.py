@@ -4,8 +4,8 @@ import ast
 from pathlib import Path
 
 import pytest
+from helpers import ROOT
 
-ROOT = Path(__file__).parents[2]
 IMPURE = {
     *("zmq", "asyncio", "torch", "time", "random", "threading", "socket", "select", "selectors", "secrets"),
     *("os", "queue"),

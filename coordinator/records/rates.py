@@ -1,0 +1,200 @@
+"""Figures that follow from the records of a run (lines of metrics.jsonl): rates, shares, remaining time.
+
+Pure functions of a list of records, the last few for the live view (`node.watch.view`), all of them for the picture
+(`node.watch.report`). Nodes of another version may leave keys out, and what was not finite is null: both count as 0,
+and what cannot be known is None. What the keys mean is in `node.worker.meter`; how nodes are summed, in `recorder`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from coordinator.events import PER_LINK
+from netem.verify.promise import TOLERANCE
+
+Record = Mapping[str, Any]
+
+LEAST_MISSED_S = 0.03
+"""Lateness of a link, over a whole run, that says something: what may be missed of one second of transfers."""
+
+PAYLOADS = ("compressed_bytes", "dense_bytes", "averaging_bytes")
+
+# A longer gap between two records, beside what the step took, is a pause of the run: it was stopped and resumed.
+PAUSE_STEPS = 10
+PAUSE_S = 60.0
+
+
+class Compression(NamedTuple):
+    """Shares of payload bytes that were not sent, of 1. Averaging is no part of it."""
+
+    all_layers: float
+    compressed_layers: float | None
+    """Without layers that are sent as they are; None until one is compressed."""
+
+
+class MissedLink(NamedTuple):
+    """`share` of the time that its messages took, of 1, is this host's lateness."""
+
+    source: str
+    target: str
+    share: float
+
+
+class NetworkChange(NamedTuple):
+    """What changed in the network, in words, in or before the step that the record is of."""
+
+    step: int
+    text: str
+
+
+def number(record: Record, key: str) -> float:
+    """The value of `key`; 0 where it is missing or null."""
+    value = record.get(key)
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else 0.0
+
+
+def nodes_of(record: Record) -> Mapping[str, Record]:
+    """The nodes' own records, by name."""
+    nodes = record.get("nodes")
+    return nodes if isinstance(nodes, Mapping) else {}
+
+
+def node_names(records: Sequence[Record]) -> list[str]:
+    """Every node that reported, in the order of their names, node-10 after node-9."""
+    names = {name for record in records for name in nodes_of(record)}
+    return sorted(names, key=lambda name: (len(name), name) if name.startswith("node-") else (math.inf, name))
+
+
+def total(records: Sequence[Record], key: str, node: str | None = None) -> float:
+    """Σ of `key` over all records: the run's, or those of one node."""
+    return math.fsum(number(nodes_of(r).get(node, {}) if node is not None else r, key) for r in records)
+
+
+def durations_s(records: Sequence[Record]) -> list[float]:
+    """Wall time of each record's step: since the record before it, or of the step alone for the first and after a
+    pause (the steps do not follow on, or the gap is out of all proportion)."""
+    durations: list[float] = []
+    for index, record in enumerate(records):
+        step_s = number(record, "step_s")
+        gap_s = number(record, "time") - number(records[index - 1], "time") if index else 0.0
+        follows = index > 0 and number(record, "step") == number(records[index - 1], "step") + 1
+        fits = 0 < gap_s < PAUSE_STEPS * step_s + PAUSE_S
+        durations.append(gap_s if follows and fits else step_s)
+    return durations
+
+
+def step_time_s(records: Sequence[Record]) -> float | None:
+    """Mean wall time of a step."""
+    elapsed_s = math.fsum(durations_s(records))
+    return elapsed_s / len(records) if elapsed_s > 0 else None
+
+
+def eta_s(records: Sequence[Record], steps: int) -> float | None:
+    """Time until step `steps` is done, if the rest goes as fast as `records`."""
+    step_s = step_time_s(records)
+    if step_s is None:
+        return None
+    return max(0.0, steps - number(records[-1], "step")) * step_s
+
+
+def tokens_per_s(records: Sequence[Record]) -> float | None:
+    """Tokens of all nodes per second of wall time."""
+    return _rate(total(records, "tokens"), records)
+
+
+def sent_bps(records: Sequence[Record], node: str | None = None) -> float | None:
+    """Bits per second that a node (or all together) put on the wire, framing included."""
+    return _rate(8 * total(records, "sent_wire_bytes", node), records)
+
+
+def time_share(records: Sequence[Record], key: str) -> float | None:
+    """Share of the steps' time, of 1, that nodes spent on `key` (exposed_s, averaging_s): the mean over nodes."""
+    names: Sequence[str | None] = node_names(records) or [None]
+    spent_s = math.fsum(total(records, key, name) for name in names)
+    step_s = math.fsum(total(records, "step_s", name) for name in names)
+    return spent_s / step_s if step_s > 0 else None
+
+
+def compression(records: Sequence[Record]) -> Compression | None:
+    """What compression saved, by counted payload bytes; None where nothing was exchanged.
+
+    `uncompressed_bytes` is what all layers would have sent as they are, `replaced_bytes` that of the compressed ones.
+    Steps that compress nothing (warm start, unplugged) do not count where others do.
+    """
+    compressing = [record for record in records if number(record, "compressed_bytes") > 0]
+    counted = compressing or records
+    saved = saved_in_all_steps(counted)
+    if saved is None:
+        return None
+    replaced_bytes = total(counted, "replaced_bytes")
+    layers = 1 - total(counted, "compressed_bytes") / replaced_bytes if replaced_bytes > 0 else None
+    return Compression(saved, layers)
+
+
+def saved_in_all_steps(records: Sequence[Record]) -> float | None:
+    """Share of the exchange's payload bytes, of 1, that was not sent, over all layers and all of these steps, whether
+    they compress or not; None where nothing was exchanged."""
+    uncompressed_bytes = total(records, "uncompressed_bytes")
+    if uncompressed_bytes <= 0:
+        return None
+    return 1 - (total(records, "compressed_bytes") + total(records, "dense_bytes")) / uncompressed_bytes
+
+
+def missed_links(records: Sequence[Record]) -> list[MissedLink]:
+    """The links whose emulated rate this host did not keep, worst first; empty where the run can be trusted.
+
+    Of each link, over all records: by how much longer its messages took than the profile has it, as a share of the
+    time that they took. Less than `LEAST_MISSED_S` in all says nothing.
+    """
+    promised_s: dict[tuple[str, str], float] = {}
+    missed_s: dict[tuple[str, str], float] = {}
+    for record in records:
+        for name, values in nodes_of(record).items():
+            for key in values:
+                if key.startswith(PER_LINK):
+                    peer, _, what = key.removeprefix(PER_LINK).rpartition("/")
+                    sums = promised_s if what == "promised_s" else missed_s
+                    sums[name, peer] = sums.get((name, peer), 0.0) + number(values, key)
+    found = [
+        MissedLink(*link, late_s / (promised_s.get(link, 0.0) + late_s))
+        for link, late_s in missed_s.items()
+        if late_s >= LEAST_MISSED_S
+    ]
+    return sorted((link for link in found if link.share > TOLERANCE), key=lambda link: -link.share)
+
+
+def untrusted(records: Sequence[Record]) -> str | None:
+    """Why the run's times are this host's rather than the profile's, in a few words; None where they are not."""
+    missed = missed_links(records)
+    if not missed:
+        return None
+    worst = missed[0]
+    links = "1 link" if len(missed) == 1 else f"{len(missed)} links"
+    return (
+        f"untrusted: {links} missed the emulated rate by more than {TOLERANCE:.0%}; "
+        f"{worst.source} → {worst.target} by {worst.share:.1%}"
+    )
+
+
+def network_changes(records: Sequence[Record]) -> list[NetworkChange]:
+    """What was changed in the network while the run went on, in order; steps of traces are not recorded."""
+    return [
+        NetworkChange(int(number(record, "step")), str(change.get("change", "")))
+        for record in records
+        if isinstance(changes := record.get("network"), list)
+        for change in changes
+        if isinstance(change, Mapping)
+    ]
+
+
+def full_context(records: Sequence[Record]) -> list[Record]:
+    """The records of steps with the most tokens: those after a warm start at reduced context."""
+    most = max((number(record, "tokens") for record in records), default=0.0)
+    return [record for record in records if number(record, "tokens") >= most > 0]
+
+
+def _rate(amount: float, records: Sequence[Record]) -> float | None:
+    elapsed_s = math.fsum(durations_s(records))
+    return amount / elapsed_s if elapsed_s > 0 else None

@@ -1,0 +1,27 @@
+"""The configuration of a run: one tree, a file a section.
+
+`tree` joins them and reads, saves and digests the whole. `run`, `model`, `compress`, `train` and `data` are the node
+floor's sections; `[net]` is netem's and `[coordinator]` the coordinator's. `seeds` derives one random stream for each
+purpose from `run.seed`. No torch here.
+"""
+
+from node.config.compress import CompressConfig, FormatName
+from node.config.data import DataConfig
+from node.config.model import ModelConfig
+from node.config.run import RunConfig
+from node.config.train import TrainConfig
+from node.config.tree import TOKEN_VARIABLE, Config, load_config, save_config, to_tree
+
+__all__ = [
+    "TOKEN_VARIABLE",
+    "CompressConfig",
+    "Config",
+    "DataConfig",
+    "FormatName",
+    "ModelConfig",
+    "RunConfig",
+    "TrainConfig",
+    "load_config",
+    "save_config",
+    "to_tree",
+]

@@ -1,0 +1,58 @@
+"""[model]: the shape of the decoder, and how many chunks its context has."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from msgspec import Meta
+
+from netem.config import Section
+from netem.errors import ConfigError
+
+
+class ModelConfig(Section, frozen=True, kw_only=True):
+    """[model]: a Llama-3 decoder over a context that is cut into equal chunks."""
+
+    layers: Annotated[int, Meta(description="Decoder layers.", ge=1)] = 4
+    d_model: Annotated[int, Meta(description="Width of the residual stream.", ge=8)] = 128
+    heads: Annotated[int, Meta(description="Query heads.", ge=1)] = 4
+    kv_heads: Annotated[int, Meta(description="Key and value heads (grouped-query attention).", ge=1)] = 4
+    head_dim: Annotated[int, Meta(description="Width of one head; 0 means d_model / heads.", ge=0)] = 0
+    ffn_dim: Annotated[int, Meta(description="Inner width of the SwiGLU block.", ge=8)] = 384
+    context: Annotated[int, Meta(description="Tokens in one context (T).", ge=2)] = 1024
+    chunks: Annotated[int, Meta(description="Equal parts of the context (C), the unit of ownership.", ge=1)] = 4
+    rope_theta: Annotated[float, Meta(description="Base of the rotary position embedding.", gt=0)] = 500_000.0
+    norm_eps: Annotated[float, Meta(description="Epsilon of RMSNorm.", gt=0)] = 1e-5
+    tied: Annotated[bool, Meta(description="Share the token embedding with the output head.")] = True
+
+    def check(self, path: str) -> None:
+        if self.context % self.chunks:
+            lower = max(self.context // self.chunks, 1) * self.chunks
+            raise ConfigError(
+                f"{path}context = {self.context}: does not divide into {path}chunks = {self.chunks} equal parts; "
+                f"{lower} or {lower + self.chunks} would"
+            )
+        if self.heads % self.kv_heads:
+            raise ConfigError(f"{path}heads = {self.heads}: expected a multiple of {path}kv_heads = {self.kv_heads}")
+        if not self.head_dim and self.d_model % self.heads:
+            raise ConfigError(
+                f"{path}d_model = {self.d_model}: expected a multiple of {path}heads = {self.heads}, "
+                f"or {path}head_dim set"
+            )
+        if self.head_size % 2:
+            raise ConfigError(f"{path}head_dim = {self.head_size}: expected an even number (RoPE turns pairs)")
+
+    @property
+    def head_size(self) -> int:
+        """head_dim, with its default filled in."""
+        return self.head_dim or self.d_model // self.heads
+
+    @property
+    def d_kv(self) -> int:
+        """Width of K, and of V, over all heads."""
+        return self.kv_heads * self.head_size
+
+    @property
+    def chunk_tokens(self) -> int:
+        """Tokens in one chunk (n = T / C)."""
+        return self.context // self.chunks

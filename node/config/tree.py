@@ -1,0 +1,165 @@
+"""The whole configuration tree: what the sections are together, and what follows from several of them.
+
+`Config` joins `[net]` (netem), `[coordinator]`, and the sections of this folder. It is read by `load_config`, saved
+with every run, and nodes compare its digest when they join. The machinery (strictness, overrides, messages) is in
+`netem.config`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+from coordinator.assignment import Assignment, assign
+from coordinator.config import SECRETS, CoordinatorConfig
+from netem.config import Section, Tree, apply_overrides, convert, describe, dump_toml, load_toml
+from netem.errors import ConfigError
+from netem.profile import NetConfig
+from node.config.compress import CompressConfig
+from node.config.data import RECALL, RECALL_PARTS, DataConfig
+from node.config.model import ModelConfig
+from node.config.run import RunConfig
+from node.config.train import TrainConfig
+
+TOKEN_VARIABLE = "ISTHMUS_TOKEN"
+"""The environment variable that holds the run's secret, out of sight of `ps`."""
+
+
+class Config(Section, frozen=True, kw_only=True):
+    """Everything that a run depends on."""
+
+    run: RunConfig = RunConfig()
+    model: ModelConfig = ModelConfig()
+    compress: CompressConfig = CompressConfig()
+    train: TrainConfig = TrainConfig()
+    data: DataConfig = DataConfig()
+    net: NetConfig = NetConfig()
+    coordinator: CoordinatorConfig = CoordinatorConfig()
+
+    def check(self, path: str) -> None:
+        self.assignment()
+        if self.compress.remote_last_layers > self.model.layers:
+            raise ConfigError(
+                f"compress.remote_last_layers = {self.compress.remote_last_layers}: expected at most "
+                f"model.layers = {self.model.layers}, or 0 for all"
+            )
+        if self.data.corpus == RECALL and self.model.chunks < RECALL_PARTS:
+            raise ConfigError(
+                f"model.chunks = {self.model.chunks}: the recall probe asks for what lies a {RECALL_PARTS}th of the "
+                f"context back and more; with data.corpus = {RECALL!r} expected at least {RECALL_PARTS}"
+            )
+        if self.compress.mode == "subspace":
+            self._check_compression()
+        if self.run.device.startswith("cuda") and (self.model.head_size % 8 or self.model.head_size > 256):
+            raise ConfigError(
+                f"model.head_dim = {self.model.head_size}: fused attention on a GPU takes multiples of 8 up to 256"
+            )
+
+    def _check_compression(self) -> None:
+        compress, steps = self.compress, self.train.steps
+        if compress.warmup_steps >= steps:
+            raise ConfigError(
+                f"compress.warmup_steps = {compress.warmup_steps}: expected fewer than "
+                f'train.steps = {steps}, or compress.mode = "dense"'
+            )
+        if compress.unplug_step and not compress.warmup_steps < compress.unplug_step < steps:
+            raise ConfigError(
+                f"compress.unplug_step = {compress.unplug_step}: expected more than compress.warmup_steps = "
+                f"{compress.warmup_steps} and less than train.steps = {steps}, or 0 for never"
+            )
+        if not self.compressed_layers:
+            key = "compress.remote_last_layers" if compress.remote_last_layers else "model.layers"
+            raise ConfigError(
+                f"compress.dense_last_layers = {compress.dense_last_layers}: leaves none of "
+                f"{key} = {self.model.layers - self.local_layers} to compress"
+            )
+        if compress.refresh_every % self.train.sync_every:
+            raise ConfigError(
+                f"compress.refresh_every = {compress.refresh_every}: expected a multiple of "
+                f"train.sync_every = {self.train.sync_every}, so that a new basis meets agreed weights"
+            )
+
+    def assignment(self) -> Assignment:
+        """The first assignment of chunks to ranks. Raises `ConfigError` where it does not come out."""
+        owners = self.coordinator
+        return assign(self.model.chunks, owners.nodes, owners.assignment, owners.chunks_per_node)
+
+    @property
+    def local_layers(self) -> int:
+        """How many layers, from the first, see no chunk but their own, and send nothing."""
+        layers = self.model.layers
+        return layers if self.compress.mode == "local" else layers - (self.compress.remote_last_layers or layers)
+
+    @property
+    def compressed(self) -> range:
+        """The layers that compress what they send."""
+        end = self.model.layers - self.compress.dense_last_layers
+        return range(self.local_layers, end) if self.compress.mode == "subspace" else range(0)
+
+    @property
+    def compressed_layers(self) -> int:
+        """How many layers compress what they send."""
+        return len(self.compressed)
+
+    def is_unplugged_at(self, step: int) -> bool:
+        """Whether `step` trains, and its checkpoint is, a model that was compressed once and is not any more: without
+        theta and bases, a plain decoder that sends K and V whole."""
+        return self.compressed_layers > 0 and 0 < self.compress.unplug_step < step
+
+    @property
+    def hands_theta_on(self) -> bool:
+        """Whether the owner of a chunk sends its theta to the owner of the next."""
+        return self.compressed_layers > 0 and self.compress.theta == "previous"
+
+    @property
+    def leaks(self) -> bool:
+        """Whether early tokens of a chunk learn of later ones: a mean over all of it turns what they attend to."""
+        compress = self.compress
+        own_mean = compress.theta == "chunk" and compress.learns_theta and compress.clip > 0
+        return compress.mode == "subspace" and compress.own == "projected" and own_mean and self.model.chunk_tokens > 1
+
+    @property
+    def warmup_steps(self) -> int:
+        """Steps before compression starts: none unless the mode compresses."""
+        return self.compress.warmup_steps if self.compress.mode == "subspace" else 0
+
+    @property
+    def warmup_chunk_tokens(self) -> int:
+        """Tokens in a chunk during the warm start: the chunks stay as many, and become shorter."""
+        return max(1, round(self.model.chunk_tokens * self.compress.warmup_share))
+
+    def digest(self) -> str:
+        """Digest of what must be equal on all nodes. Where a node runs and how it is reached may differ."""
+        tree = to_tree(self)
+        for key in ("outputs", "device", "threads"):
+            tree["run"].pop(key)
+        tree["coordinator"].pop("address")
+        tree["coordinator"].pop("token")
+        tree["data"].pop("cache", None)
+        return hashlib.blake2b(dump_toml(tree).encode(), digest_size=16).hexdigest()
+
+
+def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
+    """Read a config file (or the defaults), lay the command line's overrides over it, and check all of it."""
+    tree = load_toml(path) if path else {}
+    texts = {key.path for key in describe(Config) if "str" in key.type_name.split(" | ")}
+    return convert(Config, apply_overrides(tree, overrides, texts))
+
+
+def to_tree(config: Section) -> Tree:
+    """The config as plain nested values, every default resolved."""
+    tree = msgspec.to_builtins(config)
+    assert isinstance(tree, dict)
+    return tree
+
+
+def save_config(config: Config, path: Path) -> None:
+    """Write the resolved config, without its secrets."""
+    tree = to_tree(config)
+    for key in SECRETS:
+        section, _, name = key.partition(".")
+        tree[section].pop(name)
+    path.write_text(dump_toml(tree), encoding="utf-8")

@@ -1,0 +1,166 @@
+"""Several nodes in one process, without sockets: ranks are threads, and what one sends the other finds in memory.
+
+The arithmetic is that of a real run: the same exchange, the same averaging ring, tensors handed over as copies. What
+is missing is the network: no time, no loss. Real ones are `node.exchange.wire` and `coordinator.client`.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from coordinator.assignment import Assignment
+from coordinator.messages import Go, Round, Stop
+from netem.errors import RunAborted
+from node.config import Config
+from node.exchange.formats import TensorSpec
+from node.exchange.passes import PassSpec
+from node.train.schedule import rounds_for
+from node.train.trainer import Metrics
+
+TIMEOUT_S = 600.0
+
+Tensors = tuple[Tensor, ...]
+Watcher = Callable[[int, list[Metrics]], None]
+"""Called with the steps done and every rank's metrics, while all ranks wait."""
+
+
+class Post:
+    """What all ranks' wires share: tensors by address. Who waits longer than `timeout_s` gives up."""
+
+    def __init__(self, timeout_s: float = TIMEOUT_S) -> None:
+        self._timeout_s = timeout_s
+        self._changed = threading.Condition()
+        self._held: dict[Hashable, Tensors] = {}
+        self._closed = False
+
+    def put(self, key: Hashable, tensors: Tensors) -> None:
+        with self._changed:
+            assert key not in self._held, f"{key} was sent twice"
+            self._held[key] = tuple(tensor.detach().clone() for tensor in tensors)
+            self._changed.notify_all()
+
+    def first(self, keys: dict[int, Hashable]) -> int:
+        """Wait until any of `keys` is here; its number."""
+        with self._changed:
+            self._await(lambda: any(key in self._held for key in keys.values()))
+            return next(number for number, key in keys.items() if key in self._held)
+
+    def take(self, key: Hashable) -> Tensors:
+        with self._changed:
+            self._await(lambda: key in self._held)
+            return self._held.pop(key)
+
+    def close(self) -> None:
+        """A rank has failed: nobody waits for it."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    def _await(self, ready: Callable[[], bool]) -> None:
+        arrived = self._changed.wait_for(lambda: self._closed or ready(), self._timeout_s)
+        if self._closed:
+            raise RunAborted("another rank failed")
+        if not arrived:
+            raise RunAborted(f"a rank sent nothing for {self._timeout_s:g} s")
+
+
+class MemoryWire:
+    """One rank's end: the interfaces of `node.exchange.chunks.Wire` and of the averaging ring."""
+
+    def __init__(self, post: Post, rank: int) -> None:
+        self._post, self._rank, self._pass_no = post, rank, 0
+
+    def begin(self, pass_no: int, trains: bool) -> None:
+        self._pass_no = pass_no
+
+    def send(self, rank: int, kind: str, layer: int, chunk: int, spec: PassSpec, tensors: Tensors) -> None:
+        self._post.put((rank, self._rank, kind, self._pass_no, layer, chunk), tensors)
+
+    def first_of(self, kind: str, layer: int, chunks: dict[int, int]) -> int:
+        keys: dict[int, Hashable] = {
+            chunk: (self._rank, owner, kind, self._pass_no, layer, chunk) for chunk, owner in sorted(chunks.items())
+        }
+        return self._post.first(keys)
+
+    def take(
+        self, kind: str, layer: int, chunk: int, rank: int, specs: tuple[TensorSpec, ...], device: torch.device
+    ) -> Tensors:
+        return self._post.take((self._rank, rank, kind, self._pass_no, layer, chunk))
+
+    def await_done(self, pass_no: int, chunk: int, rank: int) -> None:
+        self._post.take((self._rank, rank, "done", pass_no, 0, chunk))
+
+    def send_shard(self, rank: int, round_id: int, hop: int, bucket: int, shard: Tensor) -> None:
+        self._post.put((rank, "ring", round_id, hop, bucket), (shard,))
+
+    def take_shard(self, round_id: int, hop: int, bucket: int, spec: TensorSpec) -> Tensor:
+        (shard,) = self._post.take((self._rank, "ring", round_id, hop, bucket))
+        return shard
+
+
+def go(config: Config, assignment: Assignment, done: int) -> Go:
+    """The step after `done` steps, as a coordinator would begin it."""
+    weights = assignment.weights()
+    kinds = rounds_for(config, done + 1)
+    rounds = [Round(round_id=16 * done + place, kind=kind, weights=weights) for place, kind in enumerate(kinds)]
+    return Go(step=done, generation=1, cursor=done * config.train.batch, rounds=rounds)
+
+
+@dataclass
+class Coordinator:
+    """What a coordinator would say, from the same schedule: every round happens, nobody is ever lost."""
+
+    config: Config
+    assignment: Assignment
+    watch: Watcher
+    _metrics: list[Metrics | None] = field(init=False)
+    _digests: list[dict[str, str]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        ranks = self.assignment.n_ranks
+        self._metrics, self._digests = [None] * ranks, [{} for _ in range(ranks)]
+        self._together = threading.Barrier(ranks, timeout=TIMEOUT_S)
+
+    def ready(self, rank: int, step: int, metrics: Metrics | None, digests: dict[str, str]) -> Go | Stop:
+        """All ranks have done `step` steps; what is next."""
+        self._metrics[rank], self._digests[rank] = metrics, digests
+        if self._meet() == 0:
+            if any(said != self._digests[0] for said in self._digests):
+                raise RunAborted(f"after step {step} the ranks differ in what they should share")
+            self.watch(step, [part for part in self._metrics if part is not None])
+        self._meet()
+        return Stop(ok=True) if step == self.config.train.steps else go(self.config, self.assignment, step)
+
+    def abort(self) -> None:
+        self._together.abort()
+
+    def _meet(self) -> int:
+        try:
+            return self._together.wait()
+        except threading.BrokenBarrierError:
+            raise RunAborted("another rank failed") from None
+
+
+@dataclass
+class Session:
+    """One rank's word with the coordinator: the trainer's `Barrier`, the averager's `Ballot`, and a silent meter."""
+
+    coordinator: Coordinator
+    rank: int
+
+    def ready(self, step: int, metrics: Metrics | None = None, digests: dict[str, str] | None = None) -> Go | Stop:
+        return self.coordinator.ready(self.rank, step, metrics, digests or {})
+
+    def saved(self, step: int) -> None:
+        """Nothing follows from it: a study keeps no checkpoints."""
+
+    def vote(self, round_id: int, ok: bool, digest: str, reason: str = "") -> None:
+        """In one process every rank computes the same bits, or the next barrier's digests differ."""
+
+    def step_metrics(self) -> Metrics:
+        return {}

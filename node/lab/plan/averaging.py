@@ -1,0 +1,39 @@
+"""What an averaging round takes: the ring of `node.train.averaging`, every hop as slow as the slowest link in it."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from coordinator import ring
+from node.lab.plan.lines import Lines
+from node.train.averaging import BUCKET_ELEMENTS
+
+FLOAT32_BYTES = 4
+
+
+def averaging_bytes(elements: int, ranks: int) -> float:
+    """Payload bytes that a node sends in one round, the mean over nodes."""
+    return float(np.mean([ring.bytes_sent(elements, FLOAT32_BYTES, ranks, rank) for rank in range(ranks)]))
+
+
+def averaging_s(elements: int, lines: Lines) -> float:
+    """Seconds of one round of so many float32 numbers: 2(N−1) hops, buckets one after the other.
+
+    A hop of one bucket takes its serialisation, and is there a latency later; the next hop of that bucket waits for it,
+    unless other buckets fill that time. Neither the sums nor the vote (a round trip to the coordinator) are counted.
+    """
+    ranks = len(lines.up_bps)
+    if ranks == 1:
+        return 0.0
+    here = np.arange(ranks)
+    there = (here + 1) % ranks
+    rates = np.minimum(lines.link_bps[here, there], np.minimum(lines.up_bps, lines.down_bps[there]))
+    latency_s = float(lines.latency_s[here, there].max())
+    buckets = math.ceil(elements / BUCKET_ELEMENTS)
+    hops = 2 * (ranks - 1)
+    all_s = 8 * FLOAT32_BYTES * elements / ranks / float(rates.min())  # one hop of all buckets
+    one_s = all_s / buckets
+    turn_s = max(all_s, one_s + latency_s)
+    return (hops - 1) * turn_s + all_s + latency_s

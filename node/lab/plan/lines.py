@@ -1,0 +1,252 @@
+"""Links and NICs between ranks as arrays, and what they do to messages: the planner's network.
+
+A link carries its messages one after the other. A NIC's sending side serves all its links in equal turns, as `netem`'s
+deficit round robin does; its receiving side takes what comes in order. Rates are fluid: no segments, no headers (both
+under 1 % from messages of some segments on), no jitter, no loss, and no window: a sender is not held back by a receiver
+that is slow, what it sent queues before that receiver's NIC.
+
+Queues are kept from one layer to the next as the time until which a line is taken. That is exact where messages of a
+later layer do not overtake earlier ones, which links never let them; at a NIC it is within 3 % in all cases that
+tests/unit/node/lab/test_plan_simulate.py sets against a simulation segment by segment.
+
+Shapes: R ranks, C chunks; [R, R] is [sender, receiver]; K places of flows that one NIC receives.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from coordinator.assignment import Assignment
+from netem.errors import ConfigError
+from netem.profile import Profile
+from node.lab.plan.work import Array, reading
+
+Indices = npt.NDArray[np.intp]
+
+LEAST_S = 1e-12
+"""Of a message that comes all at once."""
+
+
+class Lines(NamedTuple):
+    """A network in numbers; infinite where a rate is unlimited."""
+
+    link_bps: Array
+    latency_s: Array
+    up_bps: Array
+    down_bps: Array
+
+    def scaled(self, factor: float) -> Lines:
+        """All rates times `factor`; latencies stay."""
+        return Lines(self.link_bps * factor, self.latency_s, self.up_bps * factor, self.down_bps * factor)
+
+    def without_latency(self) -> Lines:
+        return self._replace(latency_s=np.zeros_like(self.latency_s))
+
+    def slowest_bps(self) -> float:
+        """The least rate of any link or NIC; infinite where all are unlimited."""
+        return float(min(rates.min() for rates in (self.link_bps, self.up_bps, self.down_bps)))
+
+
+def lines_of(profile: Profile, ranks: int) -> Lines:
+    """The lines between nodes as `isthmus run` names them. Raises `ConfigError` where a link is cut."""
+    names = [f"node-{rank}" for rank in range(ranks)]
+
+    def bps(rate: float | None) -> float:
+        return np.inf if rate is None else rate
+
+    shapes = [[profile.link(source, target) for target in names] for source in names]
+    link_bps = np.array([[bps(shape.rate_bps) for shape in row] for row in shapes])
+    np.fill_diagonal(link_bps, np.inf)
+    up_bps = np.array([bps(profile.nic_up_bps(name)) for name in names])
+    down_bps = np.array([bps(profile.nic_down_bps(name)) for name in names])
+    if min(link_bps.min(), up_bps.min(), down_bps.min()) <= 0:
+        raise ConfigError(f"net.profile: {profile.name} has a link that is cut, over which no step ends")
+    return Lines(link_bps, np.array([[shape.latency_s for shape in row] for row in shapes]), up_bps, down_bps)
+
+
+class Flows(NamedTuple):
+    """The messages of one layer in one direction, grouped by the NIC that receives them: [K, R], padded."""
+
+    chunk: Indices
+    peer: Indices
+    used: npt.NDArray[np.bool_]
+
+
+class Traffic:
+    """What is on the way, over one step. Times are seconds; infinities stand for "no such message"."""
+
+    def __init__(self, lines: Lines, assignment: Assignment) -> None:
+        self.lines = lines
+        ranks, chunks = assignment.n_ranks, assignment.n_chunks
+        self.remote = reading(assignment).remote
+        self._owner = np.array([assignment.owner(chunk) for chunk in range(chunks)])
+        self._own = [np.array(assignment.chunks(rank)) for rank in range(ranks)]
+        self._links_free = np.zeros((ranks, ranks))
+        self._up_free = np.zeros(ranks)
+        self._down_free = np.zeros(ranks)
+        self._readers = self.remote.sum(1)
+        self._to_readers = _grouped(
+            [
+                [(chunk, assignment.owner(chunk)) for chunk in np.flatnonzero(column).tolist()]
+                for column in self.remote.T
+            ]
+        )
+        self._to_owners = _grouped(
+            [
+                [(chunk, reader) for chunk in assignment.chunks(rank) for reader in assignment.readers_of(chunk)]
+                for rank in range(ranks)
+            ]
+        )
+        self.sent_bytes = np.zeros((ranks, ranks))
+
+    def publish(self, at_R: Array, nbytes: float) -> Array:
+        """Every chunk leaves for its readers at its owner's time; when each reader has it, [C, R].
+
+        An owner's chunks leave in order, each to all its readers at once: their links have equal turns at its NIC.
+        """
+        begins, ends = np.full(self.remote.shape, -np.inf), np.full(self.remote.shape, -np.inf)
+        up_s = 8 * nbytes * self._readers / self.lines.up_bps[self._owner]
+        for place in range(max(map(len, self._own))):
+            ranks = np.array([rank for rank, own in enumerate(self._own) if len(own) > place])
+            chunk = np.array([self._own[rank][place] for rank in ranks])
+            free = self._links_free[ranks]
+            begin = np.maximum(np.maximum(at_R[ranks, None], free), self._up_free[ranks, None])
+            alone = np.maximum(at_R[ranks, None], free) + 8 * nbytes / self.lines.link_bps[ranks]
+            shared = np.maximum(at_R[ranks], self._up_free[ranks]) + up_s[chunk]
+            end = np.maximum(alone, shared[:, None])
+            mask = self.remote[chunk]
+            begins[chunk], ends[chunk] = begin, end
+            self._links_free[ranks] = np.where(mask, end, free)
+            self._up_free[ranks] = np.where(self._readers[chunk] > 0, shared, self._up_free[ranks])
+            self.sent_bytes[ranks] += nbytes * mask
+        latency_s = self.lines.latency_s[self._owner]
+        return self._received(begins + latency_s, ends + latency_s, nbytes, self._to_readers)
+
+    def send_back(self, at_CR: Array, nbytes: float) -> Array:
+        """Each reader's gradient of a chunk leaves for the chunk's owner at its own time; when it is there, [C, R]."""
+        remote = self.remote
+        order = np.argsort(np.where(remote, at_CR, np.inf), axis=0, kind="stable")
+        ranks = np.arange(remote.shape[1])
+        shared = self._turns(at_CR, nbytes, order)
+        begins, ends = np.full(remote.shape, -np.inf), np.full(remote.shape, -np.inf)
+        for place in range(int(remote.sum(0).max())):
+            chunk = order[place]
+            sends = remote[chunk, ranks]
+            chunk, rank = chunk[sends], ranks[sends]
+            owner = self._owner[chunk]
+            begin = np.maximum(at_CR[chunk, rank], self._links_free[rank, owner])
+            end = np.maximum(begin + 8 * nbytes / self.lines.link_bps[rank, owner], shared[chunk, rank])
+            begins[chunk, rank], ends[chunk, rank] = begin, end
+            self._links_free[rank, owner] = end
+            self.sent_bytes[rank, owner] += nbytes
+        self._up_free = np.maximum(self._up_free, np.where(remote, shared, -np.inf).max(0))
+        latency_s = self.lines.latency_s.T[self._owner]
+        return self._received(begins + latency_s, ends + latency_s, nbytes, self._to_owners)
+
+    def hand_on(self, at_R: Array, nbytes: float, back: bool = False) -> Array:
+        """θ of each chunk to the owner of the next (or its gradient back), behind what is on that link: when each rank
+        has all of its own, [R]."""
+        source, target = self._owner[:-1], self._owner[1:]
+        source, target = (target, source) if back else (source, target)
+        moves = source != target
+        source, target = source[moves], target[moves]
+        left = np.maximum(at_R[source], self._links_free[source, target])
+        rate = np.minimum(self.lines.link_bps[source, target], self.lines.up_bps[source])
+        there = left + 8 * nbytes / rate + self.lines.latency_s[source, target]
+        np.add.at(self.sent_bytes, (source, target), nbytes)
+        arrived = at_R.copy()
+        np.maximum.at(arrived, target, there)
+        return arrived
+
+    def _turns(self, at_CR: Array, nbytes: float, order: Indices) -> Array:
+        """When the sending NICs are through with messages of one size that come one by one, each link in its turn.
+
+        Processor sharing by virtual time, which runs at 1 / (messages under way): a message that comes at virtual time
+        v is through at v + its own service. Messages are through in the order in which they came, since all are equal.
+        """
+        through = np.where(self.remote, at_CR, -np.inf)
+        up_bps = self.lines.up_bps
+        if not np.isfinite(up_bps).any():
+            return through
+        for rank in np.flatnonzero(np.isfinite(up_bps)):
+            came = order[: int(self.remote[:, rank].sum()), rank]
+            starts = np.maximum(at_CR[came, rank], self._up_free[rank])
+            through[came, rank] = shared_service(starts, 8 * nbytes / up_bps[rank])
+        return through
+
+    def _received(self, begins: Array, ends: Array, nbytes: float, flows: Flows) -> Array:
+        """When the receiving NICs are through with messages that trickle in from `begins` to `ends`, both [C, R]."""
+        if not np.isfinite(self.lines.down_bps).any():
+            return ends
+        arrived = np.full_like(ends, -np.inf)
+        for rank in np.flatnonzero(np.isfinite(self.lines.down_bps)):
+            used = flows.used[:, rank]
+            if not used.any():
+                continue
+            # The matrices are by [chunk, reader]: where owners receive, the peer is the reader.
+            chunk, peer = flows.chunk[used, rank], flows.peer[used, rank]
+            column = np.full_like(peer, rank) if flows is self._to_readers else peer
+            service_s = 8 * nbytes / self.lines.down_bps[rank]
+            through, free = in_order(begins[chunk, column], ends[chunk, column], service_s, self._down_free[rank])
+            arrived[chunk, column] = through
+            self._down_free[rank] = free
+        unlimited = ~np.isfinite(self.lines.down_bps)
+        if unlimited.any():
+            receiver = unlimited[None, :] if flows is self._to_readers else unlimited[self._owner][:, None]
+            arrived = np.where(receiver, ends, arrived)
+        return arrived
+
+
+def shared_service(starts: Array, service_s: float) -> Array:
+    """Ends of equal services that begin at `starts` (rising) at one server that shares itself equally."""
+    ends = np.empty_like(starts)
+    now, virtual, next_out = 0.0, 0.0, 0
+    tags: list[float] = []
+    for index, start in enumerate(starts.tolist()):
+        while next_out < index:
+            left = (tags[next_out] - virtual) * (index - next_out)
+            if now + left > start:
+                virtual += (start - now) / (index - next_out)
+                break
+            now, virtual = now + left, tags[next_out]
+            ends[next_out] = now
+            next_out += 1
+        now = max(start, now)
+        tags.append(virtual + service_s)
+    while next_out < len(tags):
+        now += (tags[next_out] - virtual) * (len(tags) - next_out)
+        virtual = tags[next_out]
+        ends[next_out] = now
+        next_out += 1
+    return ends
+
+
+def in_order(begins: Array, ends: Array, service_s: float, free_at: float) -> tuple[Array, float]:
+    """When a server, busy until `free_at`, is through with fluid that comes in evenly from `begins` to `ends`, in order
+    of coming; and when it is free again."""
+    ends = np.maximum(ends, begins + LEAST_S * np.maximum(1.0, np.abs(begins)) + LEAST_S)
+    times = np.concatenate([begins, ends])
+    slopes = service_s / (ends - begins)
+    order = np.argsort(times, kind="stable")
+    times, changes = times[order], np.concatenate([slopes, -slopes])[order]
+    spans = np.diff(times, prepend=times[0])
+    rates = np.concatenate([[0.0], np.cumsum(changes)[:-1]])
+    excess = np.cumsum((rates - 1.0) * spans)
+    queued_s = excess - np.minimum(np.minimum.accumulate(excess), -max(0.0, free_at - times[0]))
+    place = np.empty(len(order), dtype=int)
+    place[order] = np.arange(len(order))
+    through = ends + queued_s[place[len(begins) :]]
+    return through, float(times[-1] + queued_s[-1])
+
+
+def _grouped(flows: list[list[tuple[int, int]]]) -> Flows:
+    width = max(1, max(map(len, flows)))
+    chunk, peer = np.zeros((width, len(flows)), dtype=int), np.zeros((width, len(flows)), dtype=int)
+    used = np.zeros((width, len(flows)), dtype=bool)
+    for rank, of_rank in enumerate(flows):
+        for place, (one, other) in enumerate(of_rank):
+            chunk[place, rank], peer[place, rank], used[place, rank] = one, other, True
+    return Flows(chunk, peer, used)

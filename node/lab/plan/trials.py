@@ -1,0 +1,115 @@
+"""The small runs that the planner is held against: `python -m node.lab.plan.trials [NAME …]`.
+
+Runs those that are not there yet, one after the other, under outputs/plan/, then fits to half of them, predicts the
+others, and writes docs/netem/planner.md. Names make it run only those, and write nothing. The machine should have
+nothing else to do. They differ in model, nodes, mode, ownership, rate, scope and latency; all are short.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from node.lab.plan.fit import case
+from node.lab.plan.measured import read_measured
+from node.lab.plan.validate import table, validate
+from node.lab.study.trial import host_line
+
+RUNS = Path("outputs/plan")
+DOCUMENT = Path("docs/netem/planner.md")
+BASE = "configs/figure.toml"
+
+COMMON = {
+    "train.steps": "20",
+    "train.batch": "2",
+    "train.sync_every": "8",
+    "train.eval_every": "0",
+    "train.eval_batches": "1",
+    "compress.warmup_steps": "4",
+    "run.outputs": str(RUNS),
+}
+LONG = {"model.context": "2048"}
+DEEP = {"model.layers": "10", "model.d_model": "96"}
+WIDE = {"model.d_model": "256", "model.ffn_dim": "768", "model.layers": "4"}
+TWO, FOUR = {"coordinator.nodes": "2"}, {"coordinator.nodes": "4"}
+ZIGZAG = {"coordinator.assignment": "zigzag"}
+SUBSPACE, DENSE, LOCAL = ({"compress.mode": mode} for mode in ("subspace", "dense", "local"))
+
+
+def _net(rate: str, scope: str = "link", latency: str = "25 ms") -> dict[str, str]:
+    return {"net.rate": rate, "net.scope": scope, "net.latency": latency}
+
+
+# In order of their names every other one is fitted to: both halves have every mode, model and number of nodes.
+TRIALS: dict[str, dict[str, str]] = {
+    "01-base-2-subspace-300": TWO | SUBSPACE | _net("300 Mbit/s"),
+    "02-base-2-dense-300": TWO | DENSE | _net("300 Mbit/s"),
+    "03-base-2-dense-30": TWO | DENSE | _net("30 Mbit/s"),
+    "04-base-2-subspace-30": TWO | SUBSPACE | _net("30 Mbit/s"),
+    "05-base-4-subspace-100-nic": FOUR | SUBSPACE | _net("100 Mbit/s", "nic"),
+    "06-base-4-dense-100-nic": FOUR | DENSE | _net("100 Mbit/s", "nic"),
+    "07-base-4-dense-200": FOUR | DENSE | _net("200 Mbit/s"),
+    "08-base-4-local": FOUR | LOCAL | _net("100 Mbit/s"),
+    "09-long-2-subspace-50": TWO | LONG | SUBSPACE | _net("50 Mbit/s"),
+    "10-long-2-dense-50": TWO | LONG | DENSE | _net("50 Mbit/s"),
+    "11-long-2-local": TWO | LONG | LOCAL | _net("50 Mbit/s"),
+    "12-base-4-subspace-50": FOUR | SUBSPACE | _net("50 Mbit/s"),
+    "13-deep-2-dense-100-far": TWO | DEEP | DENSE | _net("100 Mbit/s", latency="80 ms"),
+    "14-deep-2-subspace-100-far": TWO | DEEP | SUBSPACE | _net("100 Mbit/s", latency="80 ms"),
+    "15-wide-2-subspace-40-zigzag": TWO | WIDE | SUBSPACE | ZIGZAG | _net("40 Mbit/s"),
+    "16-wide-2-dense-40-zigzag": TWO | WIDE | DENSE | ZIGZAG | _net("40 Mbit/s"),
+}
+
+
+def settings_of(name: str) -> dict[str, str]:
+    """What a trial changes of `BASE`."""
+    return COMMON | TRIALS[name]
+
+
+def main(names: list[str]) -> int:
+    """Run what is asked for; 0, or 2 for a name that there is not."""
+    if unknown := [name for name in names if name not in TRIALS]:
+        print(f"{', '.join(unknown)}: no such trial; there are {', '.join(TRIALS)}", file=sys.stderr)
+        return 2
+    for name in names or TRIALS:
+        _run(name)
+    if not names:
+        validation = validate([case(read_measured(RUNS / name)) for name in TRIALS])
+        DOCUMENT.parent.mkdir(parents=True, exist_ok=True)
+        DOCUMENT.write_text(_document(table(validation)), encoding="utf-8")
+        print(DOCUMENT)
+    return 0
+
+
+def _run(name: str) -> None:
+    """A run that was broken off is no run: its folder goes, and it begins anew."""
+    folder = RUNS / name
+    done = folder / "trial-is-done"
+    if done.exists():
+        return
+    shutil.rmtree(folder, ignore_errors=True)
+    arguments = [f"--{key}={value}" for key, value in (settings_of(name) | {"run.name": name}).items()]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+    subprocess.run([sys.executable, "-m", "node.cli", "run", BASE, *arguments], env=environment, check=True)
+    done.touch()
+
+
+def _document(rows: str) -> str:
+    return f"""# The planner against runs
+
+Made by `python -m node.lab.plan.trials`, on {host_line()}. All nodes of a run share this machine's cores; the links are
+emulated. Times are those of an ordinary step (no averaging of weights, no evaluation), medians over the run; compute is
+what a node spends on neither waiting nor averaging, the mean over nodes. Every other run was used to fit the costs; it
+was settled which before any of them was made.
+
+{rows}
+
+What it says is in [README](README.md).
+"""
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

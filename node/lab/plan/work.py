@@ -1,0 +1,182 @@
+"""The work of one training step, by stage of a layer: counted, not timed. What it costs, `node.lab.plan.costs` says.
+
+Stages are those of `node.model.llama.Attention.forward`, cut where the network comes in:
+
+    before   norm, K and V projections, encode; then the payloads leave
+    own      Q projection, RoPE, each own chunk to itself; payloads travel
+    block    one earlier chunk: decode, RoPE, the later own chunks' queries to it
+    after    merge, output projection, feed-forward
+
+The backward is the mirror: after, the blocks (a gradient leaves after each), own, then the readers' gradients are
+awaited, then before. No activation is computed twice but for the scores inside the fused attention kernel.
+
+A matrix product of [a, b] by [b, c] counts 2abc FLOPs, forward; twice that, backward. Attention of t queries to s
+keys counts 4tsHD, half of it where causal; backward 2.5 times that (five products in place of two, FlashAttention-2).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from coordinator.assignment import Assignment
+from node.config import Config
+from node.exchange.passes import PassSpec
+from node.subspace.ranks import codec_shapes
+
+Array = npt.NDArray[np.float64]
+
+VOCABULARY = {"gpt2": 50_257, "gpt2-2048": 2048, "bytes": 257}
+ATTENTION_BACKWARD = 2.5
+MATRIX_BACKWARD = 2.0
+
+
+class Work(NamedTuple):
+    """An amount of work, [R] or [C, R]: FLOPs of matrix products, numbers passed through everything else (norms,
+    activations, softmax, optimizer), stages or blocks begun, messages sent or received and the payload bytes in them,
+    which the node itself packs, copies and unpacks."""
+
+    flops: Array
+    elements: Array
+    calls: Array
+    messages: Array
+    nbytes: Array
+
+    def total(self) -> Work:
+        """The sum over all chunks: [R]."""
+        return Work(*(part.sum(0) if part.ndim == 2 else part for part in self))
+
+    def __add__(self, other: object) -> Work:
+        if not isinstance(other, tuple):
+            return NotImplemented
+        return Work(*(a + b for a, b in zip(self, other, strict=True)))
+
+
+class Stages(NamedTuple):
+    """One layer in one direction: `block` is [C, R], the others [R]."""
+
+    before: Work
+    own: Work
+    block: Work
+    after: Work
+
+
+class LayerWork(NamedTuple):
+    """One layer, both directions."""
+
+    forward: Stages
+    backward: Stages
+
+
+class Reading(NamedTuple):
+    """Who attends to what, by place: [C, R] all three."""
+
+    queries: Array
+    """Own chunks of r that come after chunk c: those that attend to it."""
+    remote: npt.NDArray[np.bool_]
+    """r reads c from another node."""
+    local: npt.NDArray[np.bool_]
+    """r owns c and later chunks too, which read it through the codec."""
+
+
+def reading(assignment: Assignment, exchanges: bool = True) -> Reading:
+    """Who reads whom; nobody anybody where a layer does not exchange."""
+    shape = (assignment.n_chunks, assignment.n_ranks)
+    queries, owned = np.zeros(shape), np.zeros(shape, dtype=bool)
+    for rank in range(assignment.n_ranks):
+        own = np.array(assignment.chunks(rank))
+        owned[own, rank] = True
+        queries[:, rank] = (own[None, :] > np.arange(shape[0])[:, None]).sum(1) if exchanges else 0
+    return Reading(queries, (queries > 0) & ~owned, (queries > 0) & owned)
+
+
+def layer_work(config: Config, layer: int, spec: PassSpec, payload_bytes: float) -> LayerWork:
+    """The work of one layer on every rank, for chunks of `spec.tokens`; `payload_bytes` is one chunk's payload, 0 where
+    the layer sends nothing."""
+    model, assignment = config.model, config.assignment()
+    tokens = float(config.train.batch * spec.tokens)
+    query_width, d_kv = model.heads * model.head_size, model.d_kv
+    who = reading(assignment, exchanges=layer >= config.local_layers)
+    own = np.array([len(assignment.chunks(rank)) for rank in range(assignment.n_ranks)], dtype=float)
+    sent = np.array([sum(map(len, _readers(assignment, rank))) for rank in range(assignment.n_ranks)], dtype=float)
+    sent *= float(layer >= config.local_layers)
+    codec = 2 * tokens * _codec_width(config, layer, spec)
+    attends, remote = (who.remote | who.local).astype(float), who.remote.astype(float)
+
+    def stages(matrix: float, attention: float) -> Stages:
+        """Forward with factors of 1; backward with those of the backward."""
+        pairs = attention * 4 * tokens * spec.tokens * query_width
+        before = 2 * tokens * model.d_model * 2 * d_kv + codec
+        after = 2 * tokens * (query_width + 3 * model.ffn_dim) * model.d_model
+        one = np.ones_like(own)
+        return Stages(
+            Work(matrix * before * own, tokens * (2 * model.d_model + 2 * d_kv) * own, one, sent, payload_bytes * sent),
+            Work(
+                (matrix * 2 * tokens * model.d_model * query_width + pairs / 2) * own,
+                tokens * (3 * query_width + spec.tokens * model.heads / 2) * own,
+                one,
+                0 * one,
+                0 * one,
+            ),
+            Work(
+                matrix * codec * attends + pairs * who.queries,
+                tokens * (2 * query_width * attends + (query_width + spec.tokens * model.heads) * who.queries),
+                attends,
+                remote,
+                payload_bytes * remote,
+            ),
+            Work(
+                matrix * after * own,
+                tokens * (query_width + 4 * model.d_model + 3 * model.ffn_dim) * own,
+                one,
+                0 * one,
+                0 * one,
+            ),
+        )
+
+    return LayerWork(stages(1.0, 1.0), stages(MATRIX_BACKWARD, ATTENTION_BACKWARD))
+
+
+def head_work(config: Config, spec: PassSpec) -> tuple[Work, Work]:
+    """The output head and the loss, forward and backward, on every rank."""
+    assignment = config.assignment()
+    own = np.array([len(assignment.chunks(rank)) for rank in range(assignment.n_ranks)], dtype=float)
+    tokens, vocabulary = config.train.batch * spec.tokens * own, VOCABULARY[config.data.tokenizer]
+    flops, one = 2.0 * tokens * config.model.d_model * vocabulary, np.ones_like(own)
+    forward = Work(flops, 3.0 * tokens * vocabulary, one, 0 * one, 0 * one)
+    return forward, forward._replace(flops=MATRIX_BACKWARD * flops)
+
+
+def optimizer_work(config: Config) -> Work:
+    """Clipping and AdamW, on every rank: each parameter with its gradient and both moments, some times over."""
+    one = np.ones(config.assignment().n_ranks)
+    return Work(0 * one, 10.0 * parameters(config) * one, one, 0 * one, 0 * one)
+
+
+def parameters(config: Config) -> int:
+    """Parameters of the decoder, and of subspaces that are learned. Not counted: the heads ψ, d_kv numbers each, and
+    learned subspaces whose ranks a run chooses for a budget."""
+    model = config.model
+    query_width = model.heads * model.head_size
+    attention = 2 * model.d_model * (query_width + model.d_kv)
+    layer = attention + 3 * model.d_model * model.ffn_dim + 2 * model.d_model
+    embeddings = VOCABULARY[config.data.tokenizer] * model.d_model * (1 if model.tied else 2)
+    learned = 0
+    if config.compress.subspace == "learned":
+        shapes = [shape for kv in codec_shapes(config).values() for shape in kv]
+        learned = sum(2 * shape.groups * shape.width * shape.rank for shape in shapes)
+    return model.layers * layer + embeddings + model.d_model + learned
+
+
+def _codec_width(config: Config, layer: int, spec: PassSpec) -> float:
+    """Multiply-adds per token of encoding, or of decoding, K and V of one layer."""
+    if not spec.compressed or layer not in config.compressed:
+        return 0.0
+    shapes = codec_shapes(config)[layer]
+    return float(sum(shape.groups * shape.width * shape.rank for shape in (shapes.k, shapes.v)))
+
+
+def _readers(assignment: Assignment, rank: int) -> list[tuple[int, ...]]:
+    return [assignment.readers_of(chunk) for chunk in assignment.chunks(rank)]

@@ -1,0 +1,97 @@
+"""What a study looks at: held-out loss by position in the context, the stable rank of projections, payload bytes.
+
+Positions are counted over the whole context, whatever the chunks are, so that arms can be laid over each other.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from statistics import fmean
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from node.config import Config
+from node.data.batches import Contexts
+from node.data.task import NOT_ASKED, Task
+from node.exchange.chunks import ChunkExchange
+from node.exchange.passes import PassSpec
+from node.exchange.payload import PayloadFormat
+from node.model.llama import Llama
+from node.train.passes import own_tokens
+from node.train.schedule import pass_spec
+
+
+def position_losses(
+    model: Llama, exchange: ChunkExchange, task: Task, spec: PassSpec, batch: int, batches: int
+) -> tuple[Tensor, Tensor]:
+    """(sum of losses in nats, targets asked for) at every position, [T] each, over the first held-out batches.
+
+    The exchange must own all chunks. Raises `ConfigError` where the held-out part is shorter than a context.
+    """
+    context = len(exchange.own) * spec.tokens
+    total, count = torch.zeros(context, dtype=torch.float64), torch.zeros(context, dtype=torch.int64)
+    available = max(1, task.heldout_count(context) // batch)
+    model.eval()
+    with torch.no_grad():
+        for index in range(min(batches, available)):
+            contexts = task.heldout_contexts(context, index * batch, batch)
+            losses_BT, asked_BT = _losses(model, exchange, contexts, spec)
+            total += losses_BT.double().sum(0)
+            count += asked_BT.sum(0)
+    model.train()
+    return total, count
+
+
+def _losses(model: Llama, exchange: ChunkExchange, contexts: Contexts, spec: PassSpec) -> tuple[Tensor, Tensor]:
+    inputs_CBn, targets_CBn = own_tokens(contexts, exchange.own, spec, torch.device("cpu"))
+    logits_CBnV = model(inputs_CBn, exchange, spec)
+    losses = F.cross_entropy(
+        logits_CBnV.flatten(0, 2), targets_CBn.flatten(), reduction="none", ignore_index=NOT_ASKED
+    ).view_as(targets_CBn)
+    asked = targets_CBn != NOT_ASKED
+    return losses.transpose(0, 1).flatten(1), asked.transpose(0, 1).flatten(1)
+
+
+def payload_bytes(config: Config, payload: PayloadFormat) -> dict[str, float]:
+    """Bytes per token, one way to one reader, by the formula that the wire is tested against.
+
+    `compressed` is of the mean compressed layer (0 where none is), `layer` of the mean layer while compression is on,
+    layers that send nothing included, `trained` of the mean layer over all tokens of the training, uncompressed steps
+    included, and `plain` of a layer with K and V as they are. `payload` knows the ranks of a budget once they have been
+    chosen.
+    """
+    full = pass_spec(config, config.warmup_steps + 1)._replace(tokens=config.model.chunk_tokens)
+    layers = _layer_bytes(config, payload, full)
+    narrow = [layers[layer] for layer in config.compressed]
+    steps = Counter(pass_spec(config, step) for step in range(1, config.train.steps + 1))
+    tokens = sum(count * spec.tokens for spec, count in steps.items())
+    sent = sum(count * spec.tokens * fmean(_layer_bytes(config, payload, spec)) for spec, count in steps.items())
+    return {
+        "compressed": fmean(narrow) if narrow else 0.0,
+        "layer": fmean(layers),
+        "trained": sent / tokens,
+        "plain": payload.uncompressed_bytes(full) / (config.train.batch * full.tokens),
+    }
+
+
+def _layer_bytes(config: Config, payload: PayloadFormat, spec: PassSpec) -> list[float]:
+    sizes = [payload.chunk_bytes(layer, spec) + payload.theta_bytes(layer, spec) for layer in range(payload.layers)]
+    return [size / (config.train.batch * spec.tokens) for size in sizes]
+
+
+def stable_rank(weight: Tensor) -> float:
+    """‖W‖²_F / ‖W‖²₂ over the greatest rank that W could have: between 0 and 1."""
+    values = torch.linalg.svdvals(weight.detach().float())
+    return float(values.square().sum() / values[0].square() / len(values))
+
+
+def stable_ranks(model: nn.Module, layers: int) -> list[Mapping[str, float]]:
+    """Stable rank of W_Q, W_K and W_V, by layer."""
+    found: list[Mapping[str, float]] = []
+    for layer in range(layers):
+        weights = {kind: model.get_parameter(f"layers.{layer}.self_attn.{kind}_proj.weight") for kind in "qkv"}
+        found.append({kind: stable_rank(weight) for kind, weight in weights.items()})
+    return found

@@ -1,0 +1,124 @@
+"""What a study is: a table of arms over a base, as data. The files are in `tables/`, the bases in `tables/bases/`.
+
+    title = "…"                       one line
+    text = "…"                        what it asks, in a few sentences
+    base = "novels-bytes"             the config that all arms share
+    settings.compress.warmup_steps = 50      laid over the base, for all arms (optional)
+    [arms.dense]                      an arm and what it lays over that; the order is that of the tables
+    compress.mode = "dense"
+
+A value such as "25 % of train.steps" stands for that number of steps, so that a study can be made shorter as a whole;
+less than 100 % is never all of them.
+Two arms have fixed names, since every study is measured against them: `DENSE` and `LOCAL`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import resources
+from importlib.resources.abc import Traversable
+from typing import Any
+
+from netem.config import Tree, apply_overrides, convert, load_toml
+from netem.errors import ConfigError
+from node.config import Config
+
+DENSE, LOCAL = "dense", "local-only"
+_SHARE = re.compile(r"(\d+(?:\.\d+)?) % of train\.steps")
+_KEYS = {"title", "text", "base", "settings", "arms"}
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One line of the table."""
+
+    name: str
+    config: Config
+    settings: Tree
+    """What it lays over the base, as in the file."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """A table whose arms have all been checked."""
+
+    name: str
+    title: str
+    text: str
+    base: str
+    arms: tuple[Arm, ...]
+
+
+def study_names() -> list[str]:
+    """Every study there is."""
+    return _names(_tables())
+
+
+def base_names() -> list[str]:
+    """Every base there is."""
+    return _names(_tables() / "bases")
+
+
+def load_study(name: str, base: str = "", overrides: Sequence[str] = ()) -> Study:
+    """The study called `name`, on `base` in place of its own, with the command line's settings over all arms.
+
+    Raises `ConfigError` for a name that is not there, and for any arm whose settings do not make a config.
+    """
+    tree = _load(_tables(), name, "study")
+    assert tree.keys() <= _KEYS and {DENSE, LOCAL} <= tree["arms"].keys(), name  # noqa: PT018
+    base = base or tree["base"]
+    shared = merge(_load(_tables() / "bases", base, "base"), tree.get("settings", {}))
+    arms = tuple(_arm(name, arm, shared, settings, overrides) for arm, settings in tree["arms"].items())
+    return Study(name, tree["title"], tree["text"], base, arms)
+
+
+def merge(below: Tree, above: Tree) -> Tree:
+    """`above` laid over `below`, table by table."""
+    merged = dict(below)
+    for key, value in above.items():
+        held = merged.get(key)
+        merged[key] = merge(held, value) if isinstance(held, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def _arm(study: str, name: str, shared: Tree, settings: Tree, overrides: Sequence[str]) -> Arm:
+    tree = apply_overrides(merge(shared, settings), overrides)
+    try:
+        return Arm(name, convert(Config, _with_steps(tree)), settings)
+    except ConfigError as error:
+        raise ConfigError(f"study {study}, arm {name!r}: {error}") from None
+
+
+def _with_steps(tree: Tree) -> Tree:
+    """Shares of the steps made numbers of steps."""
+    steps = tree.get("train", {}).get("steps")
+
+    def resolve(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: resolve(inner) for key, inner in value.items()}
+        match = _SHARE.fullmatch(value) if isinstance(value, str) else None
+        if not match or not isinstance(steps, int):
+            return value
+        percent = float(match.group(1))
+        return round(percent / 100 * steps) if percent >= 100 else min(round(percent / 100 * steps), steps - 1)
+
+    resolved = resolve(tree)
+    assert isinstance(resolved, dict)
+    return resolved
+
+
+def _tables() -> Traversable:
+    return resources.files("node.lab.study") / "tables"
+
+
+def _names(folder: Traversable) -> list[str]:
+    return sorted(file.name.removesuffix(".toml") for file in folder.iterdir() if file.name.endswith(".toml"))
+
+
+def _load(folder: Traversable, name: str, what: str) -> Tree:
+    if name not in _names(folder):
+        raise ConfigError(f"{name}: no such {what}; there are {', '.join(_names(folder))}")
+    with resources.as_file(folder / f"{name}.toml") as path:
+        return load_toml(path)

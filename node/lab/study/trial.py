@@ -1,0 +1,196 @@
+"""One run of a study: one process, all nodes in it, one torch thread. `python -m node.lab.study.trial JOB RESULT`.
+
+Training is `node.train.trainer.Trainer` as `isthmus node` runs it; in place of a coordinator and of sockets stand
+those of `node.lab.in_process`. The held-out loss is taken here, at the full context in every phase (the trainer's own
+takes it at the warm start's shorter one), of rank 0's model. The result appears whole or not at all.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import platform
+import sys
+import tempfile
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from coordinator.assignment import assign
+from coordinator.records.folder import whole_file
+from netem.config import convert
+from netem.errors import ConfigError, RunAborted
+from node.config import Config, to_tree
+from node.data import Task, open_data
+from node.exchange.chunks import ChunkExchange
+from node.exchange.payload import PayloadFormat
+from node.lab.in_process import Coordinator, MemoryWire, Post, Session
+from node.lab.study.measure import payload_bytes, position_losses, stable_ranks
+from node.lab.study.version import code_version
+from node.model.llama import Llama
+from node.train.averaging import Averager
+from node.train.checkpoint import Checkpoints
+from node.train.schedule import pass_spec
+from node.train.trainer import Metrics, Trainer
+
+log = logging.getLogger("isthmus.study")
+
+FINAL_TOKENS, CURVE_TOKENS = 1 << 15, 1 << 12
+"""Held-out tokens of the last evaluation, and of each on the way there."""
+CURVE_POINTS = 10
+"""Evaluations on the way."""
+BINS = 64
+"""Spans of the context over which the loss by position is averaged; a chunk is a whole number of them."""
+
+
+def run_trial(config: Config) -> dict[str, Any]:
+    """Train and measure. Raises `ConfigError` for a config that cannot run, `RunAborted` where a rank fails."""
+    began_s, began_cpu_s = time.monotonic(), time.process_time()
+    task = open_data(config.data)
+    payloads = [PayloadFormat(config) for _ in range(config.assignment().n_ranks)]
+    notebook = _Notebook(config, task, payloads[0])
+    trainers = _nodes(config, task, payloads, notebook)
+    total, count = notebook.positions(trainers[0].model, config.train.steps, FINAL_TOKENS)
+    return {
+        "config": to_tree(config),
+        "seed": config.run.seed,
+        "heldout_loss": float(total.sum() / count.sum()),
+        "heldout_tokens": int(count.sum()),
+        "position_loss_sum": _binned(total),
+        "position_tokens": _binned(count),
+        "bytes": payload_bytes(config, payloads[0]),
+        "curve": notebook.curve,
+        "stable_rank": notebook.stable_rank,
+        "wall_s": time.monotonic() - began_s,
+        "cpu_s": time.process_time() - began_cpu_s,
+        "host": host_line(),
+    }
+
+
+def host_line() -> str:
+    """The machine, in words."""
+    name = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        models = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
+        name = models[0] if models else name
+    return f"{name}, {os.cpu_count()} cores, {platform.system()}, torch {torch.__version__}"
+
+
+def _nodes(config: Config, task: Task, payloads: list[PayloadFormat], notebook: _Notebook) -> list[Trainer]:
+    """Train on every rank to the end; the trainers by rank."""
+    ranks, post = len(payloads), Post()
+
+    def watch(step: int, metrics: list[Metrics]) -> None:
+        notebook.note(trainers[0].model, step, metrics)
+
+    coordinator = Coordinator(config, config.assignment(), watch)
+    with tempfile.TemporaryDirectory() as folder:
+        sessions = [Session(coordinator, rank) for rank in range(ranks)]
+        trainers = [
+            _trainer(config, task, session, payload, post if ranks > 1 else None, Path(folder))
+            for session, payload in zip(sessions, payloads, strict=True)
+        ]
+
+        def work(rank: int) -> None:
+            try:
+                trainers[rank].run(0, sessions[rank], sessions[rank])
+            except BaseException:
+                coordinator.abort()
+                post.close()
+                raise
+
+        with ThreadPoolExecutor(ranks) as pool:
+            errors = [future.exception() for future in [pool.submit(work, rank) for rank in range(ranks)]]
+    # That another rank failed is no news: the failure itself is.
+    raised = sorted((error for error in errors if error), key=lambda error: isinstance(error, RunAborted))
+    if raised:
+        raise raised[0]
+    return trainers
+
+
+def _trainer(
+    config: Config, task: Task, session: Session, payload: PayloadFormat, post: Post | None, folder: Path
+) -> Trainer:
+    assignment, rank = config.assignment(), session.rank
+    wire = MemoryWire(post, rank) if post else None
+    exchange = ChunkExchange(assignment, rank, payload, wire)
+    averager = Averager(rank, assignment.n_ranks, wire, session)
+    return Trainer(config, task, Llama(config, task.vocab_size), exchange, averager, Checkpoints(folder, rank))
+
+
+class _Notebook:
+    """What is measured while training goes on."""
+
+    def __init__(self, config: Config, task: Task, payload: PayloadFormat) -> None:
+        self.curve: list[dict[str, float]] = []
+        self.stable_rank: list[dict[str, Any]] = []
+        self._config, self._task = config, task
+        self._loss_sum, self._tokens = 0.0, 0.0
+        self._exchange = ChunkExchange(assign(config.model.chunks, 1), 0, payload)
+
+    def note(self, model: Llama, step: int, metrics: list[Metrics]) -> None:
+        """After each step: sum the training loss, and now and then look at the model."""
+        steps = self._config.train.steps
+        self._loss_sum += sum(part["loss_sum"] for part in metrics)
+        self._tokens += sum(part["tokens"] for part in metrics)
+        if step != steps and step % max(1, steps // CURVE_POINTS):
+            return
+        total, count = self.positions(model, step, CURVE_TOKENS)
+        entry = {"step": float(step), "heldout_loss": float(total.sum() / count.sum())}
+        if self._tokens:
+            entry["loss"] = self._loss_sum / self._tokens
+        self.curve.append(entry)
+        self.stable_rank.append({"step": step, "layers": stable_ranks(model, self._config.model.layers)})
+        self._loss_sum, self._tokens = 0.0, 0.0
+
+    def positions(self, model: Llama, step: int, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Held-out loss by position after `step` steps, over about so many tokens, in the mode of that step."""
+        config = self._config
+        spec = pass_spec(config, max(1, step))._replace(tokens=config.model.chunk_tokens)
+        if step == 0:  # there is no basis yet
+            spec = spec._replace(compressed=False)
+        batches = max(1, tokens // (config.train.batch * config.model.context))
+        return position_losses(model, self._exchange, self._task, spec, config.train.batch, batches)
+
+
+def _binned(values_T: torch.Tensor) -> list[float]:
+    return [float(part.sum()) for part in values_T.chunk(min(BINS, len(values_T)))]
+
+
+def main() -> int:
+    """Run the job file's config; 2 for a mistake in it, 1 for a failure, as `isthmus` itself."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S")
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    torch.set_num_threads(1)
+    job_path, result_path = Path(sys.argv[1]), Path(sys.argv[2])
+    job = json.loads(job_path.read_text())
+    if job["code"] != code_version():
+        print("error: the code changed while the study ran; start it again", file=sys.stderr)
+        return 2
+    try:
+        result = run_trial(convert(Config, job["config"]))
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except RunAborted as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    with whole_file(result_path) as unfinished:
+        unfinished.write_text(json.dumps({"digest": job["digest"], "code": job["code"], **result}) + "\n")
+    return 0
+
+
+def _end_with_parent() -> None:
+    """The parent holds our standard input open for as long as it lives."""
+    os.read(sys.stdin.fileno(), 1)  # not through the buffer, whose lock would be held at our own end
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

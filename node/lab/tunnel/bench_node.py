@@ -1,0 +1,153 @@
+"""One rank's compute without a network: `python -m node.lab.tunnel.bench_node CONFIG RANK`.
+
+A child of `bench`.
+
+Runs the trainer's own step, with a wire that swallows what is sent and has everything that is asked for. Says "ready",
+then for each line on standard input, a mode, makes one step in it and writes its times as one line of JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+import torch
+from torch import Tensor, nn
+
+from coordinator.messages import Go
+from node.config import Config, load_config
+from node.data import open_data
+from node.exchange.chunks import ChunkExchange
+from node.exchange.formats import Packed, TensorSpec
+from node.exchange.passes import PassSpec
+from node.exchange.payload import PayloadFormat
+from node.model.llama import Llama
+from node.train.averaging import Averager
+from node.train.checkpoint import Checkpoints
+from node.train.trainer import Trainer
+
+SIZE = 1e-2
+"""Of the numbers that come over no wire."""
+
+
+class StepTimes(NamedTuple):
+    """One step of one rank; (forward, backward) of every layer."""
+
+    step_s: float
+    layers_s: list[tuple[float, float]]
+
+
+class Void:
+    """A wire to nobody, on which everything has always arrived."""
+
+    def __init__(self) -> None:
+        self._made: dict[tuple[TensorSpec, ...], Packed] = {}
+
+    def begin(self, pass_no: int, trains: bool) -> None:
+        pass
+
+    def send(self, rank: int, kind: str, layer: int, chunk: int, spec: PassSpec, tensors: Packed) -> None:
+        pass
+
+    def first_of(self, kind: str, layer: int, chunks: dict[int, int]) -> int:
+        return min(chunks)
+
+    def take(
+        self, kind: str, layer: int, chunk: int, rank: int, specs: tuple[TensorSpec, ...], device: torch.device
+    ) -> Packed:
+        if specs not in self._made:
+            self._made[specs] = tuple(_numbers(spec) for spec in specs)
+        return self._made[specs]
+
+    def await_done(self, pass_no: int, chunk: int, rank: int) -> None:
+        pass
+
+
+class Silence:
+    """Votes that nobody counts: no step here has a round."""
+
+    def vote(self, round_id: int, ok: bool, digest: str, reason: str = "") -> object:
+        raise AssertionError("a bench has no rounds")
+
+
+class Stopwatch:
+    """When each layer begins and ends, forward and backward, told by hooks on what goes in and comes out."""
+
+    def __init__(self, layers: nn.ModuleList) -> None:
+        count = len(layers)
+        self._forward = [[0.0, 0.0] for _ in range(count)]
+        self._backward = [[0.0, 0.0] for _ in range(count)]
+        for place, layer in enumerate(layers):
+            layer.register_forward_pre_hook(lambda _, given, place=place: self._enters(place, given[0]))
+            layer.register_forward_hook(lambda _, __, out, place=place: self._leaves(place, out))
+
+    def times_s(self) -> list[tuple[float, float]]:
+        """(forward, backward) of every layer in the last step."""
+        pairs = zip(self._forward, self._backward, strict=True)
+        return [(forward[1] - forward[0], backward[1] - backward[0]) for forward, backward in pairs]
+
+    def _enters(self, place: int, x: Tensor) -> None:
+        x.register_hook(lambda _: _note(self._backward[place], 1))
+        _note(self._forward[place], 0)
+
+    def _leaves(self, place: int, out: Tensor) -> None:
+        _note(self._forward[place], 1)
+        out.register_hook(lambda _: _note(self._backward[place], 0))
+
+
+class Rank:
+    """One rank in one mode."""
+
+    def __init__(self, config: Config, rank: int) -> None:
+        task, payload = open_data(config.data), PayloadFormat(config)
+        model = Llama(config, task.vocab_size)
+        moments = model.weight_moments(config.compress)
+        for key, codec in model.codecs():
+            codec.set_moments(moments[key])
+            codec.start()
+        exchange = ChunkExchange(config.assignment(), rank, payload, Void())
+        averager = Averager(rank, config.coordinator.nodes, None, Silence())
+        self._trainer = Trainer(config, task, model, exchange, averager, Checkpoints(Path(), rank))
+        self._watch = Stopwatch(model.layers)
+        self._number = config.warmup_steps + 1  # past the warm start, and the step that takes the basis
+
+    def step(self) -> StepTimes:
+        """Make one."""
+        began = time.monotonic()
+        self._trainer.step(Go(step=self._number, generation=0, cursor=0))
+        return StepTimes(time.monotonic() - began, self._watch.times_s())
+
+
+def mode_of(config: Config, mode: str) -> Config:
+    """The same, with another `compress.mode`."""
+    compress = msgspec.structs.replace(config.compress, mode=mode)
+    return msgspec.structs.replace(config, compress=compress)
+
+
+def main(arguments: list[str]) -> int:
+    """Step whenever told to, until standard input ends."""
+    config, rank = load_config(Path(arguments[0])), int(arguments[1])
+    torch.set_num_threads(config.run.threads)
+    benches = {mode: Rank(mode_of(config, mode), rank) for mode in ("subspace", "dense")}
+    print("ready", flush=True)
+    for line in sys.stdin:
+        print(json.dumps(benches[line.strip()].step()._asdict()), flush=True)
+    return 0
+
+
+def _note(times: list[float], place: int) -> None:
+    times[place] = time.monotonic()
+
+
+def _numbers(spec: TensorSpec) -> Tensor:
+    if spec.dtype.is_floating_point:
+        return torch.full(spec.shape, SIZE).to(spec.dtype)
+    return torch.zeros(spec.shape, dtype=spec.dtype)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

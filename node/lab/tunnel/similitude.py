@@ -1,0 +1,182 @@
+"""The numbers that a small run must share with its target, and the scales of the network that give it them.
+
+    kind of layer    communication / compute, forward, backward, and both ways together
+    latency          of the farthest pair, over what a layer computes one way (mean over layers and ways)
+    averaging        one round / what is computed in the steps between two
+
+Compute is that of the fullest node, the one that computes longest in a step: all others wait for it. Communication is
+the longest that any link or NIC is taken by one layer's payloads, one way.
+
+One rate cannot make everything equal at once: each way has the same payload, so what differs is the ratio of backward
+to forward compute, and where ranks are rounded, bytes of compressed layers to those of whole ones. `similar` makes both
+ways together equal, with the error spread evenly over kinds of layers. Averaging has `sync_every` to itself.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from coordinator.assignment import Assignment
+from node.lab.plan.averaging import averaging_s
+from node.lab.plan.costs import Costs
+from node.lab.plan.lines import Lines
+from node.lab.plan.predict import Model
+from node.lab.plan.work import Array, Stages
+
+COMPRESSED, WHOLE = "compressed", "whole"
+
+
+class Kind(NamedTuple):
+    """Layers that send alike: how many, what one chunk sends to one reader one way, what the fullest node computes."""
+
+    layers: int
+    payload_bytes: float
+    forward_s: float
+    backward_s: float
+
+
+class Body(NamedTuple):
+    """A model on its devices, as the tunnel sees it; only layers that exchange."""
+
+    assignment: Assignment
+    kinds: Mapping[str, Kind]
+    step_s: float
+    """What the fullest node computes in a step, all of it."""
+    parameters: int
+
+    @property
+    def layer_s(self) -> float:
+        """Compute of a layer one way, the mean over layers and ways."""
+        total_s = sum(kind.layers * (kind.forward_s + kind.backward_s) for kind in self.kinds.values())
+        return total_s / (2 * sum(kind.layers for kind in self.kinds.values()))
+
+    def slowed(self, factor: float) -> Body:
+        """The same where everything takes `factor` times as long."""
+        kinds = {
+            name: kind._replace(forward_s=kind.forward_s * factor, backward_s=kind.backward_s * factor)
+            for name, kind in self.kinds.items()
+        }
+        return self._replace(kinds=kinds, step_s=self.step_s * factor)
+
+
+class Ratio(NamedTuple):
+    """Communication over compute of one layer."""
+
+    forward: float
+    backward: float
+    both: float
+
+
+class Numbers(NamedTuple):
+    """What the target and the tunnel are to have in common."""
+
+    kinds: Mapping[str, Ratio]
+    latency: float
+    averaging: float
+
+    def compared(self) -> dict[str, float]:
+        """Those that a verdict is on, by name."""
+        return {f"{name} layer": ratio.both for name, ratio in self.kinds.items()} | {
+            "latency": self.latency,
+            "averaging": self.averaging,
+        }
+
+
+class Scale(NamedTuple):
+    """From the target's network to the tunnel's: rates times `rate`, latencies over `time`, bursts times `bytes`."""
+
+    rate: float
+    time: float
+    """Target seconds in a second of the tunnel."""
+    bytes: float
+
+    def lines(self, lines: Lines) -> Lines:
+        return lines.scaled(self.rate)._replace(latency_s=lines.latency_s / self.time)
+
+
+def body_of(model: Model, costs: Costs) -> Body:
+    """The target, from its work."""
+    ways = [[_seconds(costs, stages) for stages in layer.work] for layer in model.step.layers]
+    step_R = np.sum([forward + backward for forward, backward in ways], axis=0)
+    rest = (model.step.head_forward, model.step.head_backward, model.step.optimizer)
+    step_R = step_R + sum(costs.seconds(work) for work in rest) + costs.step_s
+    rank = int(step_R.argmax())
+    times = [(float(forward[rank]), float(backward[rank])) for forward, backward in ways]
+    return Body(model.step.assignment, kinds_of(model, times), float(step_R[rank]), model.parameters)
+
+
+def kinds_of(model: Model, times_s: list[tuple[float, float]]) -> dict[str, Kind]:
+    """Layers by kind, with the mean of their (forward, backward) times, given by layer."""
+    found: dict[str, Kind] = {}
+    for name in (COMPRESSED, WHOLE):
+        places = [
+            place
+            for place, layer in enumerate(model.step.layers)
+            if layer.payload_bytes and model.payload.compresses(place) == (name == COMPRESSED)
+        ]
+        if places:
+            nbytes = float(np.mean([model.step.layers[place].payload_bytes for place in places]))
+            forward_s, backward_s = np.mean([times_s[place] for place in places], axis=0).tolist()
+            found[name] = Kind(len(places), nbytes, forward_s, backward_s)
+    return found
+
+
+def numbers(body: Body, lines: Lines, sync_every: int) -> Numbers:
+    """What a body has on these lines."""
+    kinds = {}
+    for name, kind in body.kinds.items():
+        forward_s, backward_s = wire_s(body.assignment, kind.payload_bytes, lines)
+        both = (forward_s + backward_s) / (kind.forward_s + kind.backward_s)
+        kinds[name] = Ratio(forward_s / kind.forward_s, backward_s / kind.backward_s, both)
+    off_diagonal = ~np.eye(len(lines.up_bps), dtype=bool)
+    latency_s = float(lines.latency_s[off_diagonal].max())
+    round_s = averaging_s(body.parameters, lines)
+    return Numbers(kinds, latency_s / body.layer_s, round_s / (sync_every * body.step_s))
+
+
+def wire_s(assignment: Assignment, nbytes: float, lines: Lines) -> tuple[float, float]:
+    """How long one layer's payloads, forward, and their gradients, backward, take the line that they take longest."""
+    sent = np.zeros((assignment.n_ranks, assignment.n_ranks))
+    for chunk in range(assignment.n_chunks):
+        for reader in assignment.readers_of(chunk):
+            sent[assignment.owner(chunk), reader] += 8 * nbytes
+    forward_s, backward_s = (
+        max(
+            float((bits / lines.link_bps).max()),
+            float((bits.sum(1) / lines.up_bps).max()),
+            float((bits.sum(0) / lines.down_bps).max()),
+        )
+        for bits in (sent, sent.T)
+    )
+    return forward_s, backward_s
+
+
+def similar(target: Body, small: Body, lines: Lines) -> Scale:
+    """The scales that bring the small body's numbers on `lines` nearest to the target's.
+
+    Kinds of layers whose numbers are off by different factors have the error shared out: the largest is least.
+    """
+    wanted, had = numbers(target, lines, 1), numbers(small, lines, 1)
+    off = [had.kinds[name].both / wanted.kinds[name].both for name in wanted.kinds]
+    nbytes = [small.kinds[name].payload_bytes / target.kinds[name].payload_bytes for name in target.kinds]
+    return Scale(
+        rate=math.sqrt(min(off) * max(off)),
+        time=target.layer_s / small.layer_s,
+        bytes=math.sqrt(min(nbytes) * max(nbytes)),
+    )
+
+
+def similar_sync(averaging: float, small: Body, lines: Lines, slower: float = 1.0) -> int:
+    """The `sync_every` at which averaging has this share of the small body's compute; 2 or more, since 1 would average
+    gradients. `slower`: how much longer a round takes than it is reckoned to."""
+    round_s = averaging_s(small.parameters, lines) * slower
+    return max(2, round(round_s / (averaging * small.step_s)))
+
+
+def _seconds(costs: Costs, stages: Stages) -> Array:
+    """[R] of one layer, one way."""
+    return np.sum([costs.seconds(work.total()) for work in stages], axis=0)  # type: ignore[no-any-return]

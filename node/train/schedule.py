@@ -1,0 +1,106 @@
+"""What happens at which step: pure functions of the config, the same on the coordinator and on every node.
+
+Steps count from 1: step s is the one that ends with s steps done. Rounds of one step happen in the order given
+here, each on all nodes or on none. No torch here: the coordinator needs only this.
+"""
+
+from __future__ import annotations
+
+from node.config import Config
+from node.exchange.passes import PassSpec
+
+MOMENTS, RANKS, BASIS, GRADIENTS, WEIGHTS = "moments", "ranks", "basis", "gradients", "weights"
+
+MOMENT_SAMPLES = 16
+"""Training passes between two refreshes in which second moments are taken, about: each costs about as much as K and V
+themselves."""
+
+
+def rounds_for(config: Config, step: int) -> list[str]:
+    """The averaging rounds of `step`.
+
+    The step after the warm start begins with the basis: the activations' moments are summed, ranks are chosen if there
+    is a budget for them, and rank 0's basis is copied to all. A refresh does so again, with the ranks as they are. With
+    sync_every = 1 gradients are averaged in each step (exact context parallelism), otherwise weights every sync_every
+    steps, at the end of the warm start, and at the end.
+    """
+    rounds = []
+    first = config.compressed_layers > 0 and step == config.warmup_steps + 1
+    if first or refreshes(config, step):
+        rounds += [MOMENTS] if config.compress.basis == "activations" else []
+        rounds += [RANKS] if first and config.compress.budget_bytes_per_token else []
+        rounds.append(BASIS)
+    every = config.train.sync_every
+    if every == 1:
+        rounds.append(GRADIENTS)
+    elif step % every == 0 or step in (config.warmup_steps, config.train.steps):
+        rounds.append(WEIGHTS)
+    return rounds
+
+
+def refreshes(config: Config, step: int) -> bool:
+    """Whether `step` begins with a new basis: weights were averaged at the end of the one before, and a whole
+    interval of compressed steps lies behind."""
+    every, done = config.compress.refresh_every, step - 1
+    refreshing = pass_spec(config, step).compressed and every > 0
+    return refreshing and done % every == 0 and done >= config.warmup_steps + every
+
+
+def samples_moments(config: Config, step: int) -> bool:
+    """Whether the training pass of `step` adds to the moments of the next refresh."""
+    every, compress = config.compress.refresh_every, config.compress
+    running = pass_spec(config, step).compressed and every > 0 and compress.basis == "activations"
+    return running and step % max(1, every // MOMENT_SAMPLES) == 0
+
+
+def pass_spec(config: Config, step: int) -> PassSpec:
+    """Chunk length and compression of the passes of `step`: whole in the warm start, and again once unplugged."""
+    if step <= config.warmup_steps:
+        return PassSpec(config.warmup_chunk_tokens, compressed=False)
+    compresses = config.compressed_layers > 0 and not config.is_unplugged_at(step)
+    return PassSpec(config.model.chunk_tokens, compresses)
+
+
+def phase(config: Config, step: int) -> str:
+    """What is special about `step`, in words; "" where nothing is."""
+    if step <= config.warmup_steps:
+        return "warm start, uncompressed"
+    return "unplugged, uncompressed" if config.is_unplugged_at(step) else ""
+
+
+def learning_rate(config: Config, step: int) -> float:
+    """Linear warm-up to `lr`, then linear decay to its final share at the last step (the paper's schedule).
+
+    The steps after unplugging may decay anew, from a lower rate (`compress.unplug_lr_share`; the paper's "short
+    fine-tuning at low learning rate"), and are never above what the schedule without them gives.
+    """
+    train, compress = config.train, config.compress
+    if step <= train.lr_warmup_steps:
+        rate = train.lr * step / train.lr_warmup_steps
+    else:
+        rate = _decayed(config, train.lr, train.lr_warmup_steps, step)
+    if config.is_unplugged_at(step):
+        began = max(compress.unplug_step, train.lr_warmup_steps)
+        rate = min(rate, _decayed(config, train.lr * compress.unplug_lr_share, began, step))
+    return rate
+
+
+def _decayed(config: Config, rate: float, began: int, step: int) -> float:
+    """What is left of `rate` when it falls from step `began` to the last."""
+    done = (step - began) / max(1, config.train.steps - began)
+    return rate * (1.0 - (1.0 - config.train.lr_final_share) * done)
+
+
+def saves(config: Config, step: int) -> bool:
+    """Whether a checkpoint is written after `step`."""
+    every = config.train.checkpoint_every
+    return step == config.train.steps or (every > 0 and step % every == 0)
+
+
+def evaluates(config: Config, step: int) -> bool:
+    """Whether the held-out loss is taken after `step`: at the first, the last, and every eval_every.
+
+    During the warm start it is taken at that context length too: the narrow links could not carry more.
+    """
+    every = config.train.eval_every
+    return step in (1, config.train.steps) or (every > 0 and step % every == 0)

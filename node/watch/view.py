@@ -1,0 +1,259 @@
+"""The live view of a run: a panel that is redrawn on a terminal, a plain line now and then elsewhere.
+
+It is fed the records that the coordinator writes, one a step, and computes nothing of its own: the figures over the
+last `WINDOW_S` seconds come from `coordinator.records.rates`. Waiting for the run and reading its file is the business
+of `node.commands.run`; the picture of a finished run is `node.watch.report`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.panel import Panel
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from coordinator.records import rates
+from coordinator.records.rates import Record, number
+from netem.profile import Profile, resolve_schedule
+from netem.schedule import Schedule
+from netem.units import format_size
+from node.config import Config
+from node.train.schedule import phase
+
+WINDOW_S = 20.0
+PLAIN_INTERVAL_S = 5.0
+REDRAW_INTERVAL_S = 0.25
+
+
+class View:
+    """Shows one run while it is entered. `clock` is in seconds and never goes back."""
+
+    def __init__(
+        self, config: Config, *, console: Console | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._config = config
+        self._title, self._subtitle = title(config), subtitle(config)
+        self._console = console or Console()
+        self._clock = clock
+        self._began_s = clock()
+        self._shown_s = -float("inf")
+        self._news = False
+        self._window: deque[Record] = deque()
+        self._sent_bytes: dict[str, float] = {}
+        self._heldout: tuple[int, float] | None = None
+        self._changed = ""
+        live = self._console.is_terminal and not self._console.is_dumb_terminal
+        self._live = Live(console=self._console, auto_refresh=False, transient=False) if live else None
+
+    def __enter__(self) -> View:
+        if self._live:
+            self._live.start()
+            self._draw()
+        else:
+            self._console.print(f"{self._title}: {self._subtitle}", soft_wrap=True, highlight=False, markup=False)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self._live:
+            self._draw()
+            self._live.stop()
+        elif self._news:
+            self._print_line()
+
+    def feed(self, record: dict[str, Any]) -> None:
+        """Take in one record, and show it if it is time to."""
+        self._news = True
+        self._window.append(record)
+        while len(self._window) > 2 and number(record, "time") - number(self._window[0], "time") > WINDOW_S:
+            self._window.popleft()
+        for name, values in rates.nodes_of(record).items():
+            self._sent_bytes[name] = self._sent_bytes.get(name, 0.0) + number(values, "sent_wire_bytes")
+        if isinstance(record.get("heldout_loss"), int | float):
+            self._heldout = int(number(record, "step")), number(record, "heldout_loss")
+        if changes := rates.network_changes([record]):
+            self._changed = f"{changes[-1].text} (step {changes[-1].step})"
+        self.tick()
+
+    def tick(self) -> None:
+        """Show what is known by now; to be called several times a second."""
+        interval_s = REDRAW_INTERVAL_S if self._live else PLAIN_INTERVAL_S
+        if self._clock() - self._shown_s < interval_s:
+            return
+        if self._live:
+            self._draw()
+        elif self._news:
+            self._print_line()
+
+    def render(self) -> RenderableType:
+        """The panel."""
+        body = [self._progress(), self._figures(), self._processes()] if self._window else [self._waiting()]
+        body += [Text(f"network: {self._changed}", style="yellow")] if self._changed else []
+        spaced = [part for entry in body for part in (entry, Text())][:-1]
+        return Panel(
+            Group(*spaced),
+            title=Text(self._title, style="bold"),
+            subtitle=Text(self._subtitle, style="dim"),
+            title_align="left",
+            subtitle_align="left",
+            padding=(1, 2),
+        )
+
+    def line(self) -> str:
+        """The same in one line; something has been fed."""
+        records, steps = list(self._window), self._config.train.steps
+        step = int(number(records[-1], "step"))
+        now = phase(self._config, step)
+        parts = [f"step {step}/{steps}", *([now] if now else []), f"loss {_loss(records[-1].get('loss'))}"]
+        if self._heldout:
+            parts.append(f"held-out {self._heldout[1]:.3f} (step {self._heldout[0]})")
+        parts += [f"{label} {value}" for label, value in self._window_figures()]
+        parts += [f"network: {self._changed}"] if self._changed else []
+        return "  ".join([*parts, f"ETA {format_duration(rates.eta_s(records, steps))}"])
+
+    def _draw(self) -> None:
+        assert self._live is not None
+        self._live.update(self.render(), refresh=True)
+        self._shown_s = self._clock()
+
+    def _print_line(self) -> None:
+        self._console.print(self.line(), soft_wrap=True, highlight=False, markup=False)
+        self._shown_s, self._news = self._clock(), False
+
+    def _waiting(self) -> RenderableType:
+        waited = format_duration(self._clock() - self._began_s)
+        nodes = self._config.coordinator.nodes
+        return Text(f"{_count(nodes, 'node')} starting, joining, and computing the first step … {waited}")
+
+    def _progress(self) -> RenderableType:
+        records, steps = list(self._window), self._config.train.steps
+        step = int(number(records[-1], "step"))
+        now = phase(self._config, step)
+        grid = Table.grid(padding=(0, 2), expand=True)
+        grid.add_column(no_wrap=True)
+        grid.add_column(ratio=1)
+        grid.add_column(justify="right", no_wrap=True)
+        elapsed = format_duration(self._clock() - self._began_s)
+        grid.add_row(
+            Text.assemble((f"step {step}", "bold"), f" of {steps}", (f"  {now}" if now else "", "yellow")),
+            ProgressBar(total=steps, completed=step),
+            Text.assemble(f"{elapsed} gone, ", (f"{format_duration(rates.eta_s(records, steps))} to go", "bold")),
+        )
+        return grid
+
+    def _figures(self) -> RenderableType:
+        figures = [("loss", _loss(self._window[-1].get("loss")))]
+        if self._heldout:
+            figures.append((f"held-out, {self._heldout[0]}", f"{self._heldout[1]:.3f}"))
+        figures += self._window_figures()
+        grid = Table.grid(padding=(0, 3))
+        grid.add_row(*[Text(label, style="dim") for label, _ in figures])
+        grid.add_row(*[Text(value, style="bold") for _, value in figures])
+        return grid
+
+    def _window_figures(self) -> list[tuple[str, str]]:
+        records = list(self._window)
+        saved = rates.compression(records)
+        tokens_per_s, dilation = rates.tokens_per_s(records), self._config.net.dilation
+        figures = [("tokens/s", _amount(tokens_per_s))]
+        if dilation != 1:
+            figures.append(("emulated tokens/s", _amount(tokens_per_s and tokens_per_s * dilation)))
+        figures += [
+            ("exposed", _percent(rates.time_share(records, "exposed_s"))),
+            ("averaging", _percent(rates.time_share(records, "averaging_s"))),
+        ]
+        if saved is not None and saved.compressed_layers is not None:
+            figures.append(("compression", _percent(saved.compressed_layers)))
+            figures.append(("over all layers", _percent(saved.all_layers)))
+        if missed := rates.missed_links(records):
+            figures.append(("untrusted, network late by", _percent(missed[0].share)))
+        return figures
+
+    def _processes(self) -> RenderableType:
+        records = list(self._window)
+        last = rates.nodes_of(records[-1])
+        table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+        table.add_column("process")
+        for label in ("sent", "now", "payload/step", "exposed/step", "CPU", "memory"):
+            table.add_column(label, justify="right")
+        for name in rates.node_names(records):
+            values = last.get(name)
+            if values is None:
+                table.add_row(name, *["–"] * 6, style="dim")
+                continue
+            bps = rates.sent_bps(records, name)
+            payload_bytes = sum(rates.total(records, key, name) for key in rates.PAYLOADS) / len(records)
+            exposed_s = rates.total(records, "exposed_s", name) / len(records)
+            table.add_row(
+                name,
+                format_size(self._sent_bytes.get(name, 0.0)),
+                "–" if bps is None else f"{bps / 1e6:.1f} Mbit/s",
+                format_size(payload_bytes),
+                f"{exposed_s:.2f} s",
+                f"{number(values, 'cpu_percent'):.0f} %" if "cpu_percent" in values else "–",
+                f"{number(values, 'rss_bytes') / 1e6:.0f} MB" if "rss_bytes" in values else "–",
+            )
+        return table
+
+
+def title(config: Config) -> str:
+    """What is run: "demo · 4 layers × 128, context 1024 in 4 chunks · 4 nodes"."""
+    model, nodes = config.model, config.coordinator.nodes
+    shape = f"{_count(model.layers, 'layer')} × {model.d_model}, context {model.context} in {model.chunks} chunks"
+    return f"{config.run.name} · {shape} · {_count(nodes, 'node')}"
+
+
+def subtitle(config: Config) -> str:
+    """How: what is sent, and over which network."""
+    compress = config.compress
+    mode = {
+        "subspace": f"subspace, K −{compress.k_share:.0%} V −{compress.v_share:.0%}",
+        "dense": "dense, K and V as they are",
+        "local": "local, no remote attention",
+    }[compress.mode]
+    if compress.remote_last_layers and compress.mode != "local":
+        far = compress.remote_last_layers
+        mode += ", only the last layer sees far" if far == 1 else f", only the last {far} layers see far"
+    return f"{mode} · {describe_network(resolve_schedule(config.net))}"
+
+
+def describe_profile(profile: Profile) -> str:
+    """A network in words, with the word "emulated" where this host shapes it."""
+    return f"emulated {profile}" if profile.shaped else str(profile)
+
+
+def describe_network(schedule: Schedule) -> str:
+    """The same over time."""
+    emulated = schedule.profile.shaped or schedule.timed or schedule.traced
+    return f"emulated {schedule}" if emulated else describe_profile(schedule.profile)
+
+
+def format_duration(seconds: float | None) -> str:
+    """ "1:02:03", "2:03"; a dash where it is not known."""
+    if seconds is None:
+        return "–"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def _count(count: int, what: str) -> str:
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
+
+
+def _loss(value: object) -> str:
+    return f"{value:.3f}" if isinstance(value, int | float) else "–"
+
+
+def _percent(share: float | None) -> str:
+    return "–" if share is None else f"{100 * share:.1f} %" if share > 0.9 else f"{100 * share:.0f} %"
+
+
+def _amount(value: float | None) -> str:
+    return "–" if value is None else f"{value:,.0f}"

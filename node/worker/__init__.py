@@ -1,0 +1,1 @@
+"""One node's life: joining, training, leaving (`node`), and what it measures beside the loss (`meter`)."""

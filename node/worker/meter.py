@@ -1,0 +1,71 @@
+"""What a node measures beside its loss: traffic by use, waiting, and the process itself.
+
+Totals are kept by others (the wire, the inbox, the endpoint); the meter turns them into figures of one step.
+`uncompressed_bytes` is what the same exchange would have sent with K and V as they are (in bfloat16, or in float32
+where the run sends nothing else: `PayloadFormat.uncompressed_bytes`), `replaced_bytes` that of the compressed layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import psutil
+
+from coordinator.events import PER_LINK
+from netem.counters import LinkCounters
+from netem.names import plain
+from node.exchange.inbox import Inbox
+from node.exchange.wire import Wire
+from node.train.averaging import Averager
+
+USES = ("compressed", "dense", "averaging", "evaluation")
+"""What payload bytes are for: layers that compress, layers that do not, averaging rounds, and passes without gradients
+(held-out evaluation, and the calibration of the basis)."""
+
+
+class Meter:
+    """Figures of the step since the last call."""
+
+    def __init__(
+        self, wire: Wire | None, inbox: Inbox, averager: Averager, links: Callable[[], Mapping[str, LinkCounters]]
+    ) -> None:
+        self._wire = wire
+        self._inbox = inbox
+        self._averager = averager
+        self._links = links
+        self._process = psutil.Process()
+        self._process.cpu_percent()  # the first call only starts the clock
+        self._before = self._totals()
+
+    def step_metrics(self) -> dict[str, float]:
+        """Differences of all totals since the last call, and the state of the process now."""
+        now = self._totals()
+        metrics = {key: value - self._before.get(key, 0.0) for key, value in now.items()}
+        self._before = now
+        late_s = max((link.lateness_max_s for link in self._links().values()), default=0.0)
+        process = {"cpu_percent": self._process.cpu_percent(), "rss_bytes": float(self._process.memory_info().rss)}
+        return metrics | process | {"lateness_s": late_s}
+
+    def _kept(self) -> dict[str, float]:
+        """How well this host kept each link's rate (`LinkCounters.promised_s`), for `rates.missed_links`."""
+        shaped = [(plain(peer), link) for peer, link in self._links().items() if link.promised_s]
+        promised = {f"{PER_LINK}{peer}/promised_s": link.promised_s for peer, link in shaped}
+        return promised | {f"{PER_LINK}{peer}/missed_s": link.missed_s for peer, link in shaped}
+
+    def _totals(self) -> dict[str, float]:
+        links = self._links().values()
+        sent = self._wire.sent_bytes if self._wire else {}
+        payload = {f"{use}_bytes": float(sent.get(use, 0)) for use in USES}
+        return (
+            payload
+            | self._kept()
+            | {
+                "uncompressed_bytes": float(sent.get("uncompressed", 0)),
+                "replaced_bytes": float(sent.get("replaced", 0)),
+                "exposed_s": self._inbox.waited_s,
+                "averaging_s": self._averager.elapsed_s,
+                "sent_wire_bytes": float(sum(link.wire_bytes for link in links)),
+                "received_wire_bytes": float(sum(link.received_wire_bytes for link in links)),
+                "resent_bytes": float(sum(link.resent_bytes for link in links)),
+            }
+        )

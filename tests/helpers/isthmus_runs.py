@@ -1,0 +1,103 @@
+"""`isthmus` as a user starts it: real processes on 127.0.0.1, each wait with a time limit, nothing left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from helpers import ROOT
+
+QUICK = [
+    *("--train.steps", "6", "--compress.warmup_steps", "2", "--train.eval_batches", "2", "--train.sync_every", "3"),
+    *("--compress.calibration_batches", "1", "--model.context", "64", "--net.latency", "1 ms"),
+    *("--coordinator.heartbeat_timeout_s", "4", "--coordinator.heartbeat_interval_s", "0.5"),
+]
+
+
+def command(*arguments: str | Path) -> list[str]:
+    return [sys.executable, "-m", "node.cli", *map(str, arguments)]
+
+
+def environment(cache: Path, token: str | None = None) -> dict[str, str]:
+    """Without colours or a token of the machine's own; with the tests' corpus cache."""
+    kept = {key: value for key, value in os.environ.items() if key != "ISTHMUS_TOKEN"}
+    return kept | {"ISTHMUS_CACHE": str(cache), "COLUMNS": "120"} | ({"ISTHMUS_TOKEN": token} if token else {})
+
+
+def isthmus(cache: Path, *arguments: str | Path, timeout_s: float = 90.0) -> subprocess.CompletedProcess[str]:
+    """Run one command to its end."""
+    return subprocess.run(
+        command(*arguments), cwd=ROOT, env=environment(cache), capture_output=True, text=True, timeout=timeout_s
+    )
+
+
+@contextmanager
+def started(
+    cache: Path, log: Path, *arguments: str | Path, token: str | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A command under way, in a session of its own; it and its children are gone afterwards."""
+    with log.open("wb") as out:
+        process = subprocess.Popen(
+            command(*arguments),
+            cwd=ROOT,
+            env=environment(cache, token),
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    family = {}
+    try:
+        yield process
+        family = _family(process.pid)
+    finally:
+        for member in (_family(process.pid) | family).values():
+            if member.is_running():
+                member.kill()
+        process.wait(10)
+
+
+def _family(pid: int) -> dict[int, psutil.Process]:
+    try:
+        parent = psutil.Process(pid)
+        return {member.pid: member for member in [*parent.children(recursive=True), parent]}
+    except psutil.NoSuchProcess:
+        return {}
+
+
+def records(run_folder: Path) -> list[dict[str, Any]]:
+    path = run_folder / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def await_records(run_folder: Path, count: int, process: subprocess.Popen[bytes], timeout_s: float = 60.0) -> None:
+    """Wait until a run has recorded `count` steps."""
+    deadline = time.monotonic() + timeout_s
+    while len(records(run_folder)) < count:
+        assert process.poll() is None, f"ended with {process.returncode} after {len(records(run_folder))} steps"
+        assert time.monotonic() < deadline, f"{len(records(run_folder))} of {count} steps in {timeout_s} s"
+        time.sleep(0.02)
+
+
+def await_end(process: subprocess.Popen[bytes], timeout_s: float) -> int:
+    """The exit code of a process that must end by itself in time."""
+    return process.wait(timeout_s)
+
+
+def children(process: subprocess.Popen[bytes]) -> dict[str, psutil.Process]:
+    """The swarm's processes by name: coordinator, node-0, …"""
+    found = {}
+    for child in psutil.Process(process.pid).children():
+        line = child.cmdline()
+        name = "coordinator" if "coordinator" in line else f"node-{line[line.index('--rank') + 1]}"
+        found[name] = child
+    return found

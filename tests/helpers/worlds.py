@@ -1,0 +1,135 @@
+"""Ranks and chunks for the unit tests of the node floor: every world and mode, losses and gradients by rank.
+
+`small` has the models; here they are run: over `threads`, a dictionary in place of sockets, or over a `Loop`, which
+joins real wires and inboxes on the spot.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from coordinator.assignment import Assignment
+from helpers.small import small_model
+from helpers.threads import ThreadWire, run_ranks
+from netem.config import convert
+from node.config import Config
+from node.data.batches import Contexts
+from node.exchange.chunks import ChunkExchange
+from node.exchange.chunks import Wire as AnyWire
+from node.exchange.inbox import Inbox, World
+from node.exchange.passes import PassSpec
+from node.exchange.payload import PayloadFormat
+from node.exchange.wire import Wire
+from node.train.passes import loss_sum
+
+torch.set_num_threads(1)  # ranks are threads already
+
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "model": {"layers": 3, "d_model": 32, "heads": 4, "kv_heads": 2, "ffn_dim": 48, "context": 32, "chunks": 4},
+    "compress": {"k_share": 0.8, "v_share": 0.6, "warmup_steps": 2, "warmup_share": 0.5, "calibration_batches": 2},
+    "train": {"batch": 2, "steps": 6, "lr_warmup_steps": 2, "lr": 1e-2, "eval_batches": 2},
+}
+
+WORLDS = {
+    "1": [[0, 1, 2, 3]],
+    "2x2": [[0, 1], [2, 3]],
+    "3+1": [[0, 1, 2], [3]],
+    "1+3": [[0], [1, 2, 3]],
+    "zigzag": [[0, 3], [1, 2]],
+    "4": [[0], [1], [2], [3]],
+}
+"""Who owns which of four chunks, by rank."""
+
+MODES: dict[str, dict[str, Any]] = {
+    "dense": {"mode": "dense"},
+    "local": {"mode": "local"},
+    "geodesic": {"rotation": "geodesic"},
+    "geodesic, a basis a head": {"rotation": "geodesic", "scope": "head"},
+    "taylor2, frobenius": {"rotation": "taylor2"},
+    "taylor2, spectral, a basis a head": {"rotation": "taylor2", "generator_norm": "spectral", "scope": "head"},
+    "fixed": {"rotation": "fixed"},
+    "fixed, a basis a head": {"rotation": "fixed", "scope": "head"},
+    "learned": {"rotation": "fixed", "subspace": "learned"},
+    "learned, a basis a head": {"rotation": "fixed", "subspace": "learned", "scope": "head", "dense_last_layers": 0},
+    "random": {"rotation": "random"},
+    "random, a basis a head": {"rotation": "random", "scope": "head"},
+    "exact": {"rotation": "exact", "generator_norm": "spectral"},
+    "taylor2, two generators": {"rotation": "taylor2", "generators": 2},
+    "two angles of the chunk before": {"generators": 2, "theta": "previous", "scope": "head"},
+    "own projected, theta of the chunk before": {"own": "projected", "theta": "previous", "dense_last_layers": 0},
+    "own projected, theta of the first token": {"own": "projected", "theta": "first"},
+    "only the last layer sees far, whole": {"mode": "dense", "remote_last_layers": 1},
+    "only the last layer sees far, compressed": {"remote_last_layers": 1, "dense_last_layers": 0},
+}
+"""Every way to exchange keys and values, as settings of [compress]."""
+
+
+def tiny_config(**sections: dict[str, Any]) -> Config:
+    """Half of `small.small_config`, with these settings laid over its sections."""
+    return convert(Config, {key: DEFAULTS.get(key, {}) | sections.get(key, {}) for key in DEFAULTS.keys() | sections})
+
+
+def full_spec(config: Config) -> PassSpec:
+    """A pass after the warm start."""
+    return PassSpec(config.model.chunk_tokens, config.compressed_layers > 0)
+
+
+def exchange_of(config: Config, world: Sequence[Sequence[int]], rank: int, wire: AnyWire | None) -> ChunkExchange:
+    """One rank's exchange; a world of one has no wire."""
+    return ChunkExchange(Assignment(world), rank, PayloadFormat(config), wire if len(world) > 1 else None)
+
+
+def loss_and_gradients(
+    config: Config, world: Sequence[Sequence[int]], contexts: Contexts
+) -> tuple[float, dict[str, Tensor]]:
+    """Loss and every parameter's gradient, summed over the ranks of `world`."""
+
+    def work(rank: int, wire: ThreadWire) -> tuple[float, dict[str, Tensor]]:
+        model = small_model(config)
+        loss = loss_sum(model, exchange_of(config, world, rank, wire), contexts, full_spec(config))
+        loss.backward()
+        return loss.item(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+    parts = run_ranks(len(world), work)
+    names = parts[0][1].keys()
+    assert all(gradients.keys() == names for _, gradients in parts)
+    total = {name: torch.stack([gradients[name] for _, gradients in parts]).sum(0) for name in names}
+    return sum(loss for loss, _ in parts), total
+
+
+class Loop:
+    """Nodes without sockets: what one wire sends is admitted and delivered to the other's inbox on the spot."""
+
+    def __init__(self, config: Config, world: Sequence[Sequence[int]], timeout_s: float = 30.0) -> None:
+        self.names = tuple(f"node-{rank}" for rank in range(len(world)))
+        payload = PayloadFormat(config)
+        self.inboxes = [Inbox(payload, ring_cap_bytes=1 << 24) for _ in world]
+        self.wires = [
+            Wire(
+                LoopSender(self, rank),
+                inbox,
+                World(Assignment(world), rank, self.names),
+                payload,
+                timeout_s,
+            )
+            for rank, inbox in enumerate(self.inboxes)
+        ]
+
+
+class LoopSender:
+    """One node's sending side of a `Loop`."""
+
+    def __init__(self, loop: Loop, rank: int) -> None:
+        self._loop, self._name = loop, f"node-{rank}"
+
+    def send(self, peer: str, tag: bytes, buffers: Sequence[memoryview] = (), *, timeout_s: float = 0.0) -> None:
+        body = b"".join(buffers)
+        inbox = self._loop.inboxes[self._loop.names.index(peer)]
+        room = inbox.admit(self._name, 1, tag, len(body))
+        if room is not None:
+            room[:] = body
+            inbox.deliver(self._name, 1, tag, room)

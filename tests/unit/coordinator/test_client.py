@@ -1,0 +1,210 @@
+"""`Session` without a network: its words are caught, the coordinator's are put in by hand."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from helpers.fake_coordinator import config
+
+from coordinator.client import Session
+from coordinator.messages import (
+    Abort,
+    Commit,
+    CoordinatorMessage,
+    Failed,
+    Go,
+    Heartbeat,
+    Join,
+    Leave,
+    NodeMessage,
+    Ready,
+    Refused,
+    Roster,
+    RosterEntry,
+    Round,
+    Saved,
+    Stop,
+    Vote,
+    Welcome,
+    decode_from_node,
+    encode,
+)
+from netem.errors import ConfigError, IsthmusError, ProtocolError, RunAborted
+
+WELCOME = Welcome(rank=-1, heartbeat_interval_s=1.0, heartbeat_timeout_s=10.0)
+ROSTER = Roster(
+    generation=1,
+    members=[RosterEntry(name="node-0", peer="node-0~7", rank=0, address="tcp://127.0.0.1:1")],
+    assignment=[[0, 1]],
+)
+GO = Go(step=0, generation=1, cursor=0, rounds=[Round(round_id=0, kind="weights", weights=[1.0])])
+
+Answers = dict[type, list[CoordinatorMessage]]
+
+
+class Script:
+    """A coordinator by the book: to each kind of message, on another thread, the answers it is given."""
+
+    def __init__(self, answers: Answers, **changes: Any) -> None:
+        self.said: list[NodeMessage] = []
+        self.answers = dict(answers)
+        self.session = Session(
+            config(**changes), self._hear, run="r", name="node-0", address="tcp://127.0.0.1:1", config_digest="cfg"
+        )
+
+    def _hear(self, body: bytes) -> None:
+        message = decode_from_node(body)
+        if not isinstance(message, Heartbeat):
+            self.said.append(message)
+        answers = self.answers.get(type(message), [])
+        if answers:
+            threading.Thread(target=self.tell, args=answers).start()
+
+    def tell(self, *messages: CoordinatorMessage) -> None:
+        for message in messages:
+            self.session.on_message(encode(message))
+
+
+@pytest.fixture
+def script() -> Iterator[Callable[..., Script]]:
+    made: list[Script] = []
+
+    def make(answers: Answers, **changes: Any) -> Script:
+        made.append(Script(answers, **changes))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.session.leave()
+    names = [thread.name for thread in threading.enumerate()]
+    assert "node-0-heartbeat" not in names
+
+
+MakeScript = Callable[[Answers], Script]
+BY_THE_BOOK: Answers = {
+    Join: [WELCOME, ROSTER],
+    Ready: [GO],
+    Vote: [Commit(round_id=0)],
+}
+
+
+def test_a_step_by_the_book(script: MakeScript) -> None:
+    one = script(BY_THE_BOOK)
+    assert one.session.join() == (0, ROSTER)
+    assert one.session.ready(0, {"tokens": 1.0}, {"basis": "ab"}) == GO
+    assert one.session.vote(0, True, "digest") == Commit(round_id=0)
+    one.session.saved(1)
+    one.answers[Ready] = [Stop(ok=True)]
+    assert one.session.ready(1) == Stop(ok=True)
+    assert one.session.abort_reason is None
+    one.session.leave()
+    assert [type(message) for message in one.said] == [Join, Ready, Vote, Saved, Ready, Leave]
+    assert one.said[1] == Ready(step=0, metrics={"tokens": 1.0}, digests={"basis": "ab"})
+    join = one.said[0]
+    assert isinstance(join, Join)
+    assert join.token == "t"
+    assert join.pid > 0
+
+
+def test_a_refusal_is_a_config_error_with_its_reason(script: MakeScript) -> None:
+    one = script({Join: [Refused(reason="rank 1 is taken by node-1")]})
+    with pytest.raises(ConfigError, match="refuses this node: rank 1 is taken"):
+        one.session.join()
+    one.session.leave()
+    assert [type(message) for message in one.said] == [Join]
+
+
+def test_nobody_there_is_a_config_error_within_the_deadline() -> None:
+    one = Script({}, join_timeout_s=0.05, heartbeat_interval_s=0.02)
+    with pytest.raises(ConfigError, match=r"no answer from the coordinator within 0\.05 s; is it running"):
+        one.session.join()
+
+
+def test_an_abort_raises_with_its_reason_and_tells_the_subscribers_once(script: MakeScript) -> None:
+    one = script(BY_THE_BOOK | {Vote: [Abort(round_id=0, reason="node-1 failed"), Stop(ok=False, reason="over")]})
+    reasons: list[str] = []
+    one.session.on_abort(reasons.append)
+    one.session.join()
+    one.session.ready(0)
+    with pytest.raises(RunAborted, match="node-1 failed"):
+        one.session.vote(0, True)
+    for call in (lambda: one.session.ready(1), lambda: one.session.vote(0, True), lambda: one.session.saved(1)):
+        with pytest.raises(RunAborted, match="node-1 failed"):
+            call()
+    assert reasons == ["node-1 failed"]
+    one.session.on_abort(reasons.append)
+    assert reasons == ["node-1 failed"] * 2
+
+
+def test_a_stop_while_the_trainer_computes_is_seen_by_subscribers_at_once(script: MakeScript) -> None:
+    one = script(BY_THE_BOOK)
+    one.session.join()
+    one.session.ready(0)
+    reasons: list[str] = []
+    one.session.on_abort(reasons.append)
+    one.tell(Stop(ok=False, reason="node-2 was lost"))
+    assert reasons == ["node-2 was lost"]
+    with pytest.raises(RunAborted, match="node-2 was lost"):
+        one.session.raise_if_over()
+    one.session.fail("gives up too")
+    assert one.said[-1] == Failed(reason="gives up too")
+
+
+def test_nonsense_from_the_coordinator_ends_the_run_without_raising_on_the_io_thread(script: MakeScript) -> None:
+    one = script(BY_THE_BOOK)
+    one.session.join()
+    one.session.on_message(b"\xc1")
+    with pytest.raises(RunAborted, match="coordinator: a control message that is not MessagePack"):
+        one.session.ready(0)
+
+
+def test_a_message_out_of_turn_ends_the_run(script: MakeScript) -> None:
+    one = script(BY_THE_BOOK)
+    one.session.join()
+    one.tell(GO)
+    with pytest.raises(RunAborted, match="coordinator: Go while this node is computing"):
+        one.session.ready(0)
+
+
+def test_a_broken_transport_ends_every_wait(script: MakeScript) -> None:
+    one = script({Join: [WELCOME, ROSTER]})
+    one.session.join()
+    threading.Timer(0.02, one.session.on_failure, [IsthmusError("the I/O thread broke")]).start()
+    with pytest.raises(RunAborted, match="the I/O thread broke"):
+        one.session.ready(0)
+
+
+def test_a_silent_coordinator_ends_every_wait() -> None:
+    one = Script({Join: [WELCOME, ROSTER]}, heartbeat_interval_s=0.02, heartbeat_timeout_s=0.1)
+    one.answers[Join] = [Welcome(rank=-1, heartbeat_interval_s=0.02, heartbeat_timeout_s=0.1), ROSTER]
+    one.session.join()
+    with pytest.raises(RunAborted, match=r"the coordinator was lost: silent for 0\.1 s"):
+        one.session.ready(0)
+    one.session.leave()
+
+
+def test_a_coordinator_that_lives_and_never_answers_has_a_limit_too(script: Callable[..., Script]) -> None:
+    one = script({Join: [WELCOME, ROSTER]}, step_timeout_s=0.02, heartbeat_timeout_s=0.03, heartbeat_interval_s=0.01)
+    one.session.join()
+    with pytest.raises(RunAborted, match=r"lives, but gave no answer within 0\.05 s"):
+        one.session.ready(0)
+
+
+def test_a_wire_that_refuses_ends_the_run() -> None:
+    def broken(body: bytes) -> None:
+        raise IsthmusError("the endpoint is closed")
+
+    session = Session(config(), broken, run="r", name="n", address="a", config_digest="c")
+    with pytest.raises(RunAborted, match="the endpoint is closed"):
+        session.join()
+    session.leave()
+
+
+def test_a_trainers_mistake_is_its_own(script: MakeScript) -> None:
+    one = script(BY_THE_BOOK)
+    one.session.join()
+    with pytest.raises(ProtocolError, match="open is no round"):
+        one.session.vote(3, True)

@@ -1,0 +1,200 @@
+"""The node's machine alone: every pair, and what it believes of a coordinator that errs."""
+
+from __future__ import annotations
+
+import itertools
+from typing import TypeVar
+
+import msgspec
+import pytest
+from helpers.fake_coordinator import config, join
+
+from coordinator.member import LOCAL, REMOTE, End, Member, State
+from coordinator.messages import (
+    Abort,
+    Alter,
+    Changed,
+    Commit,
+    CoordinatorMessage,
+    Failed,
+    Go,
+    Heartbeat,
+    Join,
+    Leave,
+    NodeMessage,
+    Ready,
+    Refused,
+    Roster,
+    RosterEntry,
+    Round,
+    Saved,
+    Stop,
+    Vote,
+    Welcome,
+)
+from netem.changes import Reset
+from netem.errors import ProtocolError
+from netem.schedule import Timed
+
+WELCOME = Welcome(rank=-1, heartbeat_interval_s=1.0, heartbeat_timeout_s=10.0)
+ENTRIES = [
+    RosterEntry(name="a", peer="a~0", rank=0, address="x"),
+    RosterEntry(name="b", peer="b~0", rank=1, address="y"),
+]
+ROSTER = Roster(generation=2, members=ENTRIES, assignment=[[0], [1]])
+ROUND = Round(round_id=5, kind="weights", weights=[0.5, 0.5])
+GO = Go(step=3, generation=2, cursor=12, rounds=[ROUND])
+ALTER = Alter(number=1, timed=Timed(at_s=1.0, change=Reset()))
+
+T = TypeVar("T", bound=msgspec.Struct)
+
+LOCAL_MESSAGES: list[NodeMessage] = [
+    join("b"),
+    Ready(step=3),
+    Vote(round_id=5, ok=True),
+    Saved(step=3),
+    Changed(number=1),
+    Leave(),
+    Failed(reason="x"),
+    Heartbeat(),
+]
+REMOTE_MESSAGES: list[CoordinatorMessage] = [
+    WELCOME,
+    Refused(reason="no"),
+    ROSTER,
+    GO,
+    ALTER,
+    Commit(round_id=5),
+    Abort(round_id=5, reason="x"),
+    Stop(ok=False, reason="x"),
+    Heartbeat(),
+]
+
+
+def in_state(state: State) -> Member:
+    """A member led to `state` by the shortest legal way; RUNNING has a round open."""
+    member = Member(config())
+    way: list[NodeMessage | CoordinatorMessage] = [join("b"), WELCOME, ROSTER, Ready(step=3), GO]
+    stops = {
+        State.NEW: 0,
+        State.JOINING: 1,
+        State.WAITING: 2,
+        State.READY: 4,
+        State.RUNNING: 5,
+    }
+    if state is State.VOTED:
+        way.append(Vote(round_id=5, ok=True))
+    elif state in (State.DONE, State.GONE):
+        way.append(Stop(ok=True))
+    if state is State.GONE:
+        way.append(Leave())
+    for message in way[: stops.get(state, len(way))]:
+        if isinstance(message, Join | Ready | Vote | Leave):
+            member.send(message, 0.0)
+        else:
+            assert not isinstance(message, Saved | Failed)
+            member.receive(message, 0.0)
+    assert member.state is state
+    return member
+
+
+@pytest.mark.parametrize(("state", "message"), list(itertools.product(State, LOCAL_MESSAGES)))
+def test_every_local_pair(state: State, message: NodeMessage) -> None:
+    member = in_state(state)
+    # A Ready from RUNNING here has a round open: legal as a pair, wrong in its turn.
+    if (state, type(message)) in LOCAL and not (state is State.RUNNING and isinstance(message, Ready)):
+        member.send(message, 0.0)
+        return
+    with pytest.raises(ProtocolError) as caught:
+        member.send(message, 0.0)
+    assert caught.value.peer == ""
+    assert member.state is state
+
+
+@pytest.mark.parametrize(("state", "message"), list(itertools.product(State, REMOTE_MESSAGES)))
+def test_every_remote_pair(state: State, message: CoordinatorMessage) -> None:
+    member = in_state(state)
+    live = (State.WAITING, State.READY, State.RUNNING, State.VOTED)
+    if (state, type(message)) in REMOTE and not (state in live and isinstance(message, Refused)):
+        member.receive(message, 0.0)
+        return
+    with pytest.raises(ProtocolError) as caught:
+        member.receive(message, 0.0)
+    assert caught.value.peer == "coordinator"
+    assert member.state is state
+
+
+def changed(message: T, **changes: object) -> T:
+    return type(message)(**({f: getattr(message, f) for f in message.__struct_fields__} | changes))
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        (State.WAITING, changed(ROSTER, members=ENTRIES[:1])),
+        (State.WAITING, changed(ROSTER, assignment=[[0], []])),
+        (State.WAITING, changed(ROSTER, assignment=[[0], [0]])),
+        (State.WAITING, changed(ROSTER, members=[ENTRIES[0], ENTRIES[0]])),
+        (State.WAITING, changed(ROSTER, members=[ENTRIES[0], RosterEntry(name="c", peer="c~0", rank=1, address="y")])),
+        (State.WAITING, changed(ROSTER, members=[ENTRIES[1], RosterEntry(name="c", peer="c~0", rank=1, address="y")])),
+        (State.WAITING, changed(ROSTER, members=[changed(ENTRIES[0], peer="c~0"), ENTRIES[1]])),
+        (State.READY, changed(GO, step=4)),
+        (State.READY, changed(GO, generation=1)),
+        (State.READY, changed(GO, rounds=[Round(round_id=5, kind="w", weights=[1.0])])),
+        (State.RUNNING, changed(ALTER, number=2)),
+        (State.VOTED, Commit(round_id=6)),
+        (State.RUNNING, Abort(round_id=4, reason="x")),
+    ],
+)
+def test_what_does_not_fit_is_not_believed(state: State, message: CoordinatorMessage) -> None:
+    member = in_state(state)
+    with pytest.raises(ProtocolError):
+        member.receive(message, 0.0)
+    assert member.state is state
+
+
+@pytest.mark.parametrize("message", [Ready(step=4), Vote(round_id=6, ok=True)])
+def test_a_trainer_out_of_turn_is_told(message: NodeMessage) -> None:
+    member = in_state(State.RUNNING)
+    with pytest.raises(ProtocolError, match="round 5"):
+        member.send(message, 0.0)
+
+
+def test_after_the_rounds_only_the_next_step_follows() -> None:
+    member = in_state(State.VOTED)
+    member.receive(Commit(round_id=5), 0.0)
+    assert member.committed == 5
+    with pytest.raises(ProtocolError, match="ready for step 7 after step 3"):
+        member.send(Ready(step=7), 0.0)
+    assert member.send(Ready(step=4), 0.0) == [Ready(step=4)]
+
+
+def test_a_refusal_meant_for_a_namesake_is_not_taken() -> None:
+    member = in_state(State.JOINING)
+    member.receive(Refused(reason="no", address="tcp://elsewhere:1"), 0.0)
+    assert member.state is State.JOINING
+    member.receive(Refused(reason="no", address=join("b").address), 0.0)
+    assert member.ending == (End.REFUSED, "no")
+
+
+def test_a_late_arrival_time_does_not_turn_the_clock_back() -> None:
+    member = in_state(State.READY)
+    member.receive(Heartbeat(), 9.0)
+    member.receive(Heartbeat(), 1.0)
+    member.tick(18.0)
+    assert member.ending is None
+    member.tick(19.5)
+    assert member.ending is not None
+
+
+def test_a_farewell_is_said_once() -> None:
+    member = in_state(State.DONE)
+    assert member.send(Leave(), 0.0) == [Leave()]
+    assert member.send(Leave(), 0.0) == []
+    assert member.send(Failed(reason="x"), 0.0) == []
+
+
+def test_heartbeats_only_while_in_the_run() -> None:
+    assert in_state(State.JOINING).tick(5.0) == []
+    assert in_state(State.RUNNING).tick(5.0) == [Heartbeat()]
+    assert in_state(State.DONE).tick(5.0) == []

@@ -1,0 +1,446 @@
+"""The inbox: what it refuses, before a byte is allocated; what it holds, and how waits end."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import msgspec
+import pytest
+import torch
+from helpers.worlds import Loop, tiny_config
+
+from coordinator.assignment import Assignment
+from coordinator.messages import CONTROL_TAG, COORDINATOR, MAX_BODY_BYTES
+from netem.errors import IsthmusError, PeerSilent, ProtocolError, QueueFull, RunAborted
+from node.exchange import inbox as module
+from node.exchange.formats import FORMATS, TensorSpec
+from node.exchange.inbox import ChunkKey, Inbox, RingKey, World
+from node.exchange.passes import PassSpec
+from node.exchange.payload import PayloadFormat
+from node.exchange.tags import ChunkTag, RingTag, Tag, encode_tag
+from node.exchange.wire import Wire, as_buffer, split_buffer
+
+WORLD = Assignment([[0], [1, 3], [2]])
+NAMES = ("ann", "bob", "cyd")
+ME = 1  # bob: owes chunk 1 to cyd, reads 0 from ann and 2 from cyd
+FORMAT = PayloadFormat(tiny_config())
+SPEC = PassSpec(8, True)
+RING_CAP_BYTES = 1000
+FULL = 5
+
+
+def make_inbox(pass_no: int = FULL) -> Inbox:
+    inbox = Inbox(FORMAT, RING_CAP_BYTES)
+    inbox.enter(World(WORLD, ME, NAMES))
+    inbox.begin(pass_no)
+    return inbox
+
+
+def tag(kind: str = "kv", chunk: int = 0, **changes: Any) -> ChunkTag:
+    fields = {"pass_no": FULL, "layer": 0, "tokens": 8, "compressed": True, "format": "float32"} | changes
+    spec = PassSpec(fields["tokens"], fields["compressed"])
+    shapes = () if kind == "done" else tuple(t.shape for t in FORMAT.tensors(fields["layer"], spec))
+    return ChunkTag(kind=kind, chunk=chunk, **({"shapes": shapes} | fields))  # type: ignore[arg-type]
+
+
+def size(named: ChunkTag) -> int:
+    return 0 if named.kind == "done" else FORMAT.chunk_bytes(named.layer, PassSpec(named.tokens, named.compressed))
+
+
+def admit(inbox: Inbox, peer: str, named: Tag, total_bytes: int | None = None) -> memoryview | None:
+    wanted = total_bytes if total_bytes is not None else size(named)  # type: ignore[arg-type]
+    return inbox.admit(peer, 1, encode_tag(named), wanted)
+
+
+def arrive(inbox: Inbox, peer: str, named: Tag, total_bytes: int | None = None) -> None:
+    room = admit(inbox, peer, named, total_bytes)
+    assert room is not None
+    inbox.deliver(peer, 1, encode_tag(named), room)
+
+
+@pytest.mark.parametrize(
+    ("peer", "named"),
+    [
+        ("ann", tag("kv", 0)),
+        ("cyd", tag("kv", 2)),
+        ("cyd", tag("grad", 1)),
+        ("cyd", tag("done", 1)),
+        ("ann", tag("kv", 0, layer=2)),
+        ("ann", tag("kv", 0, tokens=4, compressed=False)),
+        ("ann", tag("kv", 0, pass_no=FULL - 2)),
+        ("ann", tag("kv", 0, pass_no=FULL + 2)),
+    ],
+    ids=str,
+)
+def test_what_is_owed_is_admitted_at_its_size(peer: str, named: ChunkTag) -> None:
+    inbox = make_inbox()
+    room = admit(inbox, peer, named)
+    assert room is not None
+    assert (len(room), room.readonly) == (size(named), False)
+    inbox.deliver(peer, 1, encode_tag(named), room)
+    key = ChunkKey(named.kind, named.pass_no, named.layer, named.chunk, NAMES.index(peer))
+    assert inbox.take(key, 0) is room
+
+
+REFUSED: list[tuple[str, str, Tag, int | None, str]] = [
+    ("another's chunk", "cyd", tag("kv", 0), None, "cyd: sent kv of chunk 0, which it does not owe this node"),
+    ("our own chunk", "ann", tag("kv", 1), None, "does not owe"),
+    ("a chunk after all of ours", "cyd", tag("kv", 3), None, "does not owe"),
+    ("a gradient of the reader's own", "cyd", tag("grad", 2), None, "does not owe"),
+    ("a gradient of a chunk that the peer does not read", "ann", tag("grad", 1), None, "does not owe"),
+    ("a gradient of our last chunk, which none reads", "cyd", tag("grad", 3), None, "does not owe"),
+    ("done with a chunk that the peer does not read", "ann", tag("done", 1), None, "does not owe"),
+    ("no such chunk", "ann", tag("kv", 4), None, "chunk 4, layer 0: there is no such thing"),
+    ("no such layer", "ann", ChunkTag("kv", FULL, 3, 0, 8, True, "float32", ()), 0, "layer 3: there is no such thing"),
+    ("a pass too far ahead", "ann", tag(pass_no=FULL + 3), None, "is at pass 8, this node at 5"),
+    ("a length that no pass has", "ann", ChunkTag("kv", FULL, 0, 0, 6, True, "float32", ()), 0, "chunks of 6 tokens"),
+    (
+        "a pass that is both short and compressed",
+        "ann",
+        ChunkTag("kv", FULL, 0, 0, 4, True, "float32", ()),
+        0,
+        "compressed=True: unexpected",
+    ),
+    ("other shapes", "ann", tag(shapes=((2, 8, 3), (2, 1), (2, 8, 7), (2, 1))), None, "expected"),
+    ("fewer tensors", "ann", tag(shapes=((2, 8, 3),)), None, "expected"),
+    (
+        "shapes that only multiply to the same",
+        "ann",
+        tag(shapes=((8, 2, 3), (2, 1), (2, 8, 6), (2, 1))),
+        None,
+        "expected",
+    ),
+    ("too many bytes", "ann", tag(), size(tag()) + 1, "bytes, expected"),
+    ("too few bytes", "ann", tag(), size(tag()) - 1, "bytes, expected"),
+    ("bytes behind done", "cyd", tag("done", 1), 4, "bytes, expected"),
+    ("another number format", "ann", tag(format="bfloat16"), None, "numbers in bfloat16, expected float32"),
+    ("a shard of the next in the ring", "cyd", RingTag(0, 0, 0), 8, "not the node before this one in the ring"),
+    ("an empty shard", "ann", RingTag(0, 0, 0), 0, "a ring shard of 0 bytes"),
+    ("a shard too large", "ann", RingTag(0, 0, 0), (16 << 20) + 1, "a ring shard of 16777217 bytes"),
+    (
+        "more shards than there is room for",
+        "ann",
+        RingTag(0, 0, 0),
+        RING_CAP_BYTES + 1,
+        "more than 1000 bytes of ring shards",
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("peer", "named", "total_bytes", "message"), [case[1:] for case in REFUSED], ids=[case[0] for case in REFUSED]
+)
+def test_nonsense_is_refused_before_anything_is_allocated(
+    monkeypatch: pytest.MonkeyPatch, peer: str, named: Tag, total_bytes: int | None, message: str
+) -> None:
+    inbox = make_inbox()
+    monkeypatch.setattr(module.np, "empty", lambda *_: pytest.fail("allocated before it was validated"))
+    with pytest.raises(ProtocolError, match=message) as caught:
+        admit(inbox, peer, named, total_bytes)
+    assert caught.value.peer == peer
+
+
+def test_bytes_that_are_no_tag_are_refused() -> None:
+    with pytest.raises(ProtocolError, match="ann: a tensor came with a malformed tag"):
+        make_inbox().admit("ann", 1, b"\xc1", 8)
+
+
+def test_nothing_is_admitted_before_the_roster() -> None:
+    assert admit(Inbox(FORMAT, RING_CAP_BYTES), "ann", tag()) is None
+
+
+def test_who_is_no_member_is_dropped_and_ends_nothing() -> None:
+    inbox, talk = make_inbox(), Talk()
+    inbox.follow(talk)
+    for nonsense in (encode_tag(tag()), encode_tag(RingTag(0, 0, 0)), CONTROL_TAG, b"\xc1"):
+        assert inbox.admit("eve", 1, nonsense, 8) is None
+    inbox.failed(ProtocolError("nonsense", peer="eve"))
+    inbox.failed(PeerSilent("eve", 30.0))
+    assert talk.failures == []
+    arrive(inbox, "ann", tag())
+    inbox.take(ChunkKey("kv", FULL, 0, 0, 0), 0)
+
+
+def test_the_members_are_called_by_their_plain_names() -> None:
+    inbox = Inbox(FORMAT, RING_CAP_BYTES)
+    inbox.enter(World(WORLD, ME, ("ann~1", "bob~2", "cyd~3")))
+    inbox.begin(FULL)
+    with pytest.raises(ProtocolError, match=r"^ann: a tensor came with a malformed tag"):
+        inbox.admit("ann~1", 1, b"\xc1", 8)
+    with pytest.raises(RunAborted, match=r"layer 2 from ann: coordinator\.step_timeout_s"):
+        inbox.take(ChunkKey("kv", FULL, 2, 0, 0), 0)
+    with pytest.raises(RunAborted, match="hop 3 of averaging round 7 from ann:"):
+        inbox.take(RingKey(7, 3, 0), 0)
+
+
+def test_the_same_payload_twice_is_refused_while_it_is_held_and_after_it_was_taken() -> None:
+    inbox = make_inbox()
+    arrive(inbox, "ann", tag())
+    message = "ann: the keys and values of chunk 0, layer 0 from ann came twice"
+    with pytest.raises(ProtocolError, match=message):
+        admit(inbox, "ann", tag())
+    inbox.take(ChunkKey("kv", FULL, 0, 0, 0), 0)
+    with pytest.raises(ProtocolError, match=message):
+        admit(inbox, "ann", tag())
+    inbox.begin(FULL + 1)
+    arrive(inbox, "ann", tag(pass_no=FULL + 1))
+
+
+def test_what_comes_too_late_is_dropped() -> None:
+    """Not an error: the pass may have been given up here."""
+    assert admit(make_inbox(), "ann", tag(pass_no=FULL - 3)) is None
+
+
+def test_a_new_pass_forgets_what_nobody_will_ask_for() -> None:
+    inbox = make_inbox()
+    for pass_no in (FULL, FULL + 1, FULL + 2):
+        arrive(inbox, "ann", tag(pass_no=pass_no))
+    inbox.begin(FULL + 3)
+    with pytest.raises(RunAborted, match="waited"):
+        inbox.take(ChunkKey("kv", FULL, 0, 0, 0), 0)
+    for pass_no in (FULL + 1, FULL + 2):
+        inbox.take(ChunkKey("kv", pass_no, 0, 0, 0), 0)
+
+
+def test_shards_count_against_the_cap_until_they_are_taken() -> None:
+    inbox = make_inbox()
+    arrive(inbox, "ann", RingTag(7, 0, 0), 600)
+    with pytest.raises(ProtocolError, match="more than 1000 bytes"):
+        admit(inbox, "ann", RingTag(7, 1, 0), 600)
+    with pytest.raises(ProtocolError, match="hop 0 of averaging round 7 from ann came twice"):
+        admit(inbox, "ann", RingTag(7, 0, 0), 100)
+    assert len(inbox.take(RingKey(7, 0, 0), 0)) == 600
+    arrive(inbox, "ann", RingTag(7, 1, 0), 1000)
+
+
+def test_the_first_in_order_of_what_has_come() -> None:
+    inbox = make_inbox()
+    keys = [ChunkKey("kv", FULL, 0, 0, 0), ChunkKey("kv", FULL, 0, 2, 2)]
+    arrive(inbox, "cyd", tag("kv", 2))
+    assert inbox.first_of(keys, 0) == keys[1]
+    arrive(inbox, "ann", tag("kv", 0))
+    assert inbox.first_of(keys, 0) == keys[0]
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        (
+            ChunkKey("kv", 5, 2, 0, 0),
+            "waited 0 s for the keys and values of chunk 0, layer 2 from ann: coordinator.step_timeout_s",
+        ),
+        (ChunkKey("grad", 5, 1, 1, 2), "waited 0 s for the gradient of chunk 1, layer 1 from cyd"),
+        (ChunkKey("done", 5, 0, 1, 2), "waited 0 s for the acknowledgement of chunk 1, layer 0 from cyd"),
+        (RingKey(7, 3, 0), "waited 0 s for hop 3 of averaging round 7 from ann"),
+    ],
+)
+def test_a_deadline_names_what_did_not_come_and_from_whom(key: ChunkKey | RingKey, message: str) -> None:
+    inbox = make_inbox()
+    with pytest.raises(RunAborted, match=message):
+        inbox.take(key, 0)
+    with pytest.raises(RunAborted, match=message):
+        inbox.first_of([key], 0)
+
+
+def waiting(wait: Callable[[], object]) -> tuple[threading.Thread, list[BaseException]]:
+    """`wait` on a thread of its own, and what it raises."""
+    raised: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            wait()
+        except IsthmusError as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    return thread, raised
+
+
+@pytest.mark.parametrize("kind", ["take", "first_of"])
+def test_an_abort_wakes_every_wait_and_stays(kind: str) -> None:
+    inbox, key = make_inbox(), ChunkKey("kv", FULL, 0, 0, 0)
+    thread, raised = waiting(lambda: inbox.take(key, 60) if kind == "take" else inbox.first_of([key], 60))
+    inbox.abort(RunAborted("cyd is lost"))
+    inbox.abort(RunAborted("so is ann"))
+    thread.join(10)
+    assert [str(error) for error in raised] == ["cyd is lost"]
+    with pytest.raises(RunAborted, match="cyd is lost"):
+        inbox.take(RingKey(0, 0, 0), 60)
+
+
+def test_an_arrival_wakes_a_wait() -> None:
+    inbox = make_inbox()
+    thread, raised = waiting(lambda: inbox.take(ChunkKey("kv", FULL, 0, 0, 0), 60))
+    arrive(inbox, "ann", tag())
+    thread.join(10)
+    assert not thread.is_alive()
+    assert not raised
+
+
+class Talk:
+    """A conversation that only remembers."""
+
+    def __init__(self) -> None:
+        self.heard: list[bytes] = []
+        self.failures: list[IsthmusError] = []
+        self.abort: Callable[[str], None] = lambda _: None
+
+    def on_message(self, body: memoryview) -> None:
+        self.heard.append(bytes(body))
+
+    def on_failure(self, error: IsthmusError) -> None:
+        self.failures.append(error)
+
+    def on_abort(self, callback: Callable[[str], None]) -> None:
+        self.abort = callback
+
+
+def test_control_goes_to_the_conversation() -> None:
+    inbox, talk = Inbox(FORMAT, RING_CAP_BYTES), Talk()
+    inbox.follow(talk)
+    room = inbox.admit(COORDINATOR, 1, CONTROL_TAG, 5)
+    assert room is not None
+    room[:] = b"hello"
+    inbox.deliver(COORDINATOR, 1, CONTROL_TAG, room)
+    assert talk.heard == [b"hello"]
+    with pytest.raises(ProtocolError, match="control message"):
+        inbox.admit(COORDINATOR, 1, CONTROL_TAG, MAX_BODY_BYTES + 1)
+    assert inbox.admit(COORDINATOR, 1, encode_tag(tag()), size(tag())) is None
+
+
+def test_the_coordinators_word_and_the_endpoints_failure_end_all_waits() -> None:
+    inbox, talk = make_inbox(), Talk()
+    inbox.follow(talk)
+    talk.abort("node-3 is lost")
+    with pytest.raises(RunAborted, match="node-3 is lost"):
+        inbox.take(RingKey(0, 0, 0), 60)
+    inbox, talk = make_inbox(), Talk()
+    inbox.follow(talk)
+    failure = ProtocolError("nonsense", peer="ann")
+    inbox.failed(failure)
+    assert talk.failures == [failure]
+    with pytest.raises(ProtocolError, match="ann: nonsense"):
+        inbox.take(RingKey(0, 0, 0), 60)
+
+
+class Full:
+    """An endpoint without room, until it has refused so often."""
+
+    def __init__(self, refusals: int) -> None:
+        self.refusals = refusals
+        self.sent: list[str] = []
+        self.asked = threading.Event()
+
+    def send(self, peer: str, tag: bytes, buffers: Sequence[memoryview] = (), *, timeout_s: float = 0.0) -> None:
+        if self.refusals:
+            self.refusals -= 1
+            self.asked.set()
+            time.sleep(timeout_s / 10)
+            raise QueueFull("bob: 9 bytes wait to be sent")
+        self.sent.append(peer)
+
+
+def test_a_trainer_waits_for_room_to_send_and_the_wait_is_exposed() -> None:
+    inbox, sender = Inbox(FORMAT, RING_CAP_BYTES), Full(3)
+    wire = Wire(sender, inbox, World(WORLD, ME, ("ann~1", "bob~2", "cyd~3")), FORMAT, 30.0)
+    wire.send(2, "done", 0, 1, SPEC, ())
+    assert sender.sent == ["cyd~3"]
+    assert inbox.waited_s >= 0.04
+    inbox.waited_s = 0.0
+    sender.refusals = 3
+    wire.send_shard(2, 0, 0, 0, torch.zeros(3))
+    assert inbox.waited_s == 0.0  # averaging has its own clock
+
+
+def test_a_wait_for_room_has_a_deadline_and_ends_with_the_run() -> None:
+    inbox, sender = Inbox(FORMAT, RING_CAP_BYTES), Full(1 << 30)
+    world = World(WORLD, ME, ("ann~1", "bob~2", "cyd~3"))
+    with pytest.raises(
+        RunAborted, match=r"waited 0 s for room to send to cyd: coordinator.step_timeout_s; bob: 9 bytes"
+    ):
+        Wire(sender, inbox, world, FORMAT, 0.0).send(2, "done", 0, 1, SPEC, ())
+    wire = Wire(sender, inbox, world, FORMAT, 3600.0)
+    sender.asked.clear()
+    thread, raised = waiting(lambda: wire.send(2, "done", 0, 1, SPEC, ()))
+    assert sender.asked.wait(10)
+    inbox.abort(RunAborted("cyd is lost"))
+    thread.join(10)
+    assert [str(error) for error in raised] == ["cyd is lost"]
+
+
+def test_a_payload_of_another_pass_is_no_crash() -> None:
+    """Its shapes are right for the warm start, and this is not one."""
+    loop = Loop(tiny_config(), [[0], [1], [2], [3]], timeout_s=0)
+    loop.wires[0].begin(1, True)
+    loop.wires[1].begin(1, True)
+    short = FORMAT.tensors(0, PassSpec(4, False))
+    loop.wires[0].send(1, "kv", 0, 0, PassSpec(4, False), tuple(torch.zeros(s.shape) for s in short))
+    with pytest.raises(ProtocolError, match="bytes, expected"):
+        loop.wires[1].take("kv", 0, 0, 0, FORMAT.tensors(0, SPEC), torch.device("cpu"))
+
+
+def test_a_shard_of_another_length_is_no_crash() -> None:
+    loop = Loop(tiny_config(), [[0, 1], [2, 3]], timeout_s=0)
+    loop.wires[0].send_shard(1, 7, 0, 0, torch.zeros(5))
+    with pytest.raises(ProtocolError, match="20 bytes, expected 24"):
+        loop.wires[1].take_shard(7, 0, 0, TensorSpec((6,), torch.float32))
+
+
+def test_tensors_come_back_from_their_bytes() -> None:
+    """A float32 after an odd number of bfloat16 does not lie on a word of its own."""
+    sent = (
+        torch.randn(3, 5).bfloat16(),
+        torch.randn(2),
+        torch.randn(4, 6)[:, ::2].mT,  # not contiguous
+        torch.randn(1).expand(7),
+    )
+    body = bytearray(b"".join(as_buffer(tensor) for tensor in sent))
+    specs = tuple(TensorSpec(tuple(tensor.shape), tensor.dtype) for tensor in sent)
+    found = split_buffer(memoryview(body), specs, torch.device("cpu"))
+    assert all(torch.equal(*pair) for pair in zip(found, sent, strict=True))
+    assert [t.dtype for t in found] == [t.dtype for t in sent]
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_what_a_format_sends_crosses_memory_untouched(name: str) -> None:
+    """Every type of number, out and in: the same bytes at the same place. (K's and V's, of an even width.)"""
+    packed = FORMATS[name].pack(torch.randn(3, 2, 8, 300))
+    chunk = tuple(tensor[1] for tensor in packed)
+    for tensor in chunk:
+        assert torch.frombuffer(as_buffer(tensor), dtype=torch.uint8).data_ptr() == tensor.data_ptr()
+    body = torch.frombuffer(bytearray(b"".join(as_buffer(tensor) for tensor in chunk)), dtype=torch.uint8)
+    specs = FORMATS[name].specs((2, 8, 300))
+    found = split_buffer(memoryview(body.numpy()), specs, torch.device("cpu"))  # type: ignore[arg-type]
+    start = body.data_ptr()
+    for tensor, sent, spec in zip(found, chunk, specs, strict=True):
+        assert (tensor.data_ptr(), tensor.dtype, tuple(tensor.shape)) == (start, spec.dtype, spec.shape)
+        assert bytes(as_buffer(tensor)) == bytes(as_buffer(sent))
+        start += spec.nbytes
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_each_payload_is_admitted_in_its_own_format_only(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Compressed layers in the one, those sent whole in the other: what the tag says is checked, and its shapes."""
+    whole = "int8" if name == "float32" else "float32"
+    payload = PayloadFormat(tiny_config(compress={"format": name, "dense_format": whole}))
+    inbox = Inbox(payload, RING_CAP_BYTES)
+    inbox.enter(World(WORLD, ME, NAMES))
+    inbox.begin(FULL)
+    cases = ((0, SPEC, name), (2, SPEC, whole), (0, PassSpec(4, False), whole))
+    for pass_no, (layer, spec, wanted) in enumerate(cases, FULL):
+        shapes, total_bytes = tuple(t.shape for t in payload.tensors(layer, spec)), payload.chunk_bytes(layer, spec)
+        right = ChunkTag("kv", pass_no, layer, 0, *spec, wanted, shapes)  # type: ignore[arg-type]
+        wrong = [(msgspec.structs.replace(right, format=other), other) for other in FORMATS if other != wanted]
+        wrong.append((msgspec.structs.replace(right, shapes=shapes[1:]), "shapes"))
+        with monkeypatch.context() as patched:
+            patched.setattr(module.np, "empty", lambda *_: pytest.fail("allocated before it was validated"))
+            for named, message in wrong:
+                with pytest.raises(ProtocolError, match=message):
+                    inbox.admit("ann", 1, encode_tag(named), total_bytes)
+        room = inbox.admit("ann", 1, encode_tag(right), total_bytes)
+        assert room is not None
+        assert len(room) == total_bytes

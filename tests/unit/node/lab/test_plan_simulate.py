@@ -1,0 +1,161 @@
+"""The planner's simulation against one segment by segment, and against what can be reckoned by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from helpers import ROOT
+from helpers.plan_reference import Swarm
+from helpers.small import small_config
+
+from netem.config import convert
+from netem.profile import NetConfig, resolve
+from node.config import Config, load_config, to_tree
+from node.exchange.payload import step_bytes
+from node.lab.plan.costs import Costs
+from node.lab.plan.lines import Lines, lines_of
+from node.lab.plan.predict import Model, unlimited
+from node.lab.plan.simulate import crowding
+
+PAPER = ROOT / "configs" / "paper-800m.toml"
+COSTS = Costs(flops_per_s=2e9)
+
+
+def model_of(mode: str, nodes: int, **coordinator: object) -> Model:
+    tree = to_tree(small_config(mode, model={"context": 1024, "chunks": 8}))
+    tree["coordinator"] |= {"nodes": nodes} | coordinator
+    return Model(convert(Config, tree))
+
+
+def lines(nodes: int, rate: str, scope: str, latency: str = "2 ms") -> Lines:
+    return lines_of(resolve(NetConfig(profile="unshaped", rate=rate, scope=scope, latency=latency)), nodes)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("nodes", "coordinator"),
+    [
+        (2, {}),
+        (4, {}),
+        (4, {"assignment": "zigzag"}),
+        (8, {}),
+        (2, {"chunks_per_node": [5, 3]}),
+        (3, {"chunks_per_node": [1, 2, 5]}),
+    ],
+)
+@pytest.mark.parametrize("scope", ["link", "nic"])
+@pytest.mark.parametrize("rate", ["5 Mbit/s", "50 Mbit/s", "1 Gbit/s"])
+@pytest.mark.parametrize("mode", ["subspace", "dense"])
+def test_a_step_takes_what_it_takes_event_by_event(
+    nodes: int, coordinator: dict[str, object], scope: str, rate: str, mode: str
+) -> None:
+    """Links are exact; at a NIC, messages of one layer that overtake those of another make up to 3 %."""
+    model = model_of(mode, nodes, **coordinator)
+    network = lines(nodes, rate, scope)
+    expected = Swarm(model.step, COSTS, network).ends
+    outcome = model.simulate(COSTS, network)
+    tolerance = 1e-6 if scope == "link" else 0.04
+    assert outcome.step_s == pytest.approx(max(expected), rel=tolerance)
+
+
+def test_one_node_only_computes() -> None:
+    outcome = model_of("subspace", 1).simulate(COSTS, lines(1, "1 Mbit/s", "link"))
+    assert outcome.step_s == pytest.approx(outcome.busy_s[0])
+    assert outcome.waited_s[0] == 0
+    assert outcome.sent_bytes.sum() == 0
+
+
+def test_compute_is_all_the_flops_there_are() -> None:
+    """No FLOP is lost between stages, layers and nodes, and the number of nodes changes none."""
+    for nodes in (1, 2, 8):
+        model = model_of("subspace", nodes)
+        busy_s = model.simulate(COSTS, unlimited(lines(nodes, "1 Gbit/s", "link"))).busy_s
+        assert busy_s.sum() * COSTS.flops_per_s == pytest.approx(model.flops, rel=1e-9)
+
+
+@pytest.mark.parametrize("mode", ["subspace", "dense", "local"])
+@pytest.mark.parametrize("coordinator", [{}, {"assignment": "zigzag"}, {"chunks_per_node": [1, 1, 1, 5]}])
+def test_the_bytes_are_those_of_the_wires_formula(mode: str, coordinator: dict[str, object]) -> None:
+    model = model_of(mode, 4, **coordinator)
+    sent = model.simulate(COSTS, lines(4, "1 Gbit/s", "link")).sent_bytes.sum(1)
+    assignment = model.config.assignment()
+    for rank in range(4):
+        assert sent[rank] == step_bytes(model.payload, assignment, rank, model.spec).total
+
+
+def test_theta_of_the_chunk_before_crosses_borders_too() -> None:
+    tree = to_tree(small_config("subspace", theta="previous"))
+    tree["coordinator"]["nodes"] = 2
+    model = Model(convert(Config, tree))
+    outcome = model.simulate(COSTS, lines(2, "1 Gbit/s", "link"))
+    assignment = model.config.assignment()
+    sent = [step_bytes(model.payload, assignment, rank, model.spec).total for rank in range(2)]
+    assert outcome.sent_bytes.sum(1).tolist() == sent
+    plain = model_of("subspace", 2).simulate(COSTS, lines(2, "1 Gbit/s", "link"))
+    assert outcome.waited_s[1] > 0 < plain.waited_s.sum()
+
+
+def test_a_step_that_is_all_wire_is_its_bytes_over_the_rate() -> None:
+    """Two nodes, hardly any compute: a payload a layer there, one back; each waits for the other's."""
+    model = model_of("dense", 2)
+    network = lines(2, "1 Mbit/s", "link", latency="0 ms")
+    outcome = model.simulate(Costs(flops_per_s=1e15), network)
+    bits = 8 * outcome.sent_bytes
+    assert outcome.step_s == pytest.approx((bits[0, 1] + bits[1, 0]) / 1e6, rel=0.01)
+
+
+@pytest.mark.parametrize(("ownership", "latencies"), [("contiguous", 2), ("zigzag", 6)])
+def test_latency_counts_where_somebody_waits_for_it(ownership: str, latencies: int) -> None:
+    """In contiguous order the owner that waits for nobody runs ahead, so all is there one latency later, and so are the
+    gradients; where both read from each other, each of three layers waits, both ways."""
+    model = model_of("subspace", 2, assignment=ownership)
+    none, some = (
+        model.simulate(Costs(flops_per_s=1e15), lines(2, "unlimited", "link", latency)).step_s
+        for latency in ("0 ms", "50 ms")
+    )
+    assert some - none == pytest.approx(0.05 * latencies, rel=1e-3)
+
+
+def test_faster_networks_and_devices_never_make_it_slower() -> None:
+    model = model_of("dense", 4)
+    steps = [model.step_s(COSTS, lines(4, f"{mbps} Mbit/s", "nic")) for mbps in (1, 3, 10, 30, 100, 1000)]
+    assert steps == sorted(steps, reverse=True)
+    assert model.step_s(COSTS.slowed(0.5), lines(4, "10 Mbit/s", "nic")) < steps[2]
+
+
+def test_nodes_are_slowed_by_those_that_compute_at_the_same_time() -> None:
+    """Two cores: three at once have two thirds of one each; two, or one, have one."""
+    spans = [np.array([[0.0, 4.0]]), np.array([[0.0, 1.0], [2.0, 4.0]]), np.array([[3.0, 5.0], [6.0, 6.0]])]
+    slower = crowding(spans, 2)
+    assert slower == pytest.approx([4 / (3 + 2 / 3), 3 / (2 + 2 / 3), 2 / (1 + 2 / 3)])
+    assert crowding(spans, 1) == pytest.approx([4 / (1 / 2 + 1 + 1 / 2 + 1 / 3), 3 / (1 + 1 / 3), 2 / (1 + 1 / 3)])
+
+
+@pytest.mark.parametrize("scope", ["link", "nic"])
+def test_messages_cost_both_who_sends_and_who_receives(scope: str) -> None:
+    model = model_of("dense", 4)
+    network = lines(4, "50 Mbit/s", scope)
+    message_s = 1e-3
+    costs = Costs(flops_per_s=COSTS.flops_per_s, message_s=message_s)
+    more = model.simulate(costs, network).busy_s - model.simulate(COSTS, network).busy_s
+    # Two chunks a node, each to the nodes after; their gradients come back the same way.
+    expected = [2 * len(model.step.layers) * 2 * (3 - rank + rank) * message_s for rank in range(4)]
+    assert more == pytest.approx(expected)
+
+
+def test_nodes_that_share_cores_get_no_more_than_those_cores() -> None:
+    model = model_of("local", 4, assignment="zigzag")
+    network = lines(4, "1 Gbit/s", "link")
+    alone = model.simulate(COSTS, network)
+    shared = model.simulate(Costs(flops_per_s=COSTS.flops_per_s, cores=2), network)
+    assert shared.step_s == pytest.approx(alone.busy_s.sum() / 2, rel=0.02)
+
+
+def test_a_million_tokens_on_64_nodes_need_no_event_for_each_message() -> None:
+    """64 nodes × 2,016 pairs × 32 layers, both ways; the last node's compute bounds it below."""
+    settings = ["--coordinator.nodes=64", "--model.chunks=64", "--model.context=1048576", "--model.layers=32"]
+    config = load_config(PAPER, ["--coordinator.address=tcp://127.0.0.1:0", *settings])
+    model, network = Model(config), lines(64, "300 Mbit/s", "link")
+    outcome = model.simulate(Costs(flops_per_s=1e14), network)
+    assert (outcome.sent_bytes > 0).sum() == 64 * 63
+    assert outcome.busy_s.argmax() == 63
+    assert outcome.busy_s.max() < outcome.step_s < outcome.busy_s.max() + (8 * outcome.sent_bytes / 3e8).sum(1).max()

@@ -1,0 +1,143 @@
+"""What a study concludes: the context gain, when it may be given, and the bytes of each arm."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from node.exchange.passes import PassSpec
+from node.exchange.payload import PayloadFormat
+from node.lab.study.document import document, raw, table
+from node.lab.study.figures import Spread, Traffic, figures, traffic
+from node.lab.study.measure import payload_bytes
+from node.lab.study.picture import draw
+from node.lab.study.table import Study, load_study
+
+
+def study() -> Study:
+    return load_study("control")
+
+
+def results(**losses: list[float]) -> dict[str, list[dict[str, object]]]:
+    """Results of the control study, every arm with the method's losses where none are given."""
+    facts = {"heldout_tokens": 100, "cpu_s": 60.0, "host": "a machine", "code": "abc", "curve": [], "stable_rank": []}
+    of_arm = {"dense": losses["dense"], "local-only": losses["local"]}
+    sent = {arm.name: payload_bytes(arm.config, PayloadFormat(arm.config)) for arm in study().arms}
+    return {
+        arm.name: [
+            facts | {"bytes": sent[arm.name], "heldout_loss": loss} for loss in of_arm.get(arm.name, losses["method"])
+        ]
+        for arm in study().arms
+    }
+
+
+def test_spread() -> None:
+    spread = Spread.of([1.0, 2.0, 3.0])
+    assert (spread.mean, spread.std) == (2.0, 1.0)
+    assert math.isnan(Spread.of([1.0]).std)
+
+
+def test_gain_retained_is_taken_seed_by_seed() -> None:
+    found = figures(study(), results(dense=[2.0, 3.0, 4.0], local=[3.0, 4.1, 4.9], method=[2.1, 3.11, 4.09]))
+    assert found.clear
+    assert found.gain.mean == pytest.approx(1.0)
+    method = next(line for line in found.lines if line.arm == "method")
+    assert method.retained is not None
+    assert method.retained.mean == pytest.approx(0.9)
+    assert method.retained.std == pytest.approx(0.0, abs=1e-9)
+    assert method.gap.mean == pytest.approx(0.1)
+    text = document(study(), found, results(dense=[2.0], local=[3.0], method=[2.1]), "isthmus study control", "control")
+    assert "| method | 3.1000 ± 0.9950 | +0.1000 ± 0.0100 | 90.0 ± 0.0 % |" in text
+
+
+def test_a_gain_within_the_noise_is_said_to_be_none() -> None:
+    noisy = results(dense=[2.0, 2.0, 2.0], local=[2.2, 2.1, 2.0], method=[2.1, 2.1, 2.1])
+    found = figures(study(), noisy)
+    assert not found.clear
+    assert all(line.retained is None for line in found.lines)
+    assert "not above 3 standard deviations" in document(study(), found, noisy, "", "control")
+
+
+def test_one_seed_shows_no_noise_and_so_no_gain_retained() -> None:
+    single = results(dense=[2.0], local=[3.0], method=[2.1])
+    found = figures(study(), single)
+    assert all(line.retained is None for line in found.lines)
+    text = document(study(), found, single, "isthmus study control --seeds 1", "control")
+    assert "of one seed" in text
+    assert "    isthmus study control --seeds 1\n" in text
+    assert raw(single).count("\n") == len(study().arms)
+
+
+def test_bytes_are_those_of_the_formula() -> None:
+    arms = {arm.name: arm.config for arm in study().arms}
+
+    def of(name: str) -> Traffic:
+        return traffic([{"bytes": payload_bytes(arms[name], PayloadFormat(arms[name]))}])
+
+    model, method = arms["dense"].model, arms["method"]
+    assert of("dense") == Traffic(None, 2 * 2 * model.d_kv, None, 0.0, 0.0)  # bfloat16
+    assert of("local-only") == Traffic(None, 0.0, None, 1.0, 1.0)
+
+    found, payload = of("method"), PayloadFormat(method)
+    spec = PassSpec(model.chunk_tokens, compressed=True)
+    per_token = [payload.chunk_bytes(layer, spec) / (method.train.batch * spec.tokens) for layer in range(model.layers)]
+    assert found.compressed_bytes == pytest.approx(per_token[0])
+    assert found.compressed_saving == pytest.approx(1 - per_token[0] / (4 * model.d_kv))
+    assert found.all_saving == pytest.approx(1 - sum(per_token) / (4 * model.d_kv * model.layers))
+    assert found.run_saving < found.all_saving  # the warm start is uncompressed
+    alike = of("method, last layer alike")
+    assert (alike.compressed_bytes, alike.mean_layer_bytes) == (found.compressed_bytes, found.compressed_bytes)
+
+    whole, narrow = of("only the last layer sees far, whole"), of("only the last layer sees far, compressed")
+    assert (whole.compressed_bytes, whole.mean_layer_bytes) == (None, 4 * model.d_kv / model.layers)
+    last_alone = PayloadFormat(arms["only the last layer sees far, compressed"])
+    last = last_alone.chunk_bytes(model.layers - 1, spec) / (method.train.batch * spec.tokens)
+    assert narrow.compressed_bytes == pytest.approx(last)
+    assert narrow.mean_layer_bytes == pytest.approx(last / model.layers)
+
+
+def test_the_tail_counts_in_the_bytes_of_the_training() -> None:
+    arms = {arm.name: arm.config for arm in load_study("unplug").arms}
+    found = {name: traffic([{"bytes": payload_bytes(config, PayloadFormat(config))}]) for name, config in arms.items()}
+    assert found["50 %"].all_saving == found["not removed"].all_saving
+    savings = [found[name].run_saving for name in ("50 %", "70 %", "90 %", "99 %", "not removed")]
+    assert savings == sorted(savings)
+    # 30 steps of warm start, 120 compressed, 150 whole.
+    assert found["50 %"].run_saving == pytest.approx(found["50 %"].all_saving * 120 / 300)
+
+
+def test_an_arm_that_leaks_is_marked_and_retains_nothing() -> None:
+    leaky = load_study("own-chunk")
+    (name,) = (arm.name for arm in leaky.arms if arm.config.leaks)
+    one = results(dense=[2.0, 2.0], local=[3.0, 3.0], method=[2.1, 2.1])
+    of_arm = {arm.name: one.get(arm.name, one["method"]) for arm in leaky.arms}
+    text = document(leaky, figures(leaky, of_arm), of_arm, "isthmus study own-chunk", "own-chunk")
+    (row,) = (line for line in text.splitlines() if line.startswith(f"| {name} (leaks) |"))
+    assert row.split("|")[4].strip() == "–"
+
+
+def test_an_arm_that_leaks_no_more_at_the_end_is_not_marked() -> None:
+    leaky = load_study("own-chunk", "", ["--compress.unplug_step", "200"])
+    one = results(dense=[2.0], local=[3.0], method=[2.1])
+    of_arm = {arm.name: one.get(arm.name, one["method"]) for arm in leaky.arms}
+    assert any(arm.config.leaks for arm in leaky.arms)
+    assert not any(line.leaks for line in figures(leaky, of_arm).lines)
+
+
+def test_a_table_is_markdown() -> None:
+    assert table(["a", "b"], [["x", "1"]]).splitlines() == ["| a | b |", "| --- | --: |", "| x | 1 |"]
+
+
+def test_the_picture_is_drawn(tmp_path: Path) -> None:
+    one = results(dense=[2.0, 2.1], local=[3.0, 3.1], method=[2.1, 2.2])
+    drawn: dict[str, Any] = {
+        "curve": [{"step": 0.0, "heldout_loss": 5.0}, {"step": 10.0, "heldout_loss": 2.0}],
+        "position_loss_sum": [0.0, 3.0, 4.0],
+        "position_tokens": [0.0, 2.0, 2.0],
+    }
+    of_arm = {arm: [result | drawn for result in of_seed] for arm, of_seed in one.items()}
+    path = draw(study(), of_arm, tmp_path / "control.png")
+    assert path.read_bytes().startswith(b"\x89PNG")

@@ -1,0 +1,68 @@
+"""Runs as processes: done once, in parallel, and a failure is told in the words of the run that failed."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from netem.errors import ConfigError, RunAborted
+from node.lab.study import pool
+from node.lab.study.plan import plan
+from node.lab.study.table import load_study
+
+CHILD = """
+import json, os, pathlib, sys
+assert os.environ["OMP_NUM_THREADS"] == "1"
+job = json.loads(pathlib.Path(sys.argv[1]).read_text())
+seed = job["config"]["run"]["seed"]
+if seed == 7:
+    print("error: train.lr = 1: too high"); sys.exit(2)
+if seed == 8:
+    print("error: a rank failed"); sys.exit(1)
+log = pathlib.Path(sys.argv[1]).parent / "started"
+log.open("a").write(job["digest"] + "\\n")
+pathlib.Path(sys.argv[2]).write_text(json.dumps({"heldout_loss": 1.0, "digest": job["digest"]}))
+"""
+
+
+@pytest.fixture(autouse=True)
+def _stand_in(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Children that train nothing."""
+    script = tmp_path / "child.py"
+    script.write_text(CHILD)
+    monkeypatch.setattr(pool, "CHILD", (sys.executable, str(script)))
+    monkeypatch.setattr(pool, "POLL_S", 0.01)
+
+
+def test_a_run_that_has_its_result_is_not_run_again(tmp_path: Path) -> None:
+    runs = plan(load_study("control"), 2)
+    pool.run_all(runs[:3], tmp_path / "results", 2)
+    pool.run_all([*runs[:4], runs[0]], tmp_path / "results", 2)
+    started = (tmp_path / "results" / "started").read_text().split()
+    assert sorted(started) == sorted(run.digest for run in runs[:4])
+    assert started[-1] == runs[3].digest
+    assert {path.suffix for path in (tmp_path / "results").iterdir()} == {".json", ""}
+
+
+@pytest.mark.parametrize(
+    ("seed", "error", "words"),
+    [(7, ConfigError, "dense, seed 7: train.lr = 1: too high"), (8, RunAborted, "dense, seed 8: a rank failed")],
+)
+def test_a_failure(seed: int, error: type[Exception], words: str, tmp_path: Path) -> None:
+    run = plan(load_study("control"), 9)[seed * len(load_study("control").arms)]
+    with pytest.raises(error, match=words):
+        pool.run_all([run], tmp_path / "results", 1)
+    assert not list((tmp_path / "results").glob("*.json"))
+
+
+def test_a_job_holds_what_the_child_needs(tmp_path: Path) -> None:
+    run = plan(load_study("control"), 1)[0]
+    folder = tmp_path / "results"
+    with pytest.raises(ConfigError):
+        pool.run_all([plan(load_study("control"), 8)[-len(load_study("control").arms)]], folder, 1)
+    (job,) = folder.glob("*.job")
+    assert json.loads(job.read_text()).keys() == {"digest", "code", "config"}
+    assert run.digest != job.stem

@@ -1,0 +1,109 @@
+"""Studies as data: every one that is listed can run, and a mistake in one is found before anything runs."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from netem.errors import ConfigError
+from node.cli import main
+from node.exchange.payload import PayloadFormat
+from node.lab.study import table
+from node.lab.study.plan import digest_of, plan, read_result
+from node.lab.study.table import DENSE, LOCAL, base_names, load_study, merge, study_names
+from node.lab.study.version import statements
+
+
+@pytest.mark.parametrize("name", study_names())
+@pytest.mark.parametrize("base", base_names())
+def test_every_study_can_run_on_every_base(name: str, base: str) -> None:
+    study = load_study(name, base)
+    assert {DENSE, LOCAL} <= {arm.name for arm in study.arms}
+    for arm in study.arms:
+        PayloadFormat(arm.config)
+    digests = [run.digest for run in plan(study, 2)]
+    assert len(set(digests)) == len(digests), "two arms are the same"
+
+
+@pytest.mark.parametrize("name", study_names())
+def test_every_study_can_be_made_shorter(name: str) -> None:
+    assert {arm.config.train.steps for arm in load_study(name, "", ["--train.steps", "40"]).arms} == {40}
+
+
+def test_shares_of_the_steps_become_steps() -> None:
+    arms = {arm.name: arm.config.compress for arm in load_study("warmup", "", ["--train.steps", "200"]).arms}
+    assert [arms[name].warmup_steps for name in ("0 %", "10 %", "50 %")] == [0, 20, 100]
+    few = {arm.name: arm.config.compress for arm in load_study("unplug", "", ["--train.steps", "20"]).arms}
+    assert [few[name].unplug_step for name in ("not removed", "50 %", "99 %")] == [0, 10, 19]
+
+
+def test_a_setting_that_does_not_exist_stops_the_study(monkeypatch: pytest.MonkeyPatch) -> None:
+    load = table._load
+
+    def with_typo(folder: Any, name: str, what: str) -> Any:
+        tree = load(folder, name, what)
+        return merge(tree, {"arms": {"method": {"compress": {"rotaton": "fixed"}}}}) if what == "study" else tree
+
+    monkeypatch.setattr(table, "_load", with_typo)
+    with pytest.raises(ConfigError, match=r"study control, arm 'method': compress.rotaton .* did you mean rotation"):
+        load_study("control")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["contrl"], "contrl: no such study; there are baselines, "),
+        (["control", "--base", "novel"], "novel: no such base; there are novels-bytes"),
+        (["control", "--train.stepz", "5"], "study control, arm 'dense': train.stepz = 5: unknown key"),
+        (["control", "--seeds", "0"], "--seeds 0: expected 1 or more"),
+        (["control", "--checkpoint", "x"], "--checkpoint: goes with `isthmus study spectrum`"),
+        (["spectrum", "--checkpoint", "."], ".: holds no .safetensors file"),
+        (["--train.steps=5"], "name a study"),
+    ],
+)
+def test_a_mistake_is_one_line(
+    arguments: list[str], expected: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["study", *arguments]) == 2
+    captured = capsys.readouterr()
+    assert expected in captured.err
+    assert len(captured.err.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_result_is_of_a_config_a_seed_and_the_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = load_study("control").arms[0].config
+    digest = digest_of(config)
+
+    def changed(section: str, **settings: Any) -> str:
+        part = msgspec.structs.replace(getattr(config, section), **settings)
+        return digest_of(msgspec.structs.replace(config, **{section: part}))
+
+    assert changed("run", name="other", outputs="elsewhere", threads=3) == digest
+    assert changed("run", seed=5) != digest
+    assert changed("train", lr=1.0) != digest
+    assert changed("coordinator", nodes=2) != digest
+    monkeypatch.setattr("node.lab.study.plan.code_version", lambda: "other")
+    assert digest_of(config) != digest
+    run = plan(load_study("control"), 1)[0]
+    assert read_result(tmp_path, run) is None
+    (tmp_path / f"{run.digest}.json").write_text('{"heldout_loss": 1.5}')
+    assert read_result(tmp_path, run) == {"heldout_loss": 1.5}
+
+
+def test_the_code_is_its_statements() -> None:
+    assert statements('"""Doc."""\nx = 1  # why\n') == statements("x  =  1")
+    assert statements("def f():\n    'doc'\n    return 1") == statements("def f():\n    return 1")
+    assert statements("x = 1") != statements("x = 2")
+
+
+def test_studies_are_listed_without_torch() -> None:
+    code = "import sys; from node.cli import main; main(['study']); assert 'torch' not in sys.modules, 'slow'"
+    listed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert [line.split()[0] for line in listed.stdout.splitlines()] == study_names()

@@ -1,0 +1,135 @@
+"""A study's run: the real trainer, all ranks in one process, and what it measures."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from helpers.small import small_model
+from helpers.worlds import exchange_of, full_spec, tiny_config
+from safetensors.torch import save_file
+
+from netem.errors import ConfigError, RunAborted
+from node.config import Config
+from node.data.recall import Recall
+from node.lab.in_process import Coordinator, MemoryWire, Post
+from node.lab.study.measure import position_losses, stable_rank
+from node.lab.study.spectrum import checkpoint_ranks, checkpoint_table
+from node.lab.study.trial import run_trial
+from node.train.evaluate import heldout_loss
+
+torch.set_num_threads(1)
+MODEL = {"layers": 2, "d_model": 32, "heads": 2, "kv_heads": 2, "ffn_dim": 32, "context": 128, "chunks": 16}
+
+
+def config(**sections: dict[str, Any]) -> Config:
+    """A few steps on the recall probe. One layer compresses, the other does not."""
+    train = {"steps": 6, "batch": 2, "eval_batches": 1, "sync_every": 1}
+    return tiny_config(
+        model=MODEL,
+        train=train | sections.pop("train", {}),
+        data={"corpus": "recall"},
+        **sections,
+    )
+
+
+@pytest.fixture
+def _short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("node.lab.study.trial.FINAL_TOKENS", 4 * 128)
+    monkeypatch.setattr("node.lab.study.trial.CURVE_TOKENS", 2 * 128)
+    monkeypatch.setattr("node.lab.study.trial.CURVE_POINTS", 2)
+
+
+@pytest.mark.usefixtures("_short")
+def test_a_run_measures_what_the_study_shows() -> None:
+    result = run_trial(config())
+    assert [entry["step"] for entry in result["curve"]] == [0, 3, 6]
+    assert result["curve"][0]["heldout_loss"] == pytest.approx(np.log(Recall.vocab_size), rel=0.1)
+    assert result["heldout_loss"] == pytest.approx(sum(result["position_loss_sum"]) / result["heldout_tokens"])
+    assert sum(result["position_tokens"]) == result["heldout_tokens"]
+    assert result["position_tokens"][0] == 0  # nothing is asked for where facts are planted
+    assert result["bytes"]["plain"] == 2 * 4 * 32
+    assert 0 < result["bytes"]["compressed"] < result["bytes"]["layer"] < result["bytes"]["trained"]
+    assert [len(entry["layers"]) for entry in result["stable_rank"]] == [2, 2, 2]
+    assert json.loads(json.dumps(result))["config"]["data"]["corpus"] == "recall"
+    assert result["heldout_loss"] == run_trial(config())["heldout_loss"]
+    assert result["heldout_loss"] != run_trial(config(run={"seed": 1}))["heldout_loss"]
+
+
+@pytest.mark.usefixtures("_short")
+def test_a_run_may_do_without_a_warm_start() -> None:
+    result = run_trial(config(compress={"warmup_steps": 0}))
+    assert [entry["step"] for entry in result["curve"]] == [0, 3, 6]
+    assert result["bytes"]["layer"] == result["bytes"]["trained"]
+
+
+@pytest.mark.usefixtures("_short")
+@pytest.mark.parametrize("mode", ["dense", "subspace", "local"])
+def test_ranks_in_one_process_equal_one_node(mode: str) -> None:
+    alone = run_trial(config(compress={"mode": mode}))
+    together = run_trial(config(compress={"mode": mode}, coordinator={"nodes": 4}))
+    assert together["heldout_loss"] == pytest.approx(alone["heldout_loss"], rel=1e-4)
+    losses = [[entry["loss"] for entry in result["curve"][1:]] for result in (together, alone)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+@pytest.mark.usefixtures("_short")
+def test_rare_averaging_is_another_training() -> None:
+    often = run_trial(config(coordinator={"nodes": 4}))
+    rarely = run_trial(config(coordinator={"nodes": 4}, train={"sync_every": 3}))
+    assert rarely["heldout_loss"] != pytest.approx(often["heldout_loss"], rel=1e-6)
+
+
+def test_losses_by_position_add_up() -> None:
+    of = tiny_config(model={"context": 64, "chunks": 16})
+    model, exchange, spec = small_model(of), exchange_of(of, [list(range(16))], 0, None), full_spec(of)
+    task = _Plain()
+    total, count = position_losses(model, exchange, task, spec, 2, 3)
+    loss, tokens = heldout_loss(model, exchange, task, spec, 2, 3)
+    assert float(total.sum()) == pytest.approx(loss, rel=1e-5)
+    assert int(count.sum()) == tokens
+    assert count.tolist() == [6] * 64
+    assert model.training
+
+
+class _Plain(Recall):
+    """Everything is asked for, in a small vocabulary."""
+
+    def heldout_contexts(self, context: int, first: int, count: int) -> Any:
+        return abs(super().heldout_contexts(context, first, count)) % 64
+
+
+def test_stable_rank() -> None:
+    assert stable_rank(torch.eye(8)) == pytest.approx(1.0)
+    assert stable_rank(torch.ones(8, 4)) == pytest.approx(0.25)
+
+
+def test_a_failure_of_one_rank_ends_the_others() -> None:
+    post, lost = Post(), config(coordinator={"nodes": 2})
+    wire = MemoryWire(post, 0)
+    post.close()
+    with pytest.raises(RunAborted, match="another rank failed"):
+        wire.first_of("kv", 0, {1: 1})
+    coordinator = Coordinator(lost, lost.assignment(), lambda step, metrics: None)
+    coordinator.abort()
+    with pytest.raises(RunAborted, match="another rank failed"):
+        coordinator.ready(0, 0, None, {})
+
+
+def test_a_checkpoint_on_disk(tmp_path: Path) -> None:
+    names = {f"model.layers.{layer}.self_attn.{kind}_proj.weight": torch.eye(4) for layer in (0, 1) for kind in "qkv"}
+    names["model.layers.1.self_attn.q_proj.weight"] = torch.ones(4, 4)
+    save_file(names, tmp_path / "model.safetensors")
+    ranks = checkpoint_ranks(tmp_path)
+    assert ranks == {0: {"k": 1.0, "q": 1.0, "v": 1.0}, 1: {"k": 1.0, "q": pytest.approx(0.25), "v": 1.0}}
+    assert checkpoint_table(ranks).splitlines()[-1] == "| mean | 62.50% | 100.00% | 100.00% |"
+    save_file({"lm_head.weight": torch.eye(4)}, tmp_path / "model.safetensors")
+    with pytest.raises(ConfigError, match=r"expected layers\.N\.self_attn"):
+        checkpoint_ranks(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"nonsense")
+    with pytest.raises(ConfigError, match="cannot be read as safetensors"):
+        checkpoint_ranks(tmp_path)

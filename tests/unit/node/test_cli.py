@@ -1,0 +1,261 @@
+"""The command line: a mistake is one line and exit code 2, in the same process, without a traceback."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import ROOT
+
+import node.cli
+from coordinator.messages import NODE_NAME
+from coordinator.records.folder import CONFIG, EVALUATION, checkpoint_folder, mark_complete
+from netem.errors import ConfigError, ProtocolError, RunAborted
+from node.cli import main
+from node.commands.node import default_name
+from node.commands.run import check_corpus
+from node.config import Config, load_config, save_config
+from node.model.llama import Llama
+from node.train.checkpoint import Checkpoints
+from node.train.optimizer import make_optimizer
+
+TINY = str(ROOT / "configs" / "tiny.toml")
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("ISTHMUS_TOKEN", raising=False)
+    handler = signal.getsignal(signal.SIGTERM)  # `isthmus node` sets its own
+    yield
+    signal.signal(signal.SIGTERM, handler)
+
+
+def mistake(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line that the mistake gets."""
+    assert main(arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    (line,) = captured.err.splitlines()
+    prefix = f"isthmus {arguments[0]}: error: "
+    assert line.startswith(prefix)
+    return line.removeprefix(prefix)
+
+
+@pytest.mark.parametrize("command", ["run", "coordinator", "node"])
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["none.toml"], "none.toml: no such file; give the path of a TOML config"),
+        (["."], ".: is a folder; give the path of a TOML file"),
+        ([TINY, "--model.chunkz", "4"], "model.chunkz = 4: unknown key; did you mean chunks?"),
+        ([TINY, "--modle.chunks=4"], "modle: unknown key; did you mean model?"),
+        ([TINY, "--train.steps", "many"], 'train.steps = "many": expected `int`, got `str`'),
+        ([TINY, "--train.lr", "-1"], "train.lr = -1: expected `float` > 0.0"),
+        ([TINY, "--model.context", "1000", "--model.chunks", "3"], "model.context = 1000: does not divide into"),
+        ([TINY, "--coordinator.nodes", "5"], "coordinator.nodes = 5: more nodes than chunks (4)"),
+        ([TINY, "--train.steps"], "--train.steps: a value is missing; write --train.steps VALUE"),
+        ([TINY, "also.toml"], "'also.toml': expected --section.key VALUE"),
+        ([TINY, "--run.device", "tpu"], "run.device = 'tpu': expected cpu, cuda or cuda:N"),
+        ([TINY, "--coordinator.address", "tcp://0.0.0.0:7070"], "name one interface"),
+        ([TINY, "--coordinator.address", "tcp://eth0:7070"], "give a secret token"),
+    ],
+    ids=lambda value: " ".join(Path(word).name for word in value) if isinstance(value, list) else "",
+)
+def test_a_mistake_in_the_config(
+    command: str, arguments: list[str], expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    join = ["--join", "tcp://127.0.0.1:1"] if command == "node" else []
+    assert expected in mistake([command, *arguments, *join], capsys)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["eval", "outputs/none"], "outputs/none: no such folder; give outputs/RUN, or outputs/RUN/checkpoint/step-N"),
+        (["eval", "."], ".: holds no complete checkpoint"),
+        (["report", "outputs/none"], "outputs/none"),
+        (["report", "one", "two"], "--out: several runs go into one picture"),
+        (["report", "one", "--train.steps", "5"], "--train.steps 5: not understood; see isthmus report --help"),
+        (
+            ["settings", "modle"],
+            "modle: no such section; there are compress, coordinator, data, model, net, run, train",
+        ),
+        (["node", TINY, "--join", "10.0.0.5:7070"], "--join '10.0.0.5:7070': expected the coordinator's address"),
+        (["node", TINY, "--join", "tcp://127.0.0.1:*"], "--join = 'tcp://127.0.0.1:*': names no single host and port"),
+        (["node", TINY, "--join", "tcp://127.0.0.1:1", "--name", "a b"], "--name 'a b': expected 1 to 64 letters"),
+        (["node", TINY, "--join", "tcp://127.0.0.1:1", "--name", "x" * 65], "expected 1 to 64 letters"),
+        (["node", TINY, "--join", "tcp://127.0.0.1:1", "--name", "coordinator"], "and not 'coordinator'"),
+        (["coordinator", TINY, "--run.name", "x" * 65], "expected a plain folder name, without slashes, of at most 64"),
+        (["coordinator", TINY, "--run.resume", "true"], "run.resume = true: outputs/tiny holds no complete checkpoint"),
+    ],
+    ids=lambda value: " ".join(Path(word).name for word in value) if isinstance(value, list) else "",
+)
+def test_a_mistake_of_one_command(arguments: list[str], expected: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert expected in mistake(arguments, capsys)
+
+
+def test_two_nodes_without_a_name_or_rank_have_two_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("socket.gethostname", lambda: "the host's own, " + "very " * 20 + "long name")
+    names = {default_name(-1) for _ in range(2)}
+    assert len(names) == 2
+    assert all(re.fullmatch(NODE_NAME, name) for name in names)
+    assert default_name(3) == "node-3"
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (ConfigError("x = 1: expected 2"), 2, "isthmus settings: error: x = 1: expected 2"),
+        (RunAborted("node-3 is lost"), 1, "isthmus settings: node-3 is lost"),
+        (ProtocolError("spoke nonsense", peer="node-2"), 1, "isthmus settings: node-2: spoke nonsense"),
+        (KeyboardInterrupt(), 130, "isthmus settings: interrupted"),
+    ],
+)
+def test_exit_codes(
+    error: BaseException, code: int, line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setitem(node.cli._COMMANDS, "settings", fail)
+    assert main(["settings"]) == code
+    assert capsys.readouterr().err.splitlines() == [line]
+
+
+def test_a_fault_of_our_own_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise AssertionError("ours")
+
+    monkeypatch.setitem(node.cli._COMMANDS, "settings", fail)
+    with pytest.raises(AssertionError, match="ours"):
+        main(["settings"])
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["train"], ["run"], ["node", TINY], ["node", TINY, "--join", "a", "--rank", "x"]]
+)
+def test_what_argparse_refuses_ends_with_code_2_too(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+    assert "usage: isthmus" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["", "run", "coordinator", "node", "eval", "report", "settings"])
+def test_help_of_every_command(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main([command, "--help"] if command else ["--help"])
+    assert caught.value.code == 0
+    assert f"usage: isthmus {command}".strip() in capsys.readouterr().out
+
+
+def test_settings_lists_every_key_with_its_default(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["settings"]) == 0
+    everything = capsys.readouterr().out
+    for text in ("[run]", "[coordinator]", "train.sync_every", "20", "Steps between averagings", "net.profile"):
+        assert text in everything
+    assert main(["settings", "model"]) == 0
+    assert "[train]" not in capsys.readouterr().out
+
+
+def test_the_token_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not from the command line, where `ps` shows it."""
+    seen: list[Config] = []
+    monkeypatch.setattr("node.commands.coordinator.run_coordinator", lambda config, watch: seen.append(config))
+    monkeypatch.setenv("ISTHMUS_TOKEN", "s3cret")
+    assert main(["coordinator", TINY, "--coordinator.address", "tcp://eth0:7070"]) == 0
+    assert seen[0].coordinator.token == "s3cret"
+
+
+TEXT = "It was a bright cold day in April, and the clocks were striking thirteen. " * 400
+
+
+@pytest.fixture
+def trained(tmp_path: Path) -> Callable[..., Path]:
+    """A run of one step, as `isthmus run` leaves it: its folder."""
+
+    def make(*settings: str) -> Path:
+        (tmp_path / "text.txt").write_text(TEXT)
+        overrides = ["--data.corpus", "./text.txt", "--data.tokenizer", "bytes", "--data.cache", "cache"]
+        overrides += ["--model.context", "64", "--model.layers", "2", "--coordinator.nodes", "2"]
+        config = load_config(Path(TINY), [*overrides, *settings])
+        model = Llama(config, 257)
+        for number, (_, codec) in enumerate(model.codecs()):
+            if not codec.shape.rank:  # a run would have chosen them
+                codec.set_rank(3 + number)
+        Checkpoints(config.run.folder, 0).save(25, model, make_optimizer(model, config.train))
+        save_config(config, config.run.folder / CONFIG)
+        return config.run.folder
+
+    return make
+
+
+def test_eval_of_a_complete_checkpoint(trained: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
+    folder = trained()
+    assert "holds no complete checkpoint" in mistake(["eval", str(folder)], capsys)
+    checkpoint = checkpoint_folder(folder, 25)
+    assert "is not complete (a node had not saved its part)" in mistake(["eval", str(checkpoint)], capsys)
+    mark_complete(folder, 25, nodes=2)
+    for path in (folder, checkpoint):
+        assert main(["eval", str(path), "--batches", "3"]) == 0
+        out = capsys.readouterr().out
+        assert "step 25: held-out loss 5.5" in out  # ln 257 = 5.55: it has learned nothing
+        assert f"over {3 * 2 * 64} tokens" in out
+    facts = json.loads((checkpoint / EVALUATION).read_text())
+    assert facts["tokens"] == 3 * 2 * 64
+    assert main(["eval", str(folder), "--batches", "3", "--compress.mode", "dense"]) == 0
+
+
+@pytest.mark.parametrize("subspace", ["frozen", "learned"])
+def test_eval_knows_the_ranks_that_a_run_chose(subspace: str, trained: Callable[..., Path]) -> None:
+    settings = {"budget_bytes_per_token": "60", "format": "int4", "rotation": "fixed", "subspace": subspace}
+    folder = trained(*(text for key, value in settings.items() for text in (f"--compress.{key}", value)))
+    mark_complete(folder, 25, nodes=2)
+    assert main(["eval", str(folder), "--batches", "3"]) == 0
+
+
+def test_eval_of_a_checkpoint_that_does_not_fit(
+    trained: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = trained()
+    mark_complete(folder, 25, nodes=2)
+    assert "other [model] or [compress] settings" in mistake(["eval", str(folder), "--model.d_model", "32"], capsys)
+    assert "has only 46 contexts" in mistake(["eval", str(folder), "--train.batch", "500"], capsys)
+    (checkpoint_folder(folder, 25) / "model.safetensors").write_bytes(b"\x00" * 50)
+    assert "not a whole safetensors file" in mistake(["eval", str(folder)], capsys)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_a_gpu_that_is_not_there(trained: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
+    folder = trained()
+    mark_complete(folder, 25, nodes=2)
+    wanted = "run.device = 'cuda': torch finds no GPU here"
+    assert wanted in mistake(["eval", str(folder), "--run.device", "cuda"], capsys)
+    assert wanted in mistake(["node", TINY, "--join", "tcp://127.0.0.1:1", "--run.device", "cuda"], capsys)
+
+
+def test_resuming_what_cannot_be_resumed(trained: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
+    folder = trained()
+    mark_complete(folder, 25, nodes=4)
+    resume = ["coordinator", str(folder / "config.toml"), "--run.resume", "true"]
+    assert "was written by 4 nodes" in mistake(resume, capsys)
+    mark_complete(folder, 25, nodes=2)
+    assert "raise train.steps" in mistake([*resume, "--train.steps", "25"], capsys)
+
+
+def test_a_corpus_too_short_is_found_before_anything_starts(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text(TEXT[:4000])
+    data = ["--data.corpus", "./text.txt", "--data.tokenizer", "bytes", "--data.cache", "cache"]
+    check_corpus(load_config(Path(TINY), [*data, "--model.context", "64"]))
+    with pytest.raises(ConfigError, match=r"model\.context = 65536: the training part of the corpus has"):
+        check_corpus(load_config(Path(TINY), [*data, "--model.context", "65536"]))
+    with pytest.raises(ConfigError, match=r"model\.context = 1024: the held-out part of the corpus has"):
+        check_corpus(load_config(Path(TINY), [*data, "--model.context", "1024"]))
+    with pytest.raises(ConfigError, match=r"train\.batch = 50: the held-out part of the corpus has only 6 contexts"):
+        check_corpus(load_config(Path(TINY), [*data, "--model.context", "64", "--train.batch", "50"]))

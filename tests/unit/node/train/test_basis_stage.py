@@ -1,0 +1,104 @@
+"""The end of the warm start: moments of all ranks, one basis on all of them to the bit."""
+
+from __future__ import annotations
+
+import torch
+from helpers.coordinated import corpus
+from helpers.small import VOCAB, small_model
+from helpers.threads import ThreadWire, run_ranks
+from helpers.worlds import WORLDS, exchange_of, tiny_config
+from torch import Tensor
+
+from node.data import BatchSampler
+from node.model.llama import Llama, Moments
+from node.subspace.basis import kept_energy, principal_directions
+from node.train import basis
+from node.train.averaging import Averager
+
+CONFIG = tiny_config(compress={"calibration_batches": 3})
+
+
+class Agreed:
+    """A ballot on which all agree."""
+
+    def vote(self, round_id: int, ok: bool, digest: str, reason: str = "") -> None:
+        assert ok
+
+
+def moments_of(rank: int, wire: ThreadWire, world: str) -> Moments:
+    sampler = BatchSampler(corpus().train, 16, CONFIG.train.batch, CONFIG.run.seed)
+    exchange = exchange_of(CONFIG, WORLDS[world], rank, wire)
+    return basis.activation_moments(CONFIG, small_model(CONFIG), exchange, sampler, cursor=10)
+
+
+def test_moments_summed_over_ranks_are_those_of_one() -> None:
+    (whole,) = run_ranks(1, lambda rank, wire: moments_of(rank, wire, "1"))
+
+    def work(rank: int, wire: ThreadWire) -> Moments:
+        moments = moments_of(rank, wire, "3+1")
+        basis.sum_moments(moments, Averager(rank, 2, wire, Agreed()), 5)
+        return moments
+
+    for summed in run_ranks(2, work):
+        assert summed.keys() == whole.keys() == dict(small_model(CONFIG).codecs()).keys()
+        for key, moment in whole.items():
+            torch.testing.assert_close(summed[key], moment, rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(moment, moment.mT)
+
+
+def test_calibration_walks_on_from_the_cursor() -> None:
+    """Three batches of two contexts: the sum of three walks of one batch."""
+    sampler = BatchSampler(corpus().train, 16, 2, CONFIG.run.seed)
+    exchange, model = exchange_of(CONFIG, WORLDS["1"], 0, None), small_model(CONFIG)
+    one = tiny_config(compress={"calibration_batches": 1})
+    parts = [basis.activation_moments(one, model, exchange, sampler, 10 + 2 * number)[0, "k"] for number in range(3)]
+    whole = basis.activation_moments(CONFIG, model, exchange, sampler, 10)[0, "k"]
+    torch.testing.assert_close(whole, parts[0] + parts[1] + parts[2])
+    assert not torch.equal(parts[0], parts[1])
+
+
+def test_all_ranks_take_the_basis_of_the_first_to_the_bit() -> None:
+    """Whatever their own eigensolver says: here, all have other moments."""
+
+    def work(rank: int, wire: ThreadWire) -> tuple[str, list[Tensor], list[Tensor]]:
+        model = Llama(CONFIG, VOCAB)
+        source = torch.Generator().manual_seed(rank)
+        moments = {}
+        for key, codec in model.codecs():
+            rows = torch.randn(1, 50, codec.shape.width, generator=source)
+            moments[key] = rows.mT @ rows
+        basis.share_basis(model, moments, rank, Averager(rank, 4, wire, Agreed()), 6)
+        wanted = [principal_directions(moments[key], codec.leading.shape[-1]) for key, codec in model.codecs()]
+        return basis.basis_digest(model), [codec.directions[1] for _, codec in model.codecs()], wanted
+
+    results = run_ranks(4, work)
+    assert len({digest for digest, _, _ in results}) == 1
+    for _, seconds, _ in results:
+        for second, leading in zip(seconds, results[0][2], strict=True):
+            assert torch.equal(second, leading[..., second.shape[-1] :])
+    assert not torch.equal(results[1][2][0], results[0][2][0])
+
+
+def test_energies_are_the_least_over_layers() -> None:
+    model = small_model(CONFIG)
+    moments = {}
+    for place, (key, codec) in enumerate(model.codecs()):
+        rows = torch.randn(1, 50, codec.shape.width, generator=torch.Generator().manual_seed(place)) ** 3
+        moments[key] = rows.mT @ rows
+    kept = basis.energies(model, moments)
+    every = {key: kept_energy(moments[key], codec.leading[..., : codec.shape.rank]) for key, codec in model.codecs()}
+    assert kept == {f"{kind}_energy_kept": min(every[0, kind], every[1, kind]) for kind in "kv"}
+    for key, codec in model.codecs():
+        codec.set_moments(moments[key])
+    best = basis.energies(model, moments)
+    assert all(kept[key] < best[key] < 1 for key in kept)
+
+
+def test_the_digest_is_of_the_basis_alone() -> None:
+    model = small_model(CONFIG)
+    before = basis.basis_digest(model)
+    with torch.no_grad():
+        model.norm.weight.add_(1)
+    assert basis.basis_digest(model) == before
+    next(codec for _, codec in model.codecs()).leading.mul_(1.0001)
+    assert basis.basis_digest(model) != before
