@@ -68,8 +68,7 @@ def _evaluate(config: Config, checkpoint: Path, batches: int) -> Evaluation:
     from node.data import open_data
     from node.exchange.chunks import ChunkExchange
     from node.exchange.payload import PayloadFormat
-    from node.model.llama import Llama
-    from node.train.basis import chosen_ranks
+    from node.model.exchanged import ExchangedLlama
     from node.train.checkpoint import load_model
     from node.train.evaluate import heldout_loss
     from node.train.schedule import pass_spec
@@ -77,12 +76,9 @@ def _evaluate(config: Config, checkpoint: Path, batches: int) -> Evaluation:
 
     device = choose_device(config)
     task = open_data(config.data)
-    model = Llama(config, task.vocab_size).to(device)
+    model = ExchangedLlama(config, task.vocab_size).to(device)
     load_model(checkpoint, model)
-    payload, ranks = PayloadFormat(config), chosen_ranks(model)
-    if ranks and all(ranks.values()):
-        payload.set_ranks(ranks)  # as the run chose them
-    exchange = ChunkExchange(assign(config.model.chunks, 1), 0, payload)
+    exchange = ChunkExchange(assign(config.model.chunks, 1), 0, PayloadFormat(config, model.ranks))
     spec = pass_spec(config, step_of(checkpoint))
     total, tokens = heldout_loss(model, exchange, task, spec, config.train.batch, batches or 1 << 60)
     return Evaluation(step_of(checkpoint), total / tokens, tokens, config.leaks and spec.compressed)

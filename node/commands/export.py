@@ -30,13 +30,13 @@ def export(path: Path, folder: Path) -> Exported:
     from node.export.folder import check_free, model_files, write_folder
     from node.export.plain import check_plain, plain_weights, rounding_note
     from node.export.tokenizer import tokenizer_files
-    from node.model.llama import Llama
+    from node.model.exchanged import ExchangedLlama
     from node.train.checkpoint import load_model, vocab_size_of
 
     check_free(folder)
     check_plain(config, step)
     vocab_size = vocab_size_of(checkpoint)
-    model = Llama(config, vocab_size)
+    model = ExchangedLlama(config, vocab_size)
     load_model(checkpoint, model)
     weights = plain_weights(config, model, step)
     speaks = config.data.corpus != RECALL

@@ -1,52 +1,55 @@
-"""The differentiable exchange: an operation on tensors whose backward is the mirror of its forward.
+"""The exchange of chunks: who sends what to whom in a pass, and the handle of a pass that is under way.
 
-`publish` sends the own chunks' payloads to their readers and returns at once. `arrivals` yields the payloads of other
-nodes' earlier chunks as they come. In the backward each reader returns a chunk's gradient as soon as it
-is known, and `publish` waits for the readers' gradients only then, and adds them in order of rank.
+`ChunkExchange.begin` gives a `Pass`, which autograd's context holds until the pass is over, so that several can be in
+flight: micro-batches that overlap, evaluations. `Pass.publish` sends the own chunks' payloads to their readers and
+returns at once. `Pass.arrivals` yields the payloads of other nodes' earlier chunks as they come. In the backward each
+reader returns a chunk's gradient as soon as it is known, and `publish` waits for the readers' gradients only then, and
+adds them in order of rank (`node.exchange.functions`).
 
-All of it crosses in a format (`node.exchange.formats`), also where it stays on its node: what own later chunks see is
-what the others get, so the model is one function of the tokens whoever owns what. Of gradients each node rounds one
-sum for each chunk, over its own readers, and returns it once. (A sum for each reader would not depend on who owns what,
-and cost as many times the bytes as a node owns later chunks.) So in float32 N nodes equal one; in formats that round, a
-draw depends on who owns what, its mean does not, and N nodes are about as near to exact as one is (test_format_ranks).
-
-The *anchor* is a scalar that `publish` makes and that everything else of the layer takes: autograd therefore
-cannot start the waiting half of the backward before this node has sent all it owes to others, so nodes never wait
-for each other in a circle.
+Everything crosses in a format (`node.exchange.formats`), also where it stays on its node: what own later chunks see is
+what the others get, so the model is one function of the tokens whoever owns which chunk. Of the gradients each node
+rounds one sum for each chunk, over its own readers, and returns it once. (A sum for each reader would not depend on who
+owns what, and would cost as many times the bytes as a node owns later chunks.) So in float32 N nodes equal one; in
+formats that round, a draw depends on who owns what, its mean does not, and N nodes are about as near to exact as one is
+(test_format_ranks).
 
 The attention does not know of sockets, and this module does not know of attention.
 """
 
 from __future__ import annotations
 
+import weakref
 from collections import deque
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Generator, Tensor
-from torch.autograd import Function
 
 from coordinator.assignment import Assignment
 from node.config.seeds import derive
+from node.exchange import functions
 from node.exchange.formats import Packed, TensorSpec
-from node.exchange.passes import PassSpec
+from node.exchange.passes import PassKey, PassSpec
 from node.exchange.payload import Payload, PayloadFormat
 
 FORWARD_PASSES_AHEAD = 2
-"""Forward-only passes that an owner may be ahead of its readers; `node.exchange.inbox` takes none from further."""
+"""Forward-only passes that an owner may be ahead of its readers."""
 
 
 class Wire(Protocol):
     """What carries payloads between nodes (`node.exchange.wire`; tests have their own)."""
 
-    def begin(self, pass_no: int, trains: bool) -> None:
-        """A pass begins, with or without a backward; what was left of earlier ones is dropped."""
+    def begin(self, number: int) -> None:
+        """A pass begins here: its payloads will be asked for."""
 
-    def send(self, rank: int, kind: str, layer: int, chunk: int, spec: PassSpec, tensors: Packed) -> None:
+    def end(self, number: int) -> None:
+        """A pass is over: whatever is left of it is dropped, and what still comes of it too."""
+
+    def send(self, rank: int, kind: str, layer: int, chunk: int, key: PassKey, tensors: Packed) -> None:
         """Hand tensors over for `rank`; returns at once. They must not change afterwards."""
 
-    def first_of(self, kind: str, layer: int, chunks: dict[int, int]) -> int:
+    def first_of(self, kind: str, layer: int, chunks: dict[int, int], number: int) -> int:
         """Wait for the payload of any of `chunks` (chunk: its owner's rank); which chunk came."""
 
     def take(
@@ -55,13 +58,11 @@ class Wire(Protocol):
         layer: int,
         chunk: int,
         rank: int,
+        number: int,
         specs: tuple[TensorSpec, ...],
         device: torch.device,
     ) -> Packed:
-        """Wait for one payload and return its tensors."""
-
-    def await_done(self, pass_no: int, chunk: int, rank: int) -> None:
-        """Wait until a reader says that it has finished with `chunk` in a pass without gradients."""
+        """Wait for one payload of pass `number`, and return its tensors."""
 
 
 class ChunkExchange:
@@ -71,18 +72,25 @@ class ChunkExchange:
         self.own = tuple(assignment.chunks(rank))
         self.payload = payload
         self.rank = rank
+        self.wire = wire
         self._assignment = assignment
-        self._wire = wire
-        self._pass_no = 0
-        self._spec = PassSpec(0, False)
-        self._step = 0
-        self._unfinished: deque[int] = deque()  # forward-only passes that readers may still be at
+        self._begun = 0
+        self._unread: deque[PassKey] = deque()  # forward-only passes that readers may still be at
         self._earlier = tuple(sorted(set(range(self.own[-1])) - set(self.own)))
-        self._last_layer = payload.layers - 1  # exchanges, if any layer does
 
-    def at_step(self, step: int) -> None:
-        """A training step begins. Its number seeds the rounding of gradients, so that a resumed run draws the same."""
-        self._step = step
+    def begin(self, spec: PassSpec, *, trains: bool, draw: tuple[int, ...] = (0,)) -> Pass:
+        """Begin a pass. Every node must begin the same passes in the same order.
+
+        `draw` names the random numbers that round this pass's gradients: the training step's number, and where a step
+        has several passes, which of them it is. A resumed run draws the same.
+        """
+        self._begun += 1
+        key = PassKey(self._begun, spec, trains)
+        if self.wire:
+            self.wire.begin(key.number)
+            while self._unread and self._unread[0].number <= key.number - FORWARD_PASSES_AHEAD:
+                self._await_readers(self._unread.popleft())
+        return Pass(self, key, draw)
 
     def earlier(self, layer: int) -> tuple[int, ...]:
         """Other nodes' chunks that some own chunk attends to, in order."""
@@ -92,182 +100,137 @@ class ChunkExchange:
         """Own chunks that later own chunks attend to."""
         return self.own[:-1] if self.payload.exchanges(layer) else ()
 
-    def begin(self, spec: PassSpec, trains: bool) -> None:
-        """Begin a pass, with or without a backward. Every node must make the same passes in the same order."""
-        self._pass_no += 1
-        self._spec = spec
-        if self._wire:
-            self._wire.begin(self._pass_no, trains)
-            while self._unfinished and self._unfinished[0] <= self._pass_no - FORWARD_PASSES_AHEAD:
-                self._await_readers(self._unfinished.popleft())
-
-    def finish_forward(self) -> None:
-        """End a pass that has no backward. Its readers owe no gradients, so they say "done": the owner of the first
-        chunks, which waits for nobody, would else run ahead and fill the others' memory."""
-        if self._wire:
-            self._unfinished.append(self._pass_no)
-            for chunk in self.earlier(self._last_layer):
-                self.send(self.owner(chunk), "done", 0, chunk, ())
-
     def first_reader(self, chunk: int) -> int:
         """Place (in `own`) of the first own chunk that sees `chunk`."""
         return sum(own <= chunk for own in self.own)
-
-    def publish(self, layer: int, payload_CB: Payload) -> tuple[Tensor, Payload]:
-        """Send the own chunks' payload tensors [C, B, …] to their readers. Returns (anchor, what every reader sees)."""
-        anchor, *tensors = _Publish.apply(self, layer, *payload_CB)
-        return anchor, tuple(tensors)
-
-    def hand_on(self, layer: int, made_CBp: Tensor) -> Tensor:
-        """θ [C, B, p] for the own chunks, each that of the chunk before it: `made` of its K and V by its owner, who
-        sends it here. The first chunk of the context has θ = 0. Every owner sends before it waits, forward and
-        backward."""
-        handed: Tensor = _HandOn.apply(self, layer, made_CBp)
-        return handed
-
-    def arrivals(self, layer: int, anchor: Tensor) -> Iterator[tuple[int, Payload]]:
-        """Yield (chunk, payload tensors [B, …]) of every chunk in `earlier`, as they come."""
-        waiting = frozenset(self.earlier(layer))
-        while waiting:
-            chunk = self._first_of(layer, waiting)
-            waiting -= {chunk}
-            yield chunk, _Receive.apply(self, layer, chunk, anchor)
 
     def remote_readers(self, layer: int, chunk: int) -> tuple[int, ...]:
         """Ranks, in order, that get `chunk` from this node."""
         return tuple(sorted(self._assignment.readers_of(chunk))) if self.payload.exchanges(layer) else ()
 
-    def pack(self, layer: int, payload: Payload) -> Packed:
-        """What crosses for payload tensors [..., B, …]."""
-        return self.payload.pack(layer, self._spec, payload)
-
-    def pack_gradient(self, layer: int, chunk: int, grads: Payload) -> Packed:
-        """What crosses for the gradient that this node's chunks have for `chunk`: its own stream of draws, named by the
-        first of them, whatever rank they are at."""
-        return self.payload.pack(layer, self._spec, grads, self._draws(layer, chunk, grads[0].device))
-
-    def own_gradients(self, layer: int, grads_C: Payload) -> Payload:
-        """The gradients that this node's chunks have for the `shared` ones, as if they had crossed."""
-        draws = [self._draws(layer, chunk, grads_C[0].device) for chunk in self.shared(layer)]
-        return self.unpack(layer, self.payload.pack(layer, self._spec, grads_C, draws))
-
-    def unpack(self, layer: int, packed: Packed) -> Payload:
-        return self.payload.unpack(layer, self._spec, packed)
-
-    def send(self, rank: int, kind: str, layer: int, chunk: int, tensors: Packed) -> None:
-        assert self._wire
-        self._wire.send(rank, kind, layer, chunk, self._spec, tensors)
-
-    def take(self, kind: str, layer: int, chunk: int, rank: int, device: torch.device) -> Payload:
-        assert self._wire
-        specs = self.payload.tensors(layer, self._spec)
-        return self.unpack(layer, self._wire.take(kind, layer, chunk, rank, specs, device))
-
-    def take_theta(self, kind: str, layer: int, chunk: int, rank: int, device: torch.device) -> Tensor:
-        assert self._wire
-        (theta,) = self._wire.take(kind, layer, chunk, rank, (self.payload.theta(layer),), device)
-        return theta
-
     def owner(self, chunk: int) -> int:
+        """The rank that owns `chunk`."""
         return self._assignment.owner(chunk)
 
-    def _first_of(self, layer: int, chunks: frozenset[int]) -> int:
-        assert self._wire
-        return self._wire.first_of("kv", layer, {chunk: self.owner(chunk) for chunk in chunks})
+    def say_done(self, key: PassKey) -> None:
+        """A forward-only pass has ended here. Its readers owe no gradients, so they say "done": otherwise the owner of
+        the first chunks, which waits for nobody, would run ahead and fill the others' memory."""
+        if self.wire:
+            self._unread.append(key)
+            for chunk in self.earlier(self._last_layer):
+                self.wire.send(self.owner(chunk), "done", 0, chunk, key, ())
 
-    def _draws(self, layer: int, chunk: int, device: torch.device) -> Generator:
-        """Of one chunk's gradient, by the first of this node's chunks that reads it."""
-        reader = self.own[self.first_reader(chunk)]
-        return Generator(device).manual_seed(derive(self.payload.seed, "gradient", self._step, layer, chunk, reader))
+    @property
+    def _last_layer(self) -> int:
+        return self.payload.layers - 1  # it exchanges, if any layer does
 
-    def _await_readers(self, pass_no: int) -> None:
-        assert self._wire
+    def _await_readers(self, key: PassKey) -> None:
+        assert self.wire
         for chunk in self.own:
             for rank in self.remote_readers(self._last_layer, chunk):
-                self._wire.await_done(pass_no, chunk, rank)
+                self.wire.take("done", 0, chunk, rank, key.number, (), torch.device("cpu"))
+        self.wire.end(key.number)
 
 
-class _Publish(Function):
-    @staticmethod
-    def forward(ctx: Any, exchange: ChunkExchange, layer: int, *tensors: Tensor) -> tuple[Tensor, ...]:
-        ctx.set_materialize_grads(False)
-        ctx.exchange, ctx.layer = exchange, layer
-        ctx.tensors = [(tensor.shape, tensor.dtype, tensor.device) for tensor in tensors]
-        anchor = torch.zeros((), device=tensors[0].device)
-        if not exchange.payload.exchanges(layer):
-            return anchor, *(tensor.view_as(tensor) for tensor in tensors)
-        packed = exchange.pack(layer, tensors)
-        for place, chunk in enumerate(exchange.own):
-            for rank in exchange.remote_readers(layer, chunk):
-                exchange.send(rank, "kv", layer, chunk, tuple(tensor[place] for tensor in packed))
-        return anchor, *(tensor.view_as(tensor) for tensor in exchange.unpack(layer, packed))
+class Pass:
+    """One pass under way: a forward and, where it trains, its backward.
 
-    @staticmethod
-    def backward(ctx: Any, _anchor: Tensor | None, *local: Tensor | None) -> tuple[Tensor | None, ...]:
-        exchange: ChunkExchange = ctx.exchange
-        totals = [
-            torch.zeros(shape, dtype=torch.float32, device=device)
-            if grad is None
-            else grad.to(torch.float32, copy=True)
-            for (shape, _, device), grad in zip(ctx.tensors, local, strict=True)
-        ]
-        if shared := len(exchange.shared(ctx.layer)):
-            own = exchange.own_gradients(ctx.layer, tuple(total[:shared] for total in totals))
-            for total, parts in zip(totals, own, strict=True):
-                total[:shared] = parts
-        for place, chunk in enumerate(exchange.own):
-            for rank in exchange.remote_readers(ctx.layer, chunk):
-                returned = exchange.take("grad", ctx.layer, chunk, rank, totals[0].device)
-                for total, part in zip(totals, returned, strict=True):
-                    total[place] += part
-        grads = [total.to(dtype) for total, (_, dtype, _) in zip(totals, ctx.tensors, strict=True)]
-        return None, None, *grads
+    A training pass is over when the backward of its first exchanged layer is, or when nothing holds the handle any
+    more (a forward that was abandoned). A pass without a backward is over after `finish_forward`, once its readers have
+    said so.
+    """
 
+    def __init__(self, exchange: ChunkExchange, key: PassKey, draw: tuple[int, ...]) -> None:
+        self.exchange = exchange
+        self.key = key
+        self._draw = draw
+        self._end: weakref.finalize[[int], Pass] | None = None
+        if exchange.wire and key.trains:
+            self._end = weakref.finalize(self, exchange.wire.end, key.number)
+            self._end.atexit = False
 
-class _HandOn(Function):
-    @staticmethod
-    def forward(ctx: Any, exchange: ChunkExchange, layer: int, made_CBp: Tensor) -> Tensor:
-        ctx.exchange, ctx.layer = exchange, layer
-        own = exchange.own
-        for place, chunk in enumerate(own):
-            if chunk + 1 < exchange.payload.chunks and chunk + 1 not in own:
-                exchange.send(exchange.owner(chunk + 1), "theta", layer, chunk, (made_CBp[place],))
-        handed = torch.zeros_like(made_CBp)
-        for place, chunk in enumerate(own):
-            if chunk - 1 in own:
-                handed[place] = made_CBp[own.index(chunk - 1)]
-            elif chunk > 0:
-                rank = exchange.owner(chunk - 1)
-                handed[place] = exchange.take_theta("theta", layer, chunk - 1, rank, made_CBp.device)
+    @property
+    def spec(self) -> PassSpec:
+        """How long the chunks are, and whether layers with a codec compress."""
+        return self.key.spec
+
+    def publish(self, layer: int, payload_CB: Payload) -> tuple[Tensor, Payload]:
+        """Send the own chunks' payload tensors [C, B, …] to their readers. Returns (anchor, what every reader sees).
+
+        The *anchor* is a scalar that everything else of the layer takes: autograd therefore cannot start the waiting
+        half of the backward before this node has sent all that it owes to others, so nodes never wait for each other
+        in a circle.
+        """
+        anchor, *tensors = functions.Publish.apply(self, layer, *payload_CB)
+        return anchor, tuple(tensors)
+
+    def hand_on(self, layer: int, made_CBp: Tensor) -> Tensor:
+        """θ [C, B, p] for the own chunks, each that of the chunk before it: `made` from its K and V by its owner, who
+        sends it here. The first chunk of the context has θ = 0. Every owner sends before it waits, forward and
+        backward."""
+        handed: Tensor = functions.HandOn.apply(self, layer, made_CBp)
         return handed
 
-    @staticmethod
-    def backward(ctx: Any, grad_CBp: Tensor) -> tuple[Tensor | None, ...]:
-        exchange: ChunkExchange = ctx.exchange
-        own = exchange.own
-        for place, chunk in enumerate(own):
-            if chunk > 0 and chunk - 1 not in own:
-                sent = grad_CBp[place].clone()  # autograd may go on with its own memory
-                exchange.send(exchange.owner(chunk - 1), "dtheta", ctx.layer, chunk - 1, (sent,))
-        made = torch.zeros_like(grad_CBp)
-        for place, chunk in enumerate(own):
-            if chunk + 1 in own:
-                made[place] = grad_CBp[own.index(chunk + 1)]
-            elif chunk + 1 < exchange.payload.chunks:
-                rank = exchange.owner(chunk + 1)
-                made[place] = exchange.take_theta("dtheta", ctx.layer, chunk, rank, grad_CBp.device)
-        return None, None, made
+    def arrivals(self, layer: int, anchor: Tensor) -> Iterator[tuple[int, Payload]]:
+        """Yield (chunk, payload tensors [B, …]) of every chunk in `ChunkExchange.earlier`, as they come."""
+        waiting = {chunk: self.exchange.owner(chunk) for chunk in self.exchange.earlier(layer)}
+        while waiting:
+            assert self.exchange.wire
+            chunk = self.exchange.wire.first_of("kv", layer, waiting, self.key.number)
+            del waiting[chunk]
+            yield chunk, functions.Receive.apply(self, layer, chunk, anchor)
 
+    def finish_forward(self) -> None:
+        """End a pass that has no backward."""
+        assert not self.key.trains
+        self.exchange.say_done(self.key)
 
-class _Receive(Function):
-    @staticmethod
-    def forward(ctx: Any, exchange: ChunkExchange, layer: int, chunk: int, anchor: Tensor) -> tuple[Tensor, ...]:
-        ctx.exchange, ctx.layer, ctx.chunk = exchange, layer, chunk
-        return exchange.take("kv", layer, chunk, exchange.owner(chunk), anchor.device)
+    def finish_backward(self, layer: int, kind: str) -> None:
+        """The backward of `layer` has all gradients of this kind that it waits for. The last of a pass are those of its
+        first exchanged layer: of θ where that is handed on, otherwise of the payload."""
+        if self._end and (layer, kind) == self.exchange.payload.last_gradient(self.spec):
+            self._end()
 
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        exchange: ChunkExchange = ctx.exchange
-        packed = exchange.pack_gradient(ctx.layer, ctx.chunk, grads)
-        exchange.send(exchange.owner(ctx.chunk), "grad", ctx.layer, ctx.chunk, packed)
-        return None, None, None, torch.zeros((), device=grads[0].device)
+    def pack(self, layer: int, payload: Payload) -> Packed:
+        """What crosses for payload tensors [..., B, …]."""
+        return self.exchange.payload.pack(layer, self.spec, payload)
+
+    def pack_gradient(self, layer: int, chunk: int, grads: Payload) -> Packed:
+        """What crosses for the gradient that this node's chunks have for `chunk`. It has a stream of draws of its own,
+        which is named by the first of these chunks, whatever rank owns them."""
+        return self.exchange.payload.pack(layer, self.spec, grads, self._draws(layer, chunk, grads[0].device))
+
+    def own_gradients(self, layer: int, grads_C: Payload) -> Payload:
+        """The gradients that this node's chunks have for the own chunks before them, as if they had crossed."""
+        draws = [self._draws(layer, chunk, grads_C[0].device) for chunk in self.exchange.shared(layer)]
+        return self.unpack(layer, self.exchange.payload.pack(layer, self.spec, grads_C, draws))
+
+    def unpack(self, layer: int, packed: Packed) -> Payload:
+        """Back from `pack`."""
+        return self.exchange.payload.unpack(layer, self.spec, packed)
+
+    def send(self, rank: int, kind: str, layer: int, chunk: int, tensors: Packed) -> None:
+        """Hand tensors over for `rank`."""
+        assert self.exchange.wire
+        self.exchange.wire.send(rank, kind, layer, chunk, self.key, tensors)
+
+    def take(self, kind: str, layer: int, chunk: int, rank: int, device: torch.device) -> Payload:
+        """Wait for a payload, or for its gradient, and unpack it."""
+        assert self.exchange.wire
+        specs = self.exchange.payload.tensors(layer, self.spec)
+        return self.unpack(layer, self.exchange.wire.take(kind, layer, chunk, rank, self.key.number, specs, device))
+
+    def take_theta(self, kind: str, layer: int, chunk: int, rank: int, device: torch.device) -> Tensor:
+        """Wait for a neighbour's θ, or for its gradient."""
+        assert self.exchange.wire
+        specs = (self.exchange.payload.theta(layer),)
+        (theta,) = self.exchange.wire.take(kind, layer, chunk, rank, self.key.number, specs, device)
+        return theta
+
+    def _draws(self, layer: int, chunk: int, device: torch.device) -> Generator:
+        """The random numbers for one chunk's gradient, by the first of this node's chunks that reads it."""
+        exchange = self.exchange
+        reader = exchange.own[exchange.first_reader(chunk)]
+        return Generator(device).manual_seed(
+            derive(exchange.payload.seed, "gradient", *self._draw, layer, chunk, reader)
+        )

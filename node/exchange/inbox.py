@@ -76,10 +76,14 @@ class Conversation(Protocol):
 
 
 class Inbox:
-    """A `netem.endpoint.Receiver`: control messages go to the conversation, tensors wait here."""
+    """A `netem.endpoint.Receiver`: control messages go to the conversation, tensors wait here.
 
-    def __init__(self, payload: PayloadFormat, ring_cap_bytes: int) -> None:
+    `depth` is how many training passes a node may have in flight: its peers may be that many ahead of it.
+    """
+
+    def __init__(self, payload: PayloadFormat, ring_cap_bytes: int, depth: int = 1) -> None:
         self._payload = payload
+        self._ahead = max(depth, FORWARD_PASSES_AHEAD)
         self._conversation: Conversation | None = None
         self._ring_cap_bytes = ring_cap_bytes
         self._ring_held_bytes = 0
@@ -87,7 +91,8 @@ class Inbox:
         self._held: dict[Key, memoryview] = {}
         self._admitted: set[Key] = set()
         self._world: World | None = None
-        self._pass_no = 0
+        self._newest = 0
+        self._open: set[int] = set()
         self._failure: IsthmusError | None = None
         self.waited_s = 0.0
 
@@ -104,13 +109,19 @@ class Inbox:
             self._world = world
 
     def begin(self, pass_no: int) -> None:
-        """Pass `pass_no` begins here: whatever is left of passes that nobody will ask for again is dropped."""
+        """Pass `pass_no` begins here. Passes are begun in order."""
         with self._changed:
-            self._pass_no = pass_no
-            oldest = pass_no - FORWARD_PASSES_AHEAD
-            for keys in (self._held, self._admitted):
-                for key in [key for key in keys if isinstance(key, ChunkKey) and key.pass_no < oldest]:
-                    keys.pop(key) if isinstance(keys, dict) else keys.discard(key)
+            assert pass_no > self._newest
+            self._newest = pass_no
+            self._open.add(pass_no)
+
+    def end(self, pass_no: int) -> None:
+        """Pass `pass_no` is over: whatever is left of it is dropped, and whatever comes later too."""
+        with self._changed:
+            self._open.discard(pass_no)
+            for key in [key for key in self._admitted if isinstance(key, ChunkKey) and key.pass_no == pass_no]:
+                self._admitted.discard(key)
+                self._held.pop(key, None)
 
     def first_of(self, keys: Iterable[Key], timeout_s: float) -> Key:
         """Wait until one of `keys` has arrived; the first of them, in their order, that has."""
@@ -193,8 +204,10 @@ class Inbox:
         named = decode_tag(tag, peer)
         with self._changed:
             assert self._world is not None
-            self._held[self._key(named, self._world.peers.index(peer))] = buffer
-            self._changed.notify_all()
+            key = self._key(named, self._world.peers.index(peer))
+            if key in self._admitted:  # its pass may have ended while it came in
+                self._held[key] = buffer
+                self._changed.notify_all()
 
     def failed(self, error: IsthmusError) -> None:
         """A member spoke nonsense or is silent, or the endpoint broke: this node cannot go on."""
@@ -229,10 +242,10 @@ class Inbox:
         assert self._world is not None
         assignment, me, peers = self._world
         rank = peers.index(peer)
-        if tag.pass_no < self._pass_no - FORWARD_PASSES_AHEAD:
+        if tag.pass_no <= self._newest and tag.pass_no not in self._open:
             return None
-        if tag.pass_no > self._pass_no + FORWARD_PASSES_AHEAD:
-            raise ProtocolError(f"is at pass {tag.pass_no}, this node at {self._pass_no}", peer=peer)
+        if tag.pass_no > self._newest + self._ahead:
+            raise ProtocolError(f"is at pass {tag.pass_no}, this node at {self._newest}", peer=peer)
         if tag.chunk >= assignment.n_chunks or tag.layer >= self._payload.layers:
             raise ProtocolError(f"chunk {tag.chunk}, layer {tag.layer}: there is no such thing", peer=peer)
         owner, readers = assignment.owner(tag.chunk), assignment.readers_of(tag.chunk)

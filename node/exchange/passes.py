@@ -1,4 +1,7 @@
-"""What one pass over the model is."""
+"""What one pass over the model is, and how it is named: values only, without torch and without state.
+
+The handle of a pass that is under way is `node.exchange.chunks.Pass`.
+"""
 
 from __future__ import annotations
 
@@ -10,3 +13,12 @@ class PassSpec(NamedTuple):
 
     tokens: int
     compressed: bool
+
+
+class PassKey(NamedTuple):
+    """One pass of one exchange: its number, the same on every node, and what it is."""
+
+    number: int
+    spec: PassSpec
+    trains: bool
+    """Whether a backward follows."""

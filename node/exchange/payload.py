@@ -13,7 +13,6 @@ wherever the two owners differ.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -24,8 +23,8 @@ from netem.errors import ConfigError
 from node.config import CompressConfig, Config, FormatName
 from node.exchange.formats import FORMATS, Draws, Format, Packed, TensorSpec
 from node.exchange.passes import PassSpec
-from node.subspace.codec import CodecShape
-from node.subspace.ranks import Key, LayerShapes, codec_shapes, rank_bounds
+from node.subspace.codec import CodecShape, Key
+from node.subspace.ranks import RankTable, rank_bounds, rank_table
 
 Payload = tuple[Tensor, ...]
 
@@ -43,10 +42,12 @@ def formats_of(compress: CompressConfig) -> tuple[FormatName, FormatName]:
 
 
 class PayloadFormat:
-    """Shapes and sizes of every payload of a run. Where ranks are chosen in the run, those of compressed payloads are
-    known from `set_ranks` on; until then none is expected."""
+    """Shapes and sizes of every payload of a run, at the ranks of `ranks`, the table that the node's codecs read too.
+    Without it, the table is the one that the config gives. Where ranks are chosen in the run, no compressed payload is
+    expected before they are."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, ranks: RankTable | None = None) -> None:
+        self.ranks = rank_table(config) if ranks is None else ranks
         self.layers = config.model.layers
         self._local_layers = config.local_layers
         self.chunks = config.model.chunks
@@ -55,37 +56,37 @@ class PayloadFormat:
         self._d_kv = config.model.d_kv
         self._format, self._dense_format = formats_of(config.compress)
         self._full = PassSpec(config.model.chunk_tokens, config.compressed_layers > 0)
-        self._shapes = codec_shapes(config)
         self._hands_on = config.hands_theta_on
         self.budget_bytes = config.compress.budget_bytes_per_token * self.batch * config.model.chunk_tokens
-        """Of one chunk of all compressed layers, to one reader; 0 where ranks go by share."""
-        chosen_later = bool(self._shapes) and self.budget_bytes > 0
-        self.passes = set() if chosen_later else {self._full}
-        if self._shapes:
+        """Bytes of one chunk of all compressed layers, to one reader; 0 where ranks go by share."""
+        self._others: set[PassSpec] = set()
+        if self.ranks:
             # The warm start, and the calibration that ends it.
-            self.passes.add(PassSpec(config.warmup_chunk_tokens, False))
+            self._others.add(PassSpec(config.warmup_chunk_tokens, False))
         if config.is_unplugged_at(config.train.steps):
-            self.passes.add(self._full._replace(compressed=False))
-        if chosen_later:
+            self._others.add(self._full._replace(compressed=False))
+        if self.ranks and self.budget_bytes:
             self._check_budget(config)
-        used = {self._dense_format} | ({self._format} if self._shapes else set())
+        used = {self._dense_format} | ({self._format} if self.ranks else set())
         self._plain = FORMATS["float32" if used == {"float32"} else "bfloat16"]
 
-    def set_ranks(self, ranks: Mapping[Key, int]) -> None:
-        """The ranks have been chosen, on all nodes the same: from here on compressed payloads may come."""
-        self._shapes = {
-            layer: LayerShapes(shapes.k._replace(rank=ranks[layer, "k"]), shapes.v._replace(rank=ranks[layer, "v"]))
-            for layer, shapes in self._shapes.items()
-        }
-        self.passes = self.passes | {self._full}
+    @property
+    def passes(self) -> set[PassSpec]:
+        """The kinds of pass whose payloads may come."""
+        return self._others | {self._full} if self.ranks.chosen else self._others
 
     def compresses(self, layer: int) -> bool:
         """Whether this layer has a codec."""
-        return layer in self._shapes
+        return layer in self.ranks.layers
 
     def exchanges(self, layer: int) -> bool:
         """Whether chunks of this layer see others, and are sent."""
         return layer >= self._local_layers
+
+    def last_gradient(self, spec: PassSpec) -> tuple[int, str]:
+        """The layer and the kind of the last gradients that the backward of a pass waits for."""
+        layer = self._local_layers
+        return layer, "dtheta" if layer < self.layers and self.message("dtheta", layer, spec) else "grad"
 
     def format_name(self, layer: int, spec: PassSpec) -> FormatName:
         """The format of this layer's payload (θ apart), which its tag names."""
@@ -98,11 +99,11 @@ class PayloadFormat:
         format = FORMATS[self.format_name(layer, spec)]
         if not (spec.compressed and self.compresses(layer)):
             return (Part((self.batch, spec.tokens, self._d_kv), format),) * 2
-        return tuple(part for shape in self._shapes[layer] for part in self._codec_parts(shape, spec.tokens))
+        return tuple(part for kind in "kv" for part in self._codec_parts(self.ranks[layer, kind], spec.tokens))
 
     def theta(self, layer: int) -> TensorSpec:
         """What the owner of a chunk hands on to the owner of the next, where θ is of the chunk before: θ of K and V."""
-        k, v = self._shapes[layer]
+        k, v = self.ranks[layer, "k"], self.ranks[layer, "v"]
         return TensorSpec((self.batch, k.groups * k.parameters + v.groups * v.parameters), torch.float32)
 
     def message(self, kind: str, layer: int, spec: PassSpec) -> tuple[TensorSpec, ...] | None:
@@ -115,8 +116,7 @@ class PayloadFormat:
 
     def codec_bytes(self, key: Key, rank: int) -> int:
         """Payload bytes of one full chunk of one layer's K, or V, at this rank."""
-        layer, kind = key
-        parts = self._codec_parts(self._shapes[layer].of(kind)._replace(rank=rank), self._full.tokens)
+        parts = self._codec_parts(self.ranks[key]._replace(rank=rank), self._full.tokens)
         return sum(tensor.nbytes for part in parts for tensor in part.format.specs(part.shape))
 
     def tensors(self, layer: int, spec: PassSpec) -> tuple[TensorSpec, ...]:
@@ -159,13 +159,13 @@ class PayloadFormat:
     def _check_budget(self, config: Config) -> None:
         """Say before the warm start, not after it, that a budget does not reach."""
         least, greatest = rank_bounds(config)
-        keys = [(layer, kind) for layer in self._shapes for kind in "kv"]
-        least_bytes = sum(self.codec_bytes(key, least) for key in keys)
+        least_bytes = sum(self.codec_bytes(key, least) for key in self.ranks.keys)
         if greatest < least or least_bytes > self.budget_bytes:
             tokens = self.batch * self._full.tokens
             raise ConfigError(
                 f"compress.budget_bytes_per_token = {config.compress.budget_bytes_per_token:g}: rank {least} in each "
-                f"of {len(self._shapes)} layers takes {least_bytes / tokens:.4g}; raise it, or compress fewer layers"
+                f"of {len(self.ranks.layers)} layers takes {least_bytes / tokens:.4g}; raise it, or compress fewer "
+                f"layers"
             )
 
 

@@ -19,7 +19,7 @@ from netem.errors import ProtocolError, QueueFull, RunAborted
 from netem.names import plain
 from node.exchange.formats import TensorSpec
 from node.exchange.inbox import ChunkKey, Inbox, Key, RingKey, World
-from node.exchange.passes import PassSpec
+from node.exchange.passes import PassKey
 from node.exchange.payload import PayloadFormat
 from node.exchange.tags import ChunkTag, RingTag, Tag, encode_tag
 
@@ -43,20 +43,20 @@ class Wire:
         self._world = world
         self._payload = payload
         self._timeout_s = timeout_s
-        self._pass_no = 0
-        self._trains = True
         inbox.enter(world)
 
-    def begin(self, pass_no: int, trains: bool) -> None:
-        self._pass_no = pass_no
-        self._trains = trains
-        self._inbox.begin(pass_no)
+    def begin(self, number: int) -> None:
+        self._inbox.begin(number)
 
-    def send(self, rank: int, kind: str, layer: int, chunk: int, spec: PassSpec, tensors: tuple[Tensor, ...]) -> None:
+    def end(self, number: int) -> None:
+        self._inbox.end(number)
+
+    def send(self, rank: int, kind: str, layer: int, chunk: int, key: PassKey, tensors: tuple[Tensor, ...]) -> None:
+        spec = key.spec
         shapes = tuple(tuple(tensor.shape) for tensor in tensors)
         name = self._payload.format_name(layer, spec)
-        tag = ChunkTag(kind, self._pass_no, layer, chunk, *spec, name, shapes)  # type: ignore[arg-type]
-        if not self._trains:
+        tag = ChunkTag(kind, key.number, layer, chunk, *spec, name, shapes)  # type: ignore[arg-type]
+        if not key.trains:
             self._send(rank, tag, tensors, "evaluation")
             return
         compressed = spec.compressed and self._payload.compresses(layer)
@@ -65,8 +65,8 @@ class Wire:
                 self.sent_bytes[use] += self._payload.uncompressed_bytes(spec)
         self._send(rank, tag, tensors, "compressed" if compressed else "dense")
 
-    def first_of(self, kind: str, layer: int, chunks: dict[int, int]) -> int:
-        keys = [ChunkKey(kind, self._pass_no, layer, chunk, rank) for chunk, rank in sorted(chunks.items())]
+    def first_of(self, kind: str, layer: int, chunks: dict[int, int], number: int) -> int:
+        keys = [ChunkKey(kind, number, layer, chunk, rank) for chunk, rank in sorted(chunks.items())]
         key = self._inbox.first_of(keys, self._timeout_s)
         assert isinstance(key, ChunkKey)
         return key.chunk
@@ -77,14 +77,11 @@ class Wire:
         layer: int,
         chunk: int,
         rank: int,
+        number: int,
         specs: tuple[TensorSpec, ...],
         device: torch.device,
     ) -> tuple[Tensor, ...]:
-        return self._take(ChunkKey(kind, self._pass_no, layer, chunk, rank), specs, device)
-
-    def await_done(self, pass_no: int, chunk: int, rank: int) -> None:
-        """Wait until the reader `rank` has finished with `chunk` in a pass that returns no gradients."""
-        self._inbox.take(ChunkKey("done", pass_no, 0, chunk, rank), self._timeout_s)
+        return self._take(ChunkKey(kind, number, layer, chunk, rank), specs, device)
 
     def send_shard(self, rank: int, round_id: int, hop: int, bucket: int, shard: Tensor) -> None:
         """Part of a vector that an averaging round passes on."""
@@ -136,6 +133,8 @@ def as_buffer(tensor: Tensor) -> memoryview:
 
 def split_buffer(buffer: memoryview, specs: tuple[TensorSpec, ...], device: torch.device) -> tuple[Tensor, ...]:
     """Tensors over consecutive parts of `buffer`."""
+    if not specs:
+        return ()
     flat = torch.frombuffer(buffer, dtype=torch.uint8)
     tensors, start = [], 0
     for spec in specs:

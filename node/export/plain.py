@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from netem.errors import ConfigError
 from node.config import Config
 from node.exchange.payload import formats_of
-from node.model.llama import Llama
+from node.model.exchanged import ExchangedLlama
 from node.subspace.codec import Codec
 
 ROUNDING = ("bfloat16", "int8", "fp8")
@@ -80,7 +80,7 @@ def rounding_note(config: Config) -> str:
     return f"training read K and V of other chunks as {whole_format}; the exported model does not round them"
 
 
-def plain_weights(config: Config, model: Llama, step: int) -> dict[str, Tensor]:
+def plain_weights(config: Config, model: ExchangedLlama, step: int) -> dict[str, Tensor]:
     """Weights by the names of `transformers`' LlamaForCausalLM; projections, where there are any, folded in."""
     weights = {
         name if name.startswith("lm_head.") else f"model.{name}": parameter.detach().contiguous()

@@ -18,7 +18,7 @@ from coordinator.messages import Go, Round, Stop
 from netem.errors import RunAborted
 from node.config import Config
 from node.exchange.formats import TensorSpec
-from node.exchange.passes import PassSpec
+from node.exchange.passes import PassKey
 from node.train.schedule import rounds_for
 from node.train.trainer import Metrics
 
@@ -73,27 +73,34 @@ class MemoryWire:
     """One rank's end: the interfaces of `node.exchange.chunks.Wire` and of the averaging ring."""
 
     def __init__(self, post: Post, rank: int) -> None:
-        self._post, self._rank, self._pass_no = post, rank, 0
+        self._post, self._rank = post, rank
 
-    def begin(self, pass_no: int, trains: bool) -> None:
-        self._pass_no = pass_no
+    def begin(self, number: int) -> None:
+        """Nothing to prepare: memory takes all that is sent."""
 
-    def send(self, rank: int, kind: str, layer: int, chunk: int, spec: PassSpec, tensors: Tensors) -> None:
-        self._post.put((rank, self._rank, kind, self._pass_no, layer, chunk), tensors)
+    def end(self, number: int) -> None:
+        """Nothing is left of a pass: all that is sent is taken."""
 
-    def first_of(self, kind: str, layer: int, chunks: dict[int, int]) -> int:
+    def send(self, rank: int, kind: str, layer: int, chunk: int, key: PassKey, tensors: Tensors) -> None:
+        self._post.put((rank, self._rank, kind, key.number, layer, chunk), tensors)
+
+    def first_of(self, kind: str, layer: int, chunks: dict[int, int], number: int) -> int:
         keys: dict[int, Hashable] = {
-            chunk: (self._rank, owner, kind, self._pass_no, layer, chunk) for chunk, owner in sorted(chunks.items())
+            chunk: (self._rank, owner, kind, number, layer, chunk) for chunk, owner in sorted(chunks.items())
         }
         return self._post.first(keys)
 
     def take(
-        self, kind: str, layer: int, chunk: int, rank: int, specs: tuple[TensorSpec, ...], device: torch.device
+        self,
+        kind: str,
+        layer: int,
+        chunk: int,
+        rank: int,
+        number: int,
+        specs: tuple[TensorSpec, ...],
+        device: torch.device,
     ) -> Tensors:
-        return self._post.take((self._rank, rank, kind, self._pass_no, layer, chunk))
-
-    def await_done(self, pass_no: int, chunk: int, rank: int) -> None:
-        self._post.take((self._rank, rank, "done", pass_no, 0, chunk))
+        return self._post.take((self._rank, rank, kind, number, layer, chunk))
 
     def send_shard(self, rank: int, round_id: int, hop: int, bucket: int, shard: Tensor) -> None:
         self._post.put((rank, "ring", round_id, hop, bucket), (shard,))

@@ -10,10 +10,13 @@ Shapes: G groups (1 for scope "layer", kv_heads for "head"), D width of a group,
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
+
+Moments = dict[tuple[int, str], Tensor]
+"""Second moments [G, D, D] by layer and "k" or "v"."""
 
 
 def rank_of(share: float, width: int) -> int:
@@ -27,6 +30,19 @@ def group_moments(z_K: Tensor, groups: int) -> Tensor:
     with torch.autocast(z_K.device.type, enabled=False):  # in bf16 a sum over tokens would lose the small directions
         moments: Tensor = rows_GtD.mT @ rows_GtD
     return moments
+
+
+class MomentProbe:
+    """Takes the second moments of K and V while a model runs. `groups` says of which layers, in how many groups."""
+
+    def __init__(self, groups: Mapping[tuple[int, str], int]) -> None:
+        self.moments: Moments = {}
+        self._groups = groups
+
+    def see(self, layer: int, kind: str, z_CBnK: Tensor, codec: object, payload: tuple[Tensor, ...]) -> None:
+        """What one layer's K, or V, adds (`node.model.key_value.Probe`)."""
+        if (layer, kind) in self._groups:
+            self.moments[layer, kind] = group_moments(z_CBnK.detach().float(), self._groups[layer, kind])
 
 
 def principal_directions(moments_GDD: Tensor, count: int) -> Tensor:

@@ -9,7 +9,7 @@ Shapes: C own chunks, B batch, n tokens of a chunk, K = d_kv, G groups, D = K/G,
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -34,8 +34,20 @@ class CodecShape(NamedTuple):
         return (compressed, theta) if self.parameters else (compressed,)
 
 
+Key = tuple[int, str]
+"""A layer, and "k" or "v"."""
+
+
+class Shapes(Protocol):
+    """Where a codec looks up its shape (`node.subspace.ranks.RankTable`)."""
+
+    def __getitem__(self, key: Key) -> CodecShape: ...
+
+
 class Codec(nn.Module):
-    """One layer's compression of K, or of V. Unusable until `set_basis` (before it, the layer sends dense).
+    """One layer's compression of K, or of V. Unusable until `set_basis` (before it, the layer sends K and V whole).
+
+    `shapes` gives the codec's shape when it is asked for `key`: the node's rank table, where a rank may still change.
 
     `source` is what ψ reads of a chunk: "mean", of all its tokens (the paper), or "first", of its first token alone,
     which all of its tokens may know of.
@@ -43,9 +55,12 @@ class Codec(nn.Module):
 
     directions: Directions
 
-    def __init__(self, shape: CodecShape, rotation: Rotation, clip: float, seed: int, source: str = "mean") -> None:
+    def __init__(
+        self, shapes: Shapes, key: Key, rotation: Rotation, clip: float, seed: int, source: str = "mean"
+    ) -> None:
         super().__init__()
-        self.shape = shape
+        self._shapes, self._key = shapes, key
+        shape = self.shape
         self.clip = clip
         self._rotation = rotation
         self._seed = seed
@@ -57,11 +72,16 @@ class Codec(nn.Module):
         self.leading: Tensor
         self.directions = ()
 
-    def set_rank(self, rank: int) -> None:
-        """Take a rank, chosen after the codec was made; the basis is to be set anew. ψ does not depend on it."""
-        self.shape = self.shape._replace(rank=rank)
-        self.leading = self.leading.new_zeros(*self.leading.shape[:2], self._rotation.columns(rank))
-        self.directions = ()
+    @property
+    def shape(self) -> CodecShape:
+        """The codec's shape now. Only the rank may change, once, before the first basis; ψ does not depend on it."""
+        return self._shapes[self._key]
+
+    def fit(self) -> None:
+        """Make room for a basis of the rank that the table has by now."""
+        columns = self.columns(self.shape.rank)
+        if self.leading.shape[-1] != columns:
+            self.leading = self.leading.new_zeros(*self.leading.shape[:2], columns)
 
     def columns(self, rank: int) -> int:
         """How many principal directions a subspace of `rank` takes."""
@@ -74,11 +94,12 @@ class Codec(nn.Module):
 
     def set_basis(self, leading_GDc: Tensor) -> None:
         """Take these principal directions, equal on all nodes, as the basis."""
+        self.fit()
         self.leading.copy_(leading_GDc)
         self.directions = self._rotation.prepare(self.leading, self.shape.rank)
 
     def start(self) -> None:
-        """The basis has just been taken: training with it begins."""
+        """Training with the basis begins: it has just been taken."""
 
     def matrices(self) -> tuple[Tensor, Tensor]:
         """What encodes and what decodes where nothing turns, [G, D, r] each: z̃ = z · encode · decodeᵀ."""

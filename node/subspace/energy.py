@@ -31,14 +31,12 @@ class _Sums:
 
 
 class EnergyReport:
-    """Gathers figures while a model runs (`Llama.forward`), and gives them as metrics."""
+    """Gathers figures while a model runs (`node.model.key_value.Probe`), and gives them as metrics."""
 
     def __init__(self) -> None:
         self._sums: dict[tuple[int, str], _Sums] = {}
 
-    def see(
-        self, layer: int, kind: str, z_CBnK: Tensor, codec: Codec | None = None, payload: tuple[Tensor, ...] = ()
-    ) -> None:
+    def see(self, layer: int, kind: str, z_CBnK: Tensor, codec: Codec | None, payload: tuple[Tensor, ...]) -> None:
         """A layer's K or V of the own chunks and, where it compresses, the payload [C, B, …] made of it."""
         z = z_CBnK.detach().float()
         (moments_DD,) = group_moments(z, 1)

@@ -29,10 +29,11 @@ class LearnedCodec(Codec):
         assert self.shape.parameters == 0
         self.down, self.up = nn.Parameter(self.leading.clone()), nn.Parameter(self.leading.clone())
 
-    def set_rank(self, rank: int) -> None:
-        super().set_rank(rank)
-        for matrix in (self.down, self.up):  # the optimizer knows them by identity, and has nothing of them yet
-            matrix.data = self.leading.clone()
+    def fit(self) -> None:
+        super().fit()
+        for matrix in (self.down, self.up):  # the optimizer knows them by identity, and has no moments of them yet
+            if matrix.shape != self.leading.shape:
+                matrix.data = self.leading.clone()
 
     def start(self) -> None:
         with torch.no_grad():

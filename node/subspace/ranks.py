@@ -1,16 +1,15 @@
 """Which rank each layer's K and V gets: by share, as the paper sets it, or from the measured spectrum for a budget.
 
-By share, ranks are a matter of the config. For a budget (`compress.budget_bytes_per_token`) they are chosen once, at
-the end of the warm start, from the second moments that the basis is made of: `choose_ranks` gives one direction after
-the other to whoever gains the most energy per byte. Until then a rank is 0, "not chosen", and nothing compressed may
-travel. How the choice reaches all nodes is in `node.train.basis`; what a rank costs on the wire, the caller says.
+`RankTable` holds them, once in a node. By share, ranks follow from the config. For a budget
+(`compress.budget_bytes_per_token`) they are chosen once, at the end of the warm start, from the second moments that the
+basis is made of: `choose_ranks` gives one direction after the other to the K or V that gains the most energy per byte.
+How the choice reaches all nodes is in `node.train.basis`; the caller says what a rank costs on the wire.
 """
 
 from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,21 +17,55 @@ from torch import Tensor
 from netem.errors import ConfigError
 from node.config import CompressConfig, Config
 from node.subspace.basis import rank_of
-from node.subspace.codec import CodecShape
+from node.subspace.codec import CodecShape, Key
 from node.subspace.rotation import Rotation, make_rotation
 
-Key = tuple[int, str]
-"""A layer, and "k" or "v"."""
 
+class RankTable:
+    """Who compresses what to how many numbers: the codec shape of every layer's K and V that is compressed.
 
-class LayerShapes(NamedTuple):
-    """The codec shapes of one layer."""
+    There is one table in a node, which codecs, payload format, planner and export all read. Where ranks are chosen in
+    the run, for a budget, they are 0 until `choose` is called.
+    """
 
-    k: CodecShape
-    v: CodecShape
+    def __init__(self, shapes: Mapping[Key, CodecShape]) -> None:
+        self._shapes = dict(sorted(shapes.items()))
 
-    def of(self, kind: str) -> CodecShape:
-        return self.k if kind == "k" else self.v
+    def __getitem__(self, key: Key) -> CodecShape:
+        return self._shapes[key]
+
+    def __len__(self) -> int:
+        return len(self._shapes)
+
+    @property
+    def keys(self) -> tuple[Key, ...]:
+        """Each (layer, "k" or "v") that is compressed, in order."""
+        return tuple(self._shapes)
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The layers that compress, in order."""
+        return tuple(sorted({layer for layer, _ in self._shapes}))
+
+    @property
+    def chosen(self) -> bool:
+        """Whether every rank is known. Before that nothing compressed may travel."""
+        return all(shape.rank for shape in self._shapes.values())
+
+    @property
+    def ranks(self) -> dict[Key, int]:
+        """The rank of every codec; 0 where it is still to be chosen."""
+        return {key: shape.rank for key, shape in self._shapes.items()}
+
+    @property
+    def groups(self) -> dict[Key, int]:
+        """The groups of every codec."""
+        return {key: shape.groups for key, shape in self._shapes.items()}
+
+    def choose(self, ranks: Mapping[Key, int]) -> None:
+        """Ranks have been chosen, on all nodes the same."""
+        assert ranks.keys() == self._shapes.keys()
+        self._shapes = {key: shape._replace(rank=ranks[key]) for key, shape in self._shapes.items()}
 
 
 def rotation_of(compress: CompressConfig, seed: int) -> Rotation:
@@ -40,16 +73,16 @@ def rotation_of(compress: CompressConfig, seed: int) -> Rotation:
     return make_rotation(compress.rotation, seed, compress.generator_norm, compress.generators, compress.clip)
 
 
-def codec_shapes(config: Config) -> dict[int, LayerShapes]:
-    """The codec shapes of every layer that compresses, by layer. Raises `ConfigError` where a rank leaves no room.
+def rank_table(config: Config) -> RankTable:
+    """The table that the config gives. Raises `ConfigError` where a rank leaves no room.
 
-    The model's last layer, where it compresses at all, has shares of its own. With a budget all ranks are 0 yet.
+    The model's last layer, where it compresses at all, has shares of its own. With a budget all ranks are still 0.
     """
-    shapes = {}
+    shapes: dict[Key, CodecShape] = {}
     for layer in config.compressed:
-        keys = ("last_k_share", "last_v_share") if layer == config.model.layers - 1 else ("k_share", "v_share")
-        shapes[layer] = LayerShapes(*(_shape(config, key) for key in keys))
-    return shapes
+        prefix = "last_" if layer == config.model.layers - 1 else ""
+        shapes |= {(layer, kind): _shape(config, f"{prefix}{kind}_share") for kind in "kv"}
+    return RankTable(shapes)
 
 
 def rank_bounds(config: Config) -> tuple[int, int]:

@@ -14,29 +14,42 @@ projection alone, by as much as the subspace has moved. `node.subspace.basis.ali
 from __future__ import annotations
 
 import torch
+from torch import nn
 
 from node.config import Config
 from node.data.task import Sampler
 from node.exchange.chunks import ChunkExchange
 from node.exchange.passes import PassSpec
 from node.exchange.payload import PayloadFormat
-from node.model.llama import Llama, Moments
-from node.subspace.basis import digest, kept_energy
+from node.model.exchanged import ExchangedLlama
+from node.subspace.basis import MomentProbe, Moments, digest, group_moments, kept_energy
 from node.subspace.ranks import choose_ranks, rank_bounds, spectrum
 from node.train.averaging import Averager, flatten, unflatten_into
 from node.train.passes import loss_sum
 
 
-def activation_moments(config: Config, model: Llama, exchange: ChunkExchange, sampler: Sampler, cursor: int) -> Moments:
+def weight_moments(model: ExchangedLlama) -> Moments:
+    """WᵀW of the projections that make K and V (Z = XW), by layer: the paper's source of the basis."""
+    moments: Moments = {}
+    for (layer, kind), groups in model.ranks.groups.items():
+        projection = model.get_submodule(f"layers.{layer}.self_attn.{kind}_proj")
+        assert isinstance(projection, nn.Linear)
+        moments[layer, kind] = group_moments(projection.weight.detach().float().mT, groups)
+    return moments
+
+
+def activation_moments(
+    config: Config, model: ExchangedLlama, exchange: ChunkExchange, sampler: Sampler, cursor: int
+) -> Moments:
     """ΣzᵀZ of this node's K and V over the calibration batches that begin at `cursor`, uncompressed."""
     spec = PassSpec(sampler.context // config.model.chunks, compressed=False)
     total: Moments = {}
     with torch.no_grad():
         for index in range(config.compress.calibration_batches):
-            moments: Moments = {}
+            probe = MomentProbe(model.ranks.groups)
             contexts = sampler.contexts(cursor + index * config.train.batch)
-            loss_sum(model, exchange, contexts, spec, moments)
-            total = {key: total[key] + moment if total else moment for key, moment in moments.items()}
+            loss_sum(model, exchange, contexts, spec, probe)
+            total = {key: total[key] + moment if total else moment for key, moment in probe.moments.items()}
     return total
 
 
@@ -47,9 +60,15 @@ def sum_moments(moments: Moments, averager: Averager, round_id: int) -> None:
 
 
 def share_ranks(
-    config: Config, model: Llama, moments: Moments, payload: PayloadFormat, rank: int, averager: Averager, round_id: int
+    config: Config,
+    model: ExchangedLlama,
+    moments: Moments,
+    payload: PayloadFormat,
+    rank: int,
+    averager: Averager,
+    round_id: int,
 ) -> None:
-    """Choose ranks for the budget from the spectra of `moments`, rank 0's for all; give them to codecs and format."""
+    """Choose ranks for the budget from the spectra of `moments`, rank 0's for all, and enter them in the rank table."""
     codecs = dict(model.codecs())
     own = torch.zeros(len(codecs))
     if rank == 0:
@@ -61,18 +80,11 @@ def share_ranks(
         )
         own = torch.tensor([float(found[key]) for key in codecs])
     shared = averager.total(round_id, own)
-    for codec, chosen in zip(codecs.values(), shared.tolist(), strict=True):
-        codec.set_rank(int(chosen))
-    payload.set_ranks(chosen_ranks(model))
-
-
-def chosen_ranks(model: Llama) -> dict[tuple[int, str], int]:
-    """The rank of every codec, by layer and kind; 0 where it is still to be chosen."""
-    return {key: codec.shape.rank for key, codec in model.codecs()}
+    model.ranks.choose({key: int(chosen) for key, chosen in zip(codecs, shared.tolist(), strict=True)})
 
 
 def share_basis(
-    model: Llama, moments: Moments, rank: int, averager: Averager, round_id: int, refresh: bool = False
+    model: ExchangedLlama, moments: Moments, rank: int, averager: Averager, round_id: int, refresh: bool = False
 ) -> None:
     """Set every codec's basis from `moments`, and replace it by rank 0's: all others add zeros. At a refresh it is
     aligned to the basis that the codec has."""
@@ -88,19 +100,19 @@ def share_basis(
         codec.start()
 
 
-def restore_basis(model: Llama) -> None:
+def restore_basis(model: ExchangedLlama) -> None:
     """Make what codecs derive from their principal directions again, after these were loaded or replaced."""
     for _, codec in model.codecs():
         codec.set_basis(codec.leading.clone())
 
 
-def basis_digest(model: Llama) -> str:
+def basis_digest(model: ExchangedLlama) -> str:
     """What nodes compare: the bases, and the ranks."""
-    ranks = torch.tensor(list(chosen_ranks(model).values()))
+    ranks = torch.tensor(list(model.ranks.ranks.values()))
     return digest([ranks, *(codec.leading for _, codec in model.codecs())])
 
 
-def energies(model: Llama, moments: Moments) -> dict[str, float]:
+def energies(model: ExchangedLlama, moments: Moments) -> dict[str, float]:
     """Share of K's and V's energy that the subspaces keep at θ = 0, the least over layers."""
     kept: dict[str, float] = {}
     for (layer, kind), codec in model.codecs():

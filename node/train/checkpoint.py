@@ -21,7 +21,8 @@ from torch import Tensor
 
 from coordinator.records.folder import checkpoint_folder, whole_file
 from netem.errors import ConfigError, IsthmusError
-from node.model.llama import Llama, Moments
+from node.model.exchanged import ExchangedLlama
+from node.subspace.basis import Moments
 from node.subspace.codec import Codec
 from node.train.basis import restore_basis
 from node.train.outer import OuterStep
@@ -45,7 +46,7 @@ class Checkpoints:
     def save(
         self,
         step: int,
-        model: Llama,
+        model: ExchangedLlama,
         optimizer: torch.optim.Optimizer,
         running: Moments | None = None,
         outer: OuterStep | None = None,
@@ -64,7 +65,7 @@ class Checkpoints:
         _write({**weights, **moments}, folder / f"node-{self._rank}.safetensors", {"step": str(step)})
 
     def load(
-        self, step: int, model: Llama, optimizer: torch.optim.Optimizer, outer: OuterStep | None = None
+        self, step: int, model: ExchangedLlama, optimizer: torch.optim.Optimizer, outer: OuterStep | None = None
     ) -> Moments:
         """Load this node's part of the checkpoint after `step` steps; returns its running second moments, if any.
         Raises `ConfigError` where it is not there."""
@@ -76,7 +77,7 @@ class Checkpoints:
         return _running_moments(model, tensors)
 
 
-def load_weights(model: Llama, tensors: dict[str, Tensor]) -> None:
+def load_weights(model: ExchangedLlama, tensors: dict[str, Tensor]) -> None:
     """Put saved weights and basis into the model. Raises `ConfigError` where they are of another model."""
     _take_ranks(model, tensors)
     own = _weights(model)
@@ -97,12 +98,17 @@ def load_weights(model: Llama, tensors: dict[str, Tensor]) -> None:
     restore_basis(model)
 
 
-def _take_ranks(model: Llama, tensors: dict[str, Tensor]) -> None:
-    """Codecs whose ranks a run chooses take those that it chose."""
+def _take_ranks(model: ExchangedLlama, tensors: dict[str, Tensor]) -> None:
+    """Where a run chooses ranks, enter those that it chose in the model's table."""
+    if model.ranks.chosen:
+        return
+    ranks = {}
     for (layer, kind), codec in model.codecs():
         saved = tensors.get(f"layers.{layer}.self_attn.codecs.{kind}.leading")
-        if not codec.shape.rank and saved is not None:
-            codec.set_rank(_rank_with(codec, saved.shape[-1]))
+        ranks[layer, kind] = 0 if saved is None else _rank_with(codec, saved.shape[-1])
+    model.ranks.choose(ranks)
+    for _, codec in model.codecs():
+        codec.fit()
 
 
 def _rank_with(codec: Codec, columns: int) -> int:
@@ -110,7 +116,7 @@ def _rank_with(codec: Codec, columns: int) -> int:
     return next((rank for rank in range(columns + 1) if codec.columns(rank) == columns), 0)
 
 
-def load_model(folder: Path, model: Llama) -> None:
+def load_model(folder: Path, model: ExchangedLlama) -> None:
     """Load the agreed weights of one checkpoint folder."""
     load_weights(model, _read(folder / "model.safetensors"))
 
@@ -127,13 +133,13 @@ def vocab_size_of(folder: Path) -> int:
         raise ConfigError(f"{path}: not a whole safetensors file: {error}") from None
 
 
-def _weights(model: Llama) -> dict[str, Tensor]:
+def _weights(model: ExchangedLlama) -> dict[str, Tensor]:
     """Parameters and basis by name; a tied head is the embedding, and is written once."""
     state = dict(model.named_parameters())
     return state | dict(model.named_buffers())
 
 
-def _optimizer_tensors(model: Llama, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+def _optimizer_tensors(model: ExchangedLlama, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for name, parameter in model.named_parameters():
         for key, value in optimizer.state.get(parameter, {}).items():
@@ -141,7 +147,7 @@ def _optimizer_tensors(model: Llama, optimizer: torch.optim.Optimizer) -> dict[s
     return tensors
 
 
-def _load_optimizer(model: Llama, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+def _load_optimizer(model: ExchangedLlama, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
     for name, parameter in model.named_parameters():
         for key in ("step", "exp_avg", "exp_avg_sq"):
             saved = tensors.get(f"optimizer.{key}.{name}")
@@ -152,7 +158,7 @@ def _load_optimizer(model: Llama, optimizer: torch.optim.Optimizer, tensors: dic
                 optimizer.state[parameter][key] = saved.to(place)
 
 
-def _velocity(model: Llama, tensors: dict[str, Tensor]) -> Tensor:
+def _velocity(model: ExchangedLlama, tensors: dict[str, Tensor]) -> Tensor:
     elements = sum(parameter.numel() for parameter in model.parameters())
     saved = tensors.get(_VELOCITY)
     if saved is None or saved.shape != (elements,):
@@ -161,7 +167,7 @@ def _velocity(model: Llama, tensors: dict[str, Tensor]) -> Tensor:
     return saved
 
 
-def _running_moments(model: Llama, tensors: dict[str, Tensor]) -> Moments:
+def _running_moments(model: ExchangedLlama, tensors: dict[str, Tensor]) -> Moments:
     device = model.embed_tokens.weight.device
     named = {key: f"{_RUNNING}{key[0]}.{key[1]}" for key, _ in model.codecs()}
     return {key: tensors[name].to(device) for key, name in named.items() if name in tensors}

@@ -7,13 +7,13 @@ import torch
 from node.data.task import Task, count_asked, heldout_batches
 from node.exchange.chunks import ChunkExchange
 from node.exchange.passes import PassSpec
-from node.model.llama import Llama
+from node.model.exchanged import ExchangedLlama
 from node.subspace.energy import EnergyReport
 from node.train.passes import loss_sum
 
 
 def heldout_loss(
-    model: Llama,
+    model: ExchangedLlama,
     exchange: ChunkExchange,
     task: Task,
     spec: PassSpec,
@@ -34,7 +34,7 @@ def heldout_loss(
     with torch.no_grad():
         for index in range(min(batches, available)):
             contexts = task.heldout_contexts(context, index * batch, batch)
-            total += float(loss_sum(model, exchange, contexts, spec, report=report))
+            total += float(loss_sum(model, exchange, contexts, spec, report))
             starts = [chunk * spec.tokens for chunk in exchange.own]
             count += sum(count_asked(contexts[:, start : start + spec.tokens + 1]) for start in starts)
     model.train()

@@ -16,8 +16,8 @@ from node.data.batches import Contexts
 from node.data.task import NOT_ASKED, asked, read
 from node.exchange.chunks import ChunkExchange
 from node.exchange.passes import PassSpec
-from node.model.llama import Llama, Moments
-from node.subspace.energy import EnergyReport
+from node.model.exchanged import ExchangedLlama
+from node.model.key_value import Probe
 
 
 def own_tokens(contexts: Contexts, own: tuple[int, ...], spec: PassSpec, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -29,17 +29,24 @@ def own_tokens(contexts: Contexts, own: tuple[int, ...], spec: PassSpec, device:
 
 
 def loss_sum(
-    model: Llama,
+    model: ExchangedLlama,
     exchange: ChunkExchange,
     contexts: Contexts,
     spec: PassSpec,
-    moments: Moments | None = None,
-    report: EnergyReport | None = None,
+    probe: Probe | None = None,
+    draw: tuple[int, ...] = (0,),
 ) -> Tensor:
-    """Sum of the losses (nats) of the own chunks' targets that are asked for. On a GPU the compute runs in bf16."""
+    """Sum of the losses (nats) of the own chunks' targets that are asked for. On a GPU the compute runs in bf16.
+
+    It is one pass of the exchange, with a backward where gradients are enabled; `draw` as in `ChunkExchange.begin`.
+    """
+    trains = torch.is_grad_enabled()
+    handle = exchange.begin(spec, trains=trains, draw=draw)
     device = model.embed_tokens.weight.device
     inputs_CBn, targets_CBn = own_tokens(contexts, exchange.own, spec, device)
     with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-        logits_CBnV = model(inputs_CBn, exchange, spec, moments, report)
+        logits_CBnV = model.logits(inputs_CBn, handle, probe)
+    if not trains:
+        handle.finish_forward()
     logits_tV = logits_CBnV.flatten(0, 2).float()
     return F.cross_entropy(logits_tV, targets_CBn.flatten(), reduction="sum", ignore_index=NOT_ASKED)

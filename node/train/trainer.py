@@ -17,8 +17,8 @@ from node.config import Config
 from node.data import Task
 from node.data.task import Sampler, count_asked
 from node.exchange.chunks import ChunkExchange
-from node.model.llama import Llama, Moments
-from node.subspace.basis import digest
+from node.model.exchanged import ExchangedLlama
+from node.subspace.basis import MomentProbe, Moments, digest
 from node.subspace.energy import EnergyReport
 from node.train import basis
 from node.train.averaging import Averager, flatten, unflatten_into
@@ -65,7 +65,7 @@ class Trainer:
         self,
         config: Config,
         task: Task,
-        model: Llama,
+        model: ExchangedLlama,
         exchange: ChunkExchange,
         averager: Averager,
         checkpoints: Checkpoints,
@@ -88,9 +88,6 @@ class Trainer:
     def resume(self, step: int) -> None:
         """Go on from this run's checkpoint after `step` steps."""
         self._running.total = self._checkpoints.load(step, self.model, self.optimizer, self._outer)
-        ranks = basis.chosen_ranks(self.model)
-        if all(ranks.values()):  # else the warm start is not over
-            self._exchange.payload.set_ranks(ranks)
         self._agreed = flatten(self._parameters)
         self._digests |= {"weights": digest([self._agreed]), "basis": basis.basis_digest(self.model)}
 
@@ -123,14 +120,12 @@ class Trainer:
             metrics |= self._take_basis(rounds, go.cursor, refresh=refreshes(config, number))
 
         contexts = sampler.contexts(go.cursor)
-        self._exchange.at_step(number)
-        moments: Moments = {}
-        loss = loss_sum(
-            self.model, self._exchange, contexts, spec, moments if samples_moments(config, number) else None
-        )
+        probe = MomentProbe(self.model.ranks.groups) if samples_moments(config, number) else None
+        loss = loss_sum(self.model, self._exchange, contexts, spec, probe, draw=(number,))
         if not torch.isfinite(loss.detach()):
             raise RunAborted(f"step {number}: the loss is {loss.item()}; a lower train.lr may help")
-        self._running.add(moments)
+        if probe is not None:
+            self._running.add(probe.moments)
         tokens = count_asked(contexts)
         self.optimizer.zero_grad()
         (loss / tokens).backward()
@@ -160,7 +155,7 @@ class Trainer:
         config, rank = self._config, self._exchange.rank
         moments: Moments
         if MOMENTS not in rounds:
-            moments = self.model.weight_moments(config.compress)
+            moments = basis.weight_moments(self.model)
         elif refresh:
             moments = self._running.take()
         else:
@@ -172,7 +167,7 @@ class Trainer:
         if RANKS in rounds:
             payload = self._exchange.payload
             basis.share_ranks(config, self.model, moments, payload, rank, self._averager, rounds[RANKS].round_id)
-            ranks = basis.chosen_ranks(self.model)
+            ranks = self.model.ranks.ranks
             metrics = {f"layer{layer}_{kind}_rank": float(chosen) for (layer, kind), chosen in ranks.items()}
         basis.share_basis(self.model, moments, rank, self._averager, rounds[BASIS].round_id, refresh)
         self._digests["basis"] = basis.basis_digest(self.model)

@@ -27,7 +27,7 @@ from node.exchange.chunks import ChunkExchange
 from node.exchange.inbox import Inbox, World
 from node.exchange.payload import PayloadFormat
 from node.exchange.wire import Wire
-from node.model.llama import Llama
+from node.model.exchanged import ExchangedLlama
 from node.train.averaging import Averager
 from node.train.checkpoint import Checkpoints
 from node.train.trainer import Trainer
@@ -61,7 +61,7 @@ def run_node(config: Config, place: Place) -> None:
     check_room(task, config.model.context, config.train.batch)
     warn_of_leak(config)
     payload = PayloadFormat(config)
-    model = Llama(config, task.vocab_size).to(device)
+    model = ExchangedLlama(config, task.vocab_size, payload.ranks).to(device)
     inbox = Inbox(payload, ring_cap_bytes=_ring_cap_bytes(model))
     network = resolve_schedule(config.net)
     endpoint = Endpoint(unique(place.name), RUN_ID, network.profile, inbox, bind=place.bind, limits=MEMBERS_ONLY)
@@ -76,7 +76,7 @@ def _take_part(
     place: Place,
     task: Task,
     payload: PayloadFormat,
-    model: Llama,
+    model: ExchangedLlama,
     inbox: Inbox,
     endpoint: Endpoint,
     network: Schedule,
@@ -173,7 +173,7 @@ def choose_device(config: Config) -> torch.device:
     return device
 
 
-def _ring_cap_bytes(model: Llama) -> int:
+def _ring_cap_bytes(model: ExchangedLlama) -> int:
     """Ring shards that may wait here unasked for. The node before this one gets at most a lap ahead, before it needs
     what this one sends: that is one vector, and four times as much leaves room."""
     elements = sum(parameter.numel() for parameter in model.parameters())

@@ -6,7 +6,7 @@ The shapes are those of configs/paper-800m.toml; one chunk of N tokens in place 
 forward and backward of one decoder layer on the own chunk: norms, projections, attention within the chunk, SwiGLU.
 The embedding, the head, the optimizer and attention to other chunks, which would only make the ratio smaller, are not
 in it. Against that stands what the compressed layers add, forward and backward, K and V together: encode of the own
-chunk, and decode of one chunk that arrived. Both are `node.model.llama.KeyValueCodecs` as a training pass calls it.
+chunk, and decode of one chunk that arrived. Both are `node.model.key_value.KeyValueCodecs` as a training pass calls it.
 Packing bytes for the wire is the exchange's part, and is not in it.
 
 What is taken is the process's CPU time, over all its threads, which a machine that is busy with something else does
@@ -33,9 +33,11 @@ from node.exchange.chunks import ChunkExchange
 from node.exchange.passes import PassSpec
 from node.exchange.payload import PayloadFormat
 from node.lab.study.trial import host_line
-from node.model.llama import KeyValueCodecs, Layer, Pass
+from node.model.exchanged import ChunkStep, ExchangedAttention
+from node.model.key_value import key_value_codecs
+from node.model.llama import Layer
 from node.model.rope import Rope
-from node.subspace.ranks import codec_shapes
+from node.subspace.ranks import rank_table
 
 TARGET = 0.03
 
@@ -91,7 +93,7 @@ def measure(config: Config, tokens: int, repeats: int) -> dict[str, list[float]]
 def layer_step(config: Config, tokens: int, exchange: ChunkExchange) -> Callable[[], None]:
     """Forward and backward of a layer that does not compress, on one chunk that it owns."""
     model = config.model
-    layer = Layer(config, model.layers - 1, None)
+    layer = Layer(model, ExchangedAttention(model, model.layers - 1, None, projects_own=False))
     x_CBnd = torch.randn(1, 1, tokens, model.d_model, requires_grad=True)
     back = torch.randn(1, 1, tokens, model.d_model)
     positions = torch.arange(tokens)[None, None]
@@ -100,8 +102,8 @@ def layer_step(config: Config, tokens: int, exchange: ChunkExchange) -> Callable
 
     def work() -> None:
         forget(x_CBnd, *layer.parameters())
-        exchange.begin(spec, trains=True)
-        layer(x_CBnd, Pass(exchange, spec, rope, positions)).backward(back)
+        step = ChunkStep(rope, positions, exchange.begin(spec, trains=True))
+        layer(x_CBnd, step).backward(back)
 
     return work
 
@@ -109,22 +111,23 @@ def layer_step(config: Config, tokens: int, exchange: ChunkExchange) -> Callable
 def codec_steps(config: Config, tokens: int, exchange: ChunkExchange) -> dict[str, Callable[[], None]]:
     """Forward and backward of encode and of decode, for K and V of the first compressed layer."""
     layer, d_kv = config.compressed[0], config.model.d_kv
-    codecs = KeyValueCodecs(config, layer, codec_shapes(config)[layer])
+    codecs = key_value_codecs(config, rank_table(config), layer)
+    handle = exchange.begin(PassSpec(tokens, compressed=True), trains=True)
     for codec in (codecs.k, codecs.v):
         codec.set_basis(torch.linalg.qr(torch.randn(codec.leading.shape))[0])
     keys_values = tuple(torch.randn(1, 1, tokens, d_kv, requires_grad=True) for _ in range(2))
-    payload = codecs.encode(*keys_values, exchange)
+    payload = codecs.encode(*keys_values, handle)
     arrived = tuple(tensor[0].detach().requires_grad_() for tensor in payload)
     returned = tuple(torch.randn_like(tensor) for tensor in payload)
     back = tuple(torch.randn(1, tokens, d_kv) for _ in range(2))
 
     def encode() -> None:
         forget(*keys_values, *codecs.parameters())
-        torch.autograd.backward(codecs.encode(*keys_values, exchange), returned)
+        torch.autograd.backward(codecs.encode(*keys_values, handle), returned)
 
     def decode() -> None:
         forget(*arrived)
-        torch.autograd.backward(codecs.decode(arrived, torch.float32), back)
+        torch.autograd.backward(codecs.decoders([0])[0](arrived, torch.float32), back)
 
     return {"encode": encode, "decode": decode}
 
@@ -138,7 +141,7 @@ def forget(*tensors: Tensor) -> None:
 def figures(config: Config, tokens: int, timed: dict[str, list[float]]) -> dict[str, object]:
     """Medians in seconds over all layers, and the ratios."""
     layers, compressed = config.model.layers, config.compressed_layers
-    shapes = codec_shapes(config)[config.compressed[0]]
+    ranks, layer = rank_table(config).ranks, config.compressed[0]
 
     def share(encodes: int, decodes: int) -> float:
         turns = zip(timed["encode"], timed["decode"], timed["layer"], strict=True)
@@ -151,7 +154,7 @@ def figures(config: Config, tokens: int, timed: dict[str, list[float]]) -> dict[
         "tokens": tokens,
         "d_model": config.model.d_model,
         "d_kv": config.model.d_kv,
-        "ranks": [shapes.k.rank, shapes.v.rank],
+        "ranks": [ranks[layer, "k"], ranks[layer, "v"]],
         "rotation": config.compress.rotation,
         "layers": layers,
         "compressed_layers": compressed,

@@ -20,7 +20,7 @@ from helpers.worlds import exchange_of
 from node.config import Config
 from node.data import Corpus, make_tokenizer
 from node.lab.in_process import go
-from node.model.llama import Llama
+from node.model.exchanged import ExchangedLlama
 from node.train.averaging import Averager
 from node.train.checkpoint import Checkpoints
 from node.train.trainer import Metrics, Trainer
@@ -101,7 +101,14 @@ def make_trainer(
     """One rank's trainer, with the weights that `run.seed` gives all ranks."""
     exchange = exchange_of(config, world, rank, wire)
     averager = Averager(rank, len(world), wire, session)
-    return Trainer(config, corpus(), Llama(config, VOCAB), exchange, averager, Checkpoints(folder, rank))
+    return Trainer(
+        config,
+        corpus(),
+        ExchangedLlama(config, VOCAB, exchange.payload.ranks),
+        exchange,
+        averager,
+        Checkpoints(folder, rank),
+    )
 
 
 def train(

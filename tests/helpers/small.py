@@ -10,7 +10,7 @@ import torch
 from netem.config import convert
 from node.config import Config
 from node.data.batches import Contexts
-from node.model.llama import Llama
+from node.model.exchanged import ExchangedLlama
 from node.subspace.learned import LearnedCodec
 
 VOCAB = 101
@@ -29,9 +29,9 @@ def small_config(
     return convert(Config, tree)
 
 
-def small_model(config: Config) -> Llama:
+def small_model(config: Config) -> ExchangedLlama:
     """The same weights, basis and ψ at every call; a subspace that is learned has left its basis."""
-    model = Llama(config, VOCAB)
+    model = ExchangedLlama(config, VOCAB)
     for index, (_, codec) in enumerate(model.codecs()):
         source = torch.Generator().manual_seed(index)
         rows = torch.randn(codec.shape.groups, 4 * codec.shape.width, codec.shape.width, generator=source)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from node.exchange.formats import TensorSpec
-from node.exchange.passes import PassSpec
+from node.exchange.passes import PassKey
 from node.lab.in_process import MemoryWire, Post
 
 T = TypeVar("T")
@@ -28,14 +28,21 @@ class ThreadWire(MemoryWire):
         super().__init__(post, rank)
         self.sent_bytes: Counter[str] = Counter()
 
-    def send(self, rank: int, kind: str, layer: int, chunk: int, spec: PassSpec, tensors: tuple[Tensor, ...]) -> None:
+    def send(self, rank: int, kind: str, layer: int, chunk: int, key: PassKey, tensors: tuple[Tensor, ...]) -> None:
         self.sent_bytes[kind] += sum(tensor.nbytes for tensor in tensors)
-        super().send(rank, kind, layer, chunk, spec, tensors)
+        super().send(rank, kind, layer, chunk, key, tensors)
 
     def take(
-        self, kind: str, layer: int, chunk: int, rank: int, specs: tuple[TensorSpec, ...], device: torch.device
+        self,
+        kind: str,
+        layer: int,
+        chunk: int,
+        rank: int,
+        number: int,
+        specs: tuple[TensorSpec, ...],
+        device: torch.device,
     ) -> tuple[Tensor, ...]:
-        tensors = super().take(kind, layer, chunk, rank, specs, device)
+        tensors = super().take(kind, layer, chunk, rank, number, specs, device)
         assert [(t.shape, t.dtype) for t in tensors] == [(spec.shape, spec.dtype) for spec in specs]
         return tensors
 

@@ -24,6 +24,7 @@ from node.exchange.inbox import Inbox, World
 from node.exchange.passes import PassSpec
 from node.exchange.payload import PayloadFormat
 from node.exchange.wire import Wire
+from node.model.exchanged import ExchangedLlama
 from node.train.passes import loss_sum
 
 torch.set_num_threads(1)  # ranks are threads already
@@ -83,6 +84,16 @@ def exchange_of(config: Config, world: Sequence[Sequence[int]], rank: int, wire:
     return ChunkExchange(Assignment(world), rank, PayloadFormat(config), wire if len(world) > 1 else None)
 
 
+def logits_of(model: ExchangedLlama, tokens_CBn: Tensor, exchange: ChunkExchange, spec: PassSpec) -> Tensor:
+    """Logits [C, B, n, vocab] of the own chunks' tokens, in one pass; it has no backward where gradients are off."""
+    trains = torch.is_grad_enabled()
+    handle = exchange.begin(spec, trains=trains)
+    logits = model.logits(tokens_CBn, handle)
+    if not trains:
+        handle.finish_forward()
+    return logits
+
+
 def loss_and_gradients(
     config: Config, world: Sequence[Sequence[int]], contexts: Contexts
 ) -> tuple[float, dict[str, Tensor]]:
@@ -104,10 +115,10 @@ def loss_and_gradients(
 class Loop:
     """Nodes without sockets: what one wire sends is admitted and delivered to the other's inbox on the spot."""
 
-    def __init__(self, config: Config, world: Sequence[Sequence[int]], timeout_s: float = 30.0) -> None:
+    def __init__(self, config: Config, world: Sequence[Sequence[int]], timeout_s: float = 30.0, depth: int = 1) -> None:
         self.names = tuple(f"node-{rank}" for rank in range(len(world)))
         payload = PayloadFormat(config)
-        self.inboxes = [Inbox(payload, ring_cap_bytes=1 << 24) for _ in world]
+        self.inboxes = [Inbox(payload, ring_cap_bytes=1 << 24, depth=depth) for _ in world]
         self.wires = [
             Wire(
                 LoopSender(self, rank),

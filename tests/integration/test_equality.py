@@ -11,6 +11,7 @@ import pytest
 import torch
 from helpers.over_sockets import Rank, run_over_sockets
 from helpers.small import contexts, largest_difference, relative_difference, small_config, small_model
+from helpers.worlds import logits_of
 
 from coordinator.assignment import Assignment, assign
 from node.config import Config
@@ -152,7 +153,7 @@ def test_logits_never_depend_on_later_tokens(mode: str, world: str) -> None:
                 variant[:, changed] = (variant[:, changed] + 1) % 101
             own = torch.stack([variant[:, chunk * 16 : (chunk + 1) * 16] for chunk in exchange.own])
             with torch.no_grad():
-                seen.append(model(own, exchange, spec))
+                seen.append(logits_of(model, own, exchange, spec))
         return seen
 
     parts = run_over_sockets(config, assignment, logits)

@@ -24,7 +24,7 @@ import numpy.typing as npt
 from coordinator.assignment import Assignment
 from node.config import Config
 from node.exchange.passes import PassSpec
-from node.subspace.ranks import codec_shapes
+from node.subspace.ranks import rank_table
 
 Array = npt.NDArray[np.float64]
 
@@ -165,8 +165,8 @@ def parameters(config: Config) -> int:
     embeddings = VOCABULARY[config.data.tokenizer] * model.d_model * (1 if model.tied else 2)
     learned = 0
     if config.compress.subspace == "learned":
-        shapes = [shape for kv in codec_shapes(config).values() for shape in kv]
-        learned = sum(2 * shape.groups * shape.width * shape.rank for shape in shapes)
+        ranks = rank_table(config)
+        learned = sum(2 * ranks[key].groups * ranks[key].width * ranks[key].rank for key in ranks.keys)
     return model.layers * layer + embeddings + model.d_model + learned
 
 
@@ -174,8 +174,9 @@ def _codec_width(config: Config, layer: int, spec: PassSpec) -> float:
     """Multiply-adds per token of encoding, or of decoding, K and V of one layer."""
     if not spec.compressed or layer not in config.compressed:
         return 0.0
-    shapes = codec_shapes(config)[layer]
-    return float(sum(shape.groups * shape.width * shape.rank for shape in (shapes.k, shapes.v)))
+    ranks = rank_table(config)
+    shapes = (ranks[layer, "k"], ranks[layer, "v"])
+    return float(sum(shape.groups * shape.width * shape.rank for shape in shapes))
 
 
 def _readers(assignment: Assignment, rank: int) -> list[tuple[int, ...]]:

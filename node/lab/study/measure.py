@@ -19,13 +19,13 @@ from node.data.task import NOT_ASKED, Task
 from node.exchange.chunks import ChunkExchange
 from node.exchange.passes import PassSpec
 from node.exchange.payload import PayloadFormat
-from node.model.llama import Llama
+from node.model.exchanged import ExchangedLlama
 from node.train.passes import own_tokens
 from node.train.schedule import pass_spec
 
 
 def position_losses(
-    model: Llama, exchange: ChunkExchange, task: Task, spec: PassSpec, batch: int, batches: int
+    model: ExchangedLlama, exchange: ChunkExchange, task: Task, spec: PassSpec, batch: int, batches: int
 ) -> tuple[Tensor, Tensor]:
     """(sum of losses in nats, targets asked for) at every position, [T] each, over the first held-out batches.
 
@@ -45,9 +45,13 @@ def position_losses(
     return total, count
 
 
-def _losses(model: Llama, exchange: ChunkExchange, contexts: Contexts, spec: PassSpec) -> tuple[Tensor, Tensor]:
+def _losses(
+    model: ExchangedLlama, exchange: ChunkExchange, contexts: Contexts, spec: PassSpec
+) -> tuple[Tensor, Tensor]:
     inputs_CBn, targets_CBn = own_tokens(contexts, exchange.own, spec, torch.device("cpu"))
-    logits_CBnV = model(inputs_CBn, exchange, spec)
+    handle = exchange.begin(spec, trains=False)
+    logits_CBnV = model.logits(inputs_CBn, handle)
+    handle.finish_forward()
     losses = F.cross_entropy(
         logits_CBnV.flatten(0, 2), targets_CBn.flatten(), reduction="none", ignore_index=NOT_ASKED
     ).view_as(targets_CBn)

@@ -32,7 +32,7 @@ from node.exchange.payload import PayloadFormat
 from node.lab.in_process import Coordinator, MemoryWire, Post, Session
 from node.lab.study.measure import payload_bytes, position_losses, stable_ranks
 from node.lab.study.version import code_version
-from node.model.llama import Llama
+from node.model.exchanged import ExchangedLlama
 from node.train.averaging import Averager
 from node.train.checkpoint import Checkpoints
 from node.train.schedule import pass_spec
@@ -121,7 +121,14 @@ def _trainer(
     wire = MemoryWire(post, rank) if post else None
     exchange = ChunkExchange(assignment, rank, payload, wire)
     averager = Averager(rank, assignment.n_ranks, wire, session)
-    return Trainer(config, task, Llama(config, task.vocab_size), exchange, averager, Checkpoints(folder, rank))
+    return Trainer(
+        config,
+        task,
+        ExchangedLlama(config, task.vocab_size, exchange.payload.ranks),
+        exchange,
+        averager,
+        Checkpoints(folder, rank),
+    )
 
 
 class _Notebook:
@@ -134,7 +141,7 @@ class _Notebook:
         self._loss_sum, self._tokens = 0.0, 0.0
         self._exchange = ChunkExchange(assign(config.model.chunks, 1), 0, payload)
 
-    def note(self, model: Llama, step: int, metrics: list[Metrics]) -> None:
+    def note(self, model: ExchangedLlama, step: int, metrics: list[Metrics]) -> None:
         """After each step: sum the training loss, and now and then look at the model."""
         steps = self._config.train.steps
         self._loss_sum += sum(part["loss_sum"] for part in metrics)
@@ -149,7 +156,7 @@ class _Notebook:
         self.stable_rank.append({"step": step, "layers": stable_ranks(model, self._config.model.layers)})
         self._loss_sum, self._tokens = 0.0, 0.0
 
-    def positions(self, model: Llama, step: int, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def positions(self, model: ExchangedLlama, step: int, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Held-out loss by position after `step` steps, over about so many tokens, in the mode of that step."""
         config = self._config
         spec = pass_spec(config, max(1, step))._replace(tokens=config.model.chunk_tokens)

@@ -23,10 +23,11 @@ from node.config import Config, load_config
 from node.data import open_data
 from node.exchange.chunks import ChunkExchange
 from node.exchange.formats import Packed, TensorSpec
-from node.exchange.passes import PassSpec
+from node.exchange.passes import PassKey
 from node.exchange.payload import PayloadFormat
-from node.model.llama import Llama
+from node.model.exchanged import ExchangedLlama
 from node.train.averaging import Averager
+from node.train.basis import weight_moments
 from node.train.checkpoint import Checkpoints
 from node.train.trainer import Trainer
 
@@ -47,24 +48,31 @@ class Void:
     def __init__(self) -> None:
         self._made: dict[tuple[TensorSpec, ...], Packed] = {}
 
-    def begin(self, pass_no: int, trains: bool) -> None:
+    def begin(self, number: int) -> None:
         pass
 
-    def send(self, rank: int, kind: str, layer: int, chunk: int, spec: PassSpec, tensors: Packed) -> None:
+    def end(self, number: int) -> None:
         pass
 
-    def first_of(self, kind: str, layer: int, chunks: dict[int, int]) -> int:
+    def send(self, rank: int, kind: str, layer: int, chunk: int, key: PassKey, tensors: Packed) -> None:
+        pass
+
+    def first_of(self, kind: str, layer: int, chunks: dict[int, int], number: int) -> int:
         return min(chunks)
 
     def take(
-        self, kind: str, layer: int, chunk: int, rank: int, specs: tuple[TensorSpec, ...], device: torch.device
+        self,
+        kind: str,
+        layer: int,
+        chunk: int,
+        rank: int,
+        number: int,
+        specs: tuple[TensorSpec, ...],
+        device: torch.device,
     ) -> Packed:
         if specs not in self._made:
             self._made[specs] = tuple(_numbers(spec) for spec in specs)
         return self._made[specs]
-
-    def await_done(self, pass_no: int, chunk: int, rank: int) -> None:
-        pass
 
 
 class Silence:
@@ -104,8 +112,8 @@ class Rank:
 
     def __init__(self, config: Config, rank: int) -> None:
         task, payload = open_data(config.data), PayloadFormat(config)
-        model = Llama(config, task.vocab_size)
-        moments = model.weight_moments(config.compress)
+        model = ExchangedLlama(config, task.vocab_size, payload.ranks)
+        moments = weight_moments(model)
         for key, codec in model.codecs():
             codec.set_moments(moments[key])
             codec.start()

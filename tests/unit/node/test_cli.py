@@ -20,7 +20,7 @@ from node.cli import main
 from node.commands.node import default_name
 from node.commands.run import check_corpus
 from node.config import Config, load_config, save_config
-from node.model.llama import Llama
+from node.model.exchanged import ExchangedLlama
 from node.train.checkpoint import Checkpoints
 from node.train.optimizer import make_optimizer
 
@@ -185,10 +185,11 @@ def trained(tmp_path: Path) -> Callable[..., Path]:
         overrides = ["--data.corpus", "./text.txt", "--data.tokenizer", "bytes", "--data.cache", "cache"]
         overrides += ["--model.context", "64", "--model.layers", "2", "--coordinator.nodes", "2"]
         config = load_config(Path(TINY), [*overrides, *settings])
-        model = Llama(config, 257)
-        for number, (_, codec) in enumerate(model.codecs()):
-            if not codec.shape.rank:  # a run would have chosen them
-                codec.set_rank(3 + number)
+        model = ExchangedLlama(config, 257)
+        if not model.ranks.chosen:  # a run would have chosen them
+            model.ranks.choose({key: 3 + number for number, key in enumerate(model.ranks.keys)})
+            for _, codec in model.codecs():
+                codec.fit()
         Checkpoints(config.run.folder, 0).save(25, model, make_optimizer(model, config.train))
         save_config(config, config.run.folder / CONFIG)
         return config.run.folder

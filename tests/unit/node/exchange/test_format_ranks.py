@@ -14,7 +14,7 @@ import pytest
 import torch
 from helpers.small import VOCAB, contexts, largest_difference, relative_difference, small_model
 from helpers.threads import ThreadWire, run_ranks
-from helpers.worlds import WORLDS, Loop, exchange_of, full_spec, loss_and_gradients, tiny_config
+from helpers.worlds import WORLDS, Loop, exchange_of, full_spec, logits_of, loss_and_gradients, tiny_config
 from torch import Tensor
 
 from node.config import Config
@@ -42,18 +42,16 @@ def gradients_of(config: Config, rank: int, world: Sequence[Sequence[int]], wire
     found = []
     for step in range(1, steps + 1):
         model.zero_grad()
-        exchange.at_step(step)
-        loss_sum(model, exchange, contexts(config), full_spec(config)).backward()
+        loss_sum(model, exchange, contexts(config), full_spec(config), draw=(step,)).backward()
         found.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
     return found
 
 
-def logits_of(config: Config) -> Tensor:
+def all_logits(config: Config) -> Tensor:
     exchange, spec = exchange_of(config, WORLDS["1"], 0, None), full_spec(config)
     inputs, _ = own_tokens(contexts(config), exchange.own, spec, torch.device("cpu"))
     with torch.no_grad():
-        logits: Tensor = small_model(config)(inputs, exchange, spec)
-    return logits
+        return logits_of(small_model(config), inputs, exchange, spec)
 
 
 def total(parts: Sequence[Gradients]) -> Gradients:
@@ -81,7 +79,7 @@ def test_a_reader_on_the_owners_own_node_sees_what_crossed(name: str) -> None:
     _, gradients = loss_and_gradients(config_of(name), WORLDS["1"], contexts(config_of(name)))
     _, wanted = loss_and_gradients(config_of("float32"), WORLDS["1"], contexts(config_of(name)))
     assert largest_difference(gradients, wanted) > 1e-4
-    assert not torch.equal(logits_of(config_of(name)), logits_of(config_of("float32")))
+    assert not torch.equal(all_logits(config_of(name)), all_logits(config_of("float32")))
 
 
 @pytest.mark.parametrize("name", UNBIASED)
@@ -139,8 +137,7 @@ def logits(config: Config, world: Sequence[Sequence[int]], tokens: Tensor) -> Te
         model, exchange = small_model(config), exchange_of(config, world, rank, wire)
         with torch.no_grad():
             own = torch.stack([tokens[:, chunk * 8 : (chunk + 1) * 8] for chunk in exchange.own])
-            found: Tensor = model(own, exchange, full_spec(config))
-            return found
+            return logits_of(model, own, exchange, full_spec(config))
 
     joined = torch.cat(run_ranks(len(world), work))
     order = torch.tensor([chunk for own in world for chunk in own]).argsort()

@@ -18,7 +18,7 @@ from netem.errors import IsthmusError, PeerSilent, ProtocolError, QueueFull, Run
 from node.exchange import inbox as module
 from node.exchange.formats import FORMATS, TensorSpec
 from node.exchange.inbox import ChunkKey, Inbox, RingKey, World
-from node.exchange.passes import PassSpec
+from node.exchange.passes import PassKey, PassSpec
 from node.exchange.payload import PayloadFormat
 from node.exchange.tags import ChunkTag, RingTag, Tag, encode_tag
 from node.exchange.wire import Wire, as_buffer, split_buffer
@@ -28,6 +28,7 @@ NAMES = ("ann", "bob", "cyd")
 ME = 1  # bob: owes chunk 1 to cyd, reads 0 from ann and 2 from cyd
 FORMAT = PayloadFormat(tiny_config())
 SPEC = PassSpec(8, True)
+KEY = PassKey(5, SPEC, True)
 RING_CAP_BYTES = 1000
 FULL = 5
 
@@ -70,7 +71,6 @@ def arrive(inbox: Inbox, peer: str, named: Tag, total_bytes: int | None = None) 
         ("cyd", tag("done", 1)),
         ("ann", tag("kv", 0, layer=2)),
         ("ann", tag("kv", 0, tokens=4, compressed=False)),
-        ("ann", tag("kv", 0, pass_no=FULL - 2)),
         ("ann", tag("kv", 0, pass_no=FULL + 2)),
     ],
     ids=str,
@@ -190,19 +190,44 @@ def test_the_same_payload_twice_is_refused_while_it_is_held_and_after_it_was_tak
 
 
 def test_what_comes_too_late_is_dropped() -> None:
-    """Not an error: the pass may have been given up here."""
-    assert admit(make_inbox(), "ann", tag(pass_no=FULL - 3)) is None
+    """That is no error: the pass may have been given up here."""
+    assert admit(make_inbox(), "ann", tag(pass_no=FULL - 1)) is None
 
 
-def test_a_new_pass_forgets_what_nobody_will_ask_for() -> None:
+def test_a_pass_that_has_ended_is_forgotten_and_those_in_flight_are_not() -> None:
     inbox = make_inbox()
     for pass_no in (FULL, FULL + 1, FULL + 2):
         arrive(inbox, "ann", tag(pass_no=pass_no))
-    inbox.begin(FULL + 3)
-    with pytest.raises(RunAborted, match="waited"):
-        inbox.take(ChunkKey("kv", FULL, 0, 0, 0), 0)
     for pass_no in (FULL + 1, FULL + 2):
+        inbox.begin(pass_no)
+    inbox.end(FULL + 1)
+    with pytest.raises(RunAborted, match="waited"):
+        inbox.take(ChunkKey("kv", FULL + 1, 0, 0, 0), 0)
+    assert admit(inbox, "ann", tag(pass_no=FULL + 1)) is None
+    for pass_no in (FULL, FULL + 2):
         inbox.take(ChunkKey("kv", pass_no, 0, 0, 0), 0)
+
+
+def test_what_was_coming_in_when_its_pass_ended_is_not_kept() -> None:
+    inbox = make_inbox()
+    room = admit(inbox, "ann", tag())
+    assert room is not None
+    inbox.end(FULL)
+    inbox.deliver("ann", 1, encode_tag(tag()), room)
+    assert inbox._held == {}
+
+
+def test_a_peer_may_be_as_many_passes_ahead_as_may_be_in_flight() -> None:
+    """Four passes in flight: a peer that has begun them all may be four ahead of a node that has begun none of them."""
+    for depth, admitted in ((1, 2), (2, 2), (4, 4)):
+        inbox = Inbox(FORMAT, RING_CAP_BYTES, depth)
+        inbox.enter(World(WORLD, ME, NAMES))
+        inbox.begin(FULL)
+        inbox.end(FULL)
+        for ahead in range(1, admitted + 1):
+            arrive(inbox, "ann", tag(pass_no=FULL + ahead))
+        with pytest.raises(ProtocolError, match=f"is at pass {FULL + admitted + 1}, this node at {FULL}"):
+            admit(inbox, "ann", tag(pass_no=FULL + admitted + 1))
 
 
 def test_shards_count_against_the_cap_until_they_are_taken() -> None:
@@ -347,7 +372,7 @@ class Full:
 def test_a_trainer_waits_for_room_to_send_and_the_wait_is_exposed() -> None:
     inbox, sender = Inbox(FORMAT, RING_CAP_BYTES), Full(3)
     wire = Wire(sender, inbox, World(WORLD, ME, ("ann~1", "bob~2", "cyd~3")), FORMAT, 30.0)
-    wire.send(2, "done", 0, 1, SPEC, ())
+    wire.send(2, "done", 0, 1, KEY, ())
     assert sender.sent == ["cyd~3"]
     assert inbox.waited_s >= 0.04
     inbox.waited_s = 0.0
@@ -362,10 +387,10 @@ def test_a_wait_for_room_has_a_deadline_and_ends_with_the_run() -> None:
     with pytest.raises(
         RunAborted, match=r"waited 0 s for room to send to cyd: coordinator.step_timeout_s; bob: 9 bytes"
     ):
-        Wire(sender, inbox, world, FORMAT, 0.0).send(2, "done", 0, 1, SPEC, ())
+        Wire(sender, inbox, world, FORMAT, 0.0).send(2, "done", 0, 1, KEY, ())
     wire = Wire(sender, inbox, world, FORMAT, 3600.0)
     sender.asked.clear()
-    thread, raised = waiting(lambda: wire.send(2, "done", 0, 1, SPEC, ()))
+    thread, raised = waiting(lambda: wire.send(2, "done", 0, 1, KEY, ()))
     assert sender.asked.wait(10)
     inbox.abort(RunAborted("cyd is lost"))
     thread.join(10)
@@ -375,12 +400,12 @@ def test_a_wait_for_room_has_a_deadline_and_ends_with_the_run() -> None:
 def test_a_payload_of_another_pass_is_no_crash() -> None:
     """Its shapes are right for the warm start, and this is not one."""
     loop = Loop(tiny_config(), [[0], [1], [2], [3]], timeout_s=0)
-    loop.wires[0].begin(1, True)
-    loop.wires[1].begin(1, True)
+    loop.wires[0].begin(1)
+    loop.wires[1].begin(1)
     short = FORMAT.tensors(0, PassSpec(4, False))
-    loop.wires[0].send(1, "kv", 0, 0, PassSpec(4, False), tuple(torch.zeros(s.shape) for s in short))
+    loop.wires[0].send(1, "kv", 0, 0, PassKey(1, PassSpec(4, False), True), tuple(torch.zeros(s.shape) for s in short))
     with pytest.raises(ProtocolError, match="bytes, expected"):
-        loop.wires[1].take("kv", 0, 0, 0, FORMAT.tensors(0, SPEC), torch.device("cpu"))
+        loop.wires[1].take("kv", 0, 0, 0, 1, FORMAT.tensors(0, SPEC), torch.device("cpu"))
 
 
 def test_a_shard_of_another_length_is_no_crash() -> None:

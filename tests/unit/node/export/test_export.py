@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.small import contexts, small_model
-from helpers.worlds import tiny_config
+from helpers.worlds import logits_of, tiny_config
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -28,7 +28,7 @@ from node.exchange.chunks import ChunkExchange
 from node.exchange.payload import PayloadFormat
 from node.export import folder as export_folder
 from node.export.tokenizer import tokenizer_files
-from node.model.llama import Llama
+from node.model.exchanged import ExchangedLlama
 from node.train.checkpoint import Checkpoints
 from node.train.optimizer import make_optimizer
 from node.train.passes import own_tokens
@@ -42,7 +42,7 @@ def config_of(tmp_path: Path, **sections: dict[str, Any]) -> Config:
     return tiny_config(**sections, run={"outputs": str(tmp_path), "name": "trained"})
 
 
-def checkpoint(config: Config, step: int = 6) -> tuple[Llama, Path]:
+def checkpoint(config: Config, step: int = 6) -> tuple[ExchangedLlama, Path]:
     """A run's folder with a complete checkpoint of a model whose norms and ψ are not what they are at the start."""
     model = small_model(config)
     with torch.no_grad():
@@ -57,13 +57,13 @@ def checkpoint(config: Config, step: int = 6) -> tuple[Llama, Path]:
     return model, config.run.folder
 
 
-def our_logits(config: Config, model: Llama, step: int = 6) -> Tensor:
+def our_logits(config: Config, model: ExchangedLlama, step: int = 6) -> Tensor:
     """[B, T, vocab], of one node that owns all chunks, in the mode of `step`."""
     exchange = ChunkExchange(assign(config.model.chunks, 1), 0, PayloadFormat(config))
     spec = pass_spec(config, step)
     inputs, _ = own_tokens(contexts(config), exchange.own, spec, torch.device("cpu"))
     with torch.no_grad():
-        return model(inputs, exchange, spec).movedim(0, 1).flatten(1, 2)
+        return logits_of(model, inputs, exchange, spec).movedim(0, 1).flatten(1, 2)
 
 
 def their_logits(config: Config, folder: Path) -> Tensor:
@@ -211,7 +211,7 @@ def test_a_whole_export_loads_with_its_tokenizer_and_writes(name: str, tmp_path:
 
     config = config_of(tmp_path, compress=DENSE, data={"tokenizer": name})
     tokenizer = make_tokenizer(name)
-    model = Llama(config, tokenizer.vocab_size)
+    model = ExchangedLlama(config, tokenizer.vocab_size)
     Checkpoints(config.run.folder, 0).save(6, model, make_optimizer(model, config.train))
     save_config(config, config.run.folder / CONFIG)
     mark_complete(config.run.folder, 6, nodes=1)

@@ -91,9 +91,9 @@ def test_loss_counts_what_is_asked_for_only() -> None:
 
 def test_the_heldout_loss_is_a_mean_over_what_is_asked_for() -> None:
     config = tiny_config(model={"context": 64, "chunks": 16, "d_model": 32})
-    from node.model.llama import Llama
+    from node.model.exchanged import ExchangedLlama
 
-    model = Llama(config, TASK.vocab_size)
+    model = ExchangedLlama(config, TASK.vocab_size)
     spec = full_spec(config)._replace(compressed=False)
     exchange = exchange_of(config, [list(range(16))], 0, None)
     total, count = heldout_loss(model, exchange, TASK, spec, 2, 3)

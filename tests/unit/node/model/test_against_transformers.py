@@ -6,9 +6,10 @@ Measured in float32, relative to each tensor's largest entry: logits 4e-7, loss 
 import pytest
 import torch
 from helpers.small import VOCAB, contexts, largest_difference
-from helpers.worlds import WORLDS, exchange_of, full_spec, tiny_config
+from helpers.worlds import WORLDS, exchange_of, full_spec, logits_of, tiny_config
 
-from node.model.llama import Llama
+from node.model.exchanged import ExchangedLlama
+from node.model.llama import Llama, Step
 from node.train.passes import loss_sum, own_tokens
 
 TOLERANCE = 1e-5
@@ -21,7 +22,7 @@ def test_dense_mode_equals_the_llama_of_transformers(tied: bool, sizes: dict[str
 
     config = tiny_config(compress={"mode": "dense"}, model={"tied": tied, "rope_theta": 1000.0, **sizes})
     wanted = config.model
-    ours = Llama(config, VOCAB)
+    ours = ExchangedLlama(config, VOCAB)
     theirs = LlamaForCausalLM(
         LlamaConfig(
             vocab_size=VOCAB,
@@ -46,7 +47,7 @@ def test_dense_mode_equals_the_llama_of_transformers(tied: bool, sizes: dict[str
     batch = contexts(config)
     exchange, spec = exchange_of(config, WORLDS["1"], 0, None), full_spec(config)
     inputs, _ = own_tokens(batch, exchange.own, spec, torch.device("cpu"))
-    logits = ours(inputs, exchange, spec).movedim(0, 1).flatten(1, 2)
+    logits = logits_of(ours, inputs, exchange, spec).movedim(0, 1).flatten(1, 2)
     tokens, targets = torch.from_numpy(batch[:, :-1]), torch.from_numpy(batch[:, 1:])
     their_logits = theirs(tokens).logits
     assert largest_difference({"logits": logits.detach()}, {"logits": their_logits.detach()}) < TOLERANCE
@@ -62,3 +63,17 @@ def test_dense_mode_equals_the_llama_of_transformers(tied: bool, sizes: dict[str
     difference = largest_difference(gradients, their_gradients)
     print(f"largest difference of a gradient: {difference:.1e}")
     assert difference < TOLERANCE
+
+
+def test_the_plain_llama_is_the_exchanged_one_without_chunks() -> None:
+    """Uncompressed, over four chunks of one node: the same function of the tokens."""
+    config = tiny_config(compress={"mode": "dense"})
+    plain, ours = Llama(config.model, VOCAB, config.run.seed), ExchangedLlama(config, VOCAB)
+    assert dict(plain.named_parameters()).keys() == dict(ours.named_parameters()).keys()
+    tokens = torch.from_numpy(contexts(config)[:, :-1])
+    positions = torch.arange(tokens.shape[-1])
+    exchange = exchange_of(config, WORLDS["1"], 0, None)
+    chunks = torch.stack(tokens.chunk(config.model.chunks, dim=1))
+    found = logits_of(ours, chunks, exchange, full_spec(config)).movedim(0, 1).flatten(1, 2)
+    wanted = plain(tokens, Step(plain.rope(tokens.device), positions))
+    assert largest_difference({"": found.detach()}, {"": wanted.detach()}) < TOLERANCE

@@ -6,7 +6,7 @@ import pytest
 import torch
 from helpers.small import VOCAB, contexts, small_model
 from helpers.threads import ThreadWire, run_ranks
-from helpers.worlds import MODES, WORLDS, exchange_of, full_spec, tiny_config
+from helpers.worlds import MODES, WORLDS, exchange_of, full_spec, logits_of, tiny_config
 from torch import Tensor
 
 CHUNK = 8
@@ -32,7 +32,7 @@ def all_logits(mode: str, world: str, last_attends: bool = True) -> list[Tensor]
         exchange = exchange_of(config, WORLDS[world], rank, wire)
         own = [torch.stack([v[:, c * CHUNK : (c + 1) * CHUNK] for c in exchange.own]) for v in variants]
         with torch.no_grad():
-            return [model(inputs, exchange, full_spec(config)) for inputs in own]
+            return [logits_of(model, inputs, exchange, full_spec(config)) for inputs in own]
 
     parts = run_ranks(len(WORLDS[world]), work)
     order = [chunk for own in WORLDS[world] for chunk in own]

@@ -16,13 +16,14 @@ import pytest
 import torch
 from helpers.small import contexts, largest_difference, small_model
 from helpers.threads import Post, ThreadWire, run_ranks
-from helpers.worlds import MODES, WORLDS, Loop, exchange_of, full_spec, loss_and_gradients, tiny_config
+from helpers.worlds import MODES, WORLDS, Loop, exchange_of, full_spec, logits_of, loss_and_gradients, tiny_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from node.config import Config
-from node.exchange.passes import PassSpec
+from node.exchange.formats import TensorSpec
+from node.exchange.passes import PassKey
 from node.train.passes import loss_sum
 
 TOLERANCE = 1e-5
@@ -106,9 +107,9 @@ class Shuffled(ThreadWire):
         super().__init__(post, rank)
         self._order = order
 
-    def first_of(self, kind: str, layer: int, chunks: dict[int, int]) -> int:
+    def first_of(self, kind: str, layer: int, chunks: dict[int, int], number: int) -> int:
         for chunk, owner in chunks.items():
-            super().first_of(kind, layer, {chunk: owner})
+            super().first_of(kind, layer, {chunk: owner}, number)
         return min(chunks, key=self._order.index)
 
 
@@ -139,9 +140,9 @@ class Watchful(ThreadWire):
 
     sent: list[tuple[Tensor, Tensor]]
 
-    def send(self, rank: int, kind: str, layer: int, chunk: int, spec: PassSpec, tensors: tuple[Tensor, ...]) -> None:
+    def send(self, rank: int, kind: str, layer: int, chunk: int, key: PassKey, tensors: tuple[Tensor, ...]) -> None:
         self.sent += [(tensor.detach(), tensor.detach().clone()) for tensor in tensors]
-        super().send(rank, kind, layer, chunk, spec, tensors)
+        super().send(rank, kind, layer, chunk, key, tensors)
 
 
 @pytest.mark.parametrize("mode", ["dense", "geodesic"])
@@ -172,7 +173,7 @@ def test_under_bf16_autocast_ranks_equal_one_and_payloads_keep_their_dtype(mode:
         tokens = torch.from_numpy(contexts(config)[:, :-1])
         own = torch.stack([tokens[:, chunk * 8 : (chunk + 1) * 8] for chunk in exchange.own])
         with torch.autocast("cpu", torch.bfloat16):
-            found = model(own, exchange, full_spec(config))
+            found = logits_of(model, own, exchange, full_spec(config))
         found.float().square().sum().backward()
         return found.detach().float()
 
@@ -208,15 +209,29 @@ class Log:
     def __init__(self) -> None:
         self.events: list[tuple[Any, ...]] = []
 
-    def begin(self, pass_no: int, trains: bool) -> None:
-        self.events.append(("begin", pass_no, trains))
+    def begin(self, number: int) -> None:
+        self.events.append(("begin", number))
 
-    def send(self, rank: int, kind: str, layer: int, chunk: int, spec: PassSpec, tensors: tuple[Tensor, ...]) -> None:
+    def end(self, number: int) -> None:
+        self.events.append(("end", number))
+
+    def send(self, rank: int, kind: str, layer: int, chunk: int, key: PassKey, tensors: tuple[Tensor, ...]) -> None:
         if layer == 0:
             self.events.append((kind, chunk, rank))
 
-    def await_done(self, pass_no: int, chunk: int, rank: int) -> None:
-        self.events.append(("await", pass_no, chunk, rank))
+    def take(
+        self,
+        kind: str,
+        layer: int,
+        chunk: int,
+        rank: int,
+        number: int,
+        specs: tuple[TensorSpec, ...],
+        device: torch.device,
+    ) -> tuple[Tensor, ...]:
+        assert kind == "done"
+        self.events.append(("await", number, chunk, rank))
+        return ()
 
 
 def test_the_first_owner_waits_for_its_readers_of_two_passes_ago() -> None:
@@ -230,15 +245,17 @@ def test_the_first_owner_waits_for_its_readers_of_two_passes_ago() -> None:
     sends = [("kv", chunk, rank) for chunk in (0, 1) for rank in (1, 2)]
     waits = {done: [("await", done, chunk, rank) for chunk in (0, 1) for rank in (1, 2)] for done in (1, 2)}
     assert log.events == [
-        ("begin", 1, False),
+        ("begin", 1),
         *sends,
-        ("begin", 2, False),
+        ("begin", 2),
         *sends,
-        ("begin", 3, False),
+        ("begin", 3),
         *waits[1],
+        ("end", 1),
         *sends,
-        ("begin", 4, False),
+        ("begin", 4),
         *waits[2],
+        ("end", 2),
         *sends,
     ]
 
@@ -251,15 +268,15 @@ def test_no_rank_runs_more_than_two_passes_ahead(world: str) -> None:
     loop = Loop(config, WORLDS[world])
     first_waits = threading.Event()
     reached: list[int] = []
-    wire, await_done = loop.wires[0], loop.wires[0].await_done
+    wire, take = loop.wires[0], loop.wires[0].take
 
-    def waits(pass_no: int, chunk: int, rank: int) -> None:
-        if not first_waits.is_set():
-            reached.append(wire._pass_no)
+    def waits(kind: str, *rest: Any) -> tuple[Tensor, ...]:
+        if kind == "done" and not first_waits.is_set():
+            reached.append(loop.inboxes[0]._newest)
             first_waits.set()
-        await_done(pass_no, chunk, rank)
+        return take(kind, *rest)
 
-    wire.await_done = waits  # type: ignore[method-assign]
+    wire.take = waits  # type: ignore[method-assign, assignment]
 
     def work(rank: int, _: ThreadWire) -> float:
         model, exchange = small_model(config), exchange_of(config, WORLDS[world], rank, loop.wires[rank])

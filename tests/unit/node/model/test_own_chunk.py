@@ -10,7 +10,7 @@ import pytest
 import torch
 from helpers.small import VOCAB, contexts, largest_difference, small_model
 from helpers.threads import ThreadWire, run_ranks
-from helpers.worlds import WORLDS, Loop, exchange_of, full_spec, loss_and_gradients, tiny_config
+from helpers.worlds import WORLDS, Loop, exchange_of, full_spec, logits_of, loss_and_gradients, tiny_config
 from torch import Tensor
 
 from coordinator.assignment import Assignment
@@ -41,7 +41,7 @@ def logits(config: Config, tokens: Tensor, world: str) -> Tensor:
         exchange = exchange_of(config, WORLDS[world], rank, wire)
         own = torch.stack([tokens[:, chunk * CHUNK : (chunk + 1) * CHUNK] for chunk in exchange.own])
         with torch.no_grad():
-            return small_model(config)(own, exchange, full_spec(config))
+            return logits_of(small_model(config), own, exchange, full_spec(config))
 
     order = torch.tensor([chunk for own in WORLDS[world] for chunk in own])
     return torch.cat(run_ranks(len(WORLDS[world]), work))[order.argsort()].movedim(0, 1).flatten(1, 2)

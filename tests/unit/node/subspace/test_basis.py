@@ -6,7 +6,8 @@ from helpers.small import contexts, small_model
 from helpers.worlds import WORLDS, exchange_of, tiny_config
 
 from node.exchange.passes import PassSpec
-from node.subspace.basis import digest, group_moments, kept_energy, principal_directions, rank_of
+from node.subspace.basis import MomentProbe, digest, group_moments, kept_energy, principal_directions, rank_of
+from node.train.basis import weight_moments
 from node.train.passes import loss_sum
 
 
@@ -51,7 +52,7 @@ def test_a_basis_of_the_weights_is_their_right_singular_vectors() -> None:
     for scope, groups in (("layer", 1), ("head", 2)):
         config = tiny_config(compress={"scope": scope})
         model = small_model(config)
-        moments = model.weight_moments(config.compress)
+        moments = weight_moments(model)
         assert list(moments) == [(layer, kind) for layer in range(2) for kind in "kv"]
         for (layer, kind), moment in moments.items():
             projection = model.get_parameter(f"layers.{layer}.self_attn.{kind}_proj.weight").detach().double()
@@ -68,10 +69,11 @@ def test_activation_moments_are_those_of_keys_before_rope_and_values() -> None:
     for kind in "kv":
         projection = model.get_submodule(f"layers.1.self_attn.{kind}_proj")
         projection.register_forward_hook(lambda _m, _x, z, kind=kind: seen.__setitem__(kind, z.detach()))
-    moments: dict[tuple[int, str], torch.Tensor] = {}
+    probe = MomentProbe(model.ranks.groups)
     with torch.no_grad():
         exchange = exchange_of(config, WORLDS["1"], 0, None)
-        loss_sum(model, exchange, contexts(config), PassSpec(8, False), moments)
+        loss_sum(model, exchange, contexts(config), PassSpec(8, False), probe)
+    moments = probe.moments
     assert sorted(moments) == [(layer, kind) for layer in range(2) for kind in "kv"]
     for kind, z in seen.items():
         rows = z.reshape(-1, 16)

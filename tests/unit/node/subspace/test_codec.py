@@ -13,13 +13,14 @@ from node.subspace.rotation import make_rotation
 WIDTH, RANK, CHUNKS, BATCH, TOKENS = 12, 3, 2, 2, 5
 CLIP = 0.5
 OWN = (1, 3)
+KEY = (0, "k")
 ROTATIONS = ["geodesic", "taylor2", "exact", "fixed", "random"]
 
 
 def make_codec(rotation: str, groups: int = 1, psi_std: float = 0.05, generators: int = 1) -> Codec:
     source = torch.Generator().manual_seed(groups)
     turns = make_rotation(rotation, 5, "spectral", generators)
-    codec = Codec(CodecShape(groups, WIDTH, RANK, turns.parameters), turns, CLIP, seed=5)
+    codec = Codec({KEY: CodecShape(groups, WIDTH, RANK, turns.parameters)}, KEY, turns, CLIP, seed=5)
     rows = torch.randn(groups, 40, WIDTH, generator=source)
     codec.set_moments(rows.mT @ rows)
     if codec.psi is not None:
@@ -72,7 +73,7 @@ def test_theta_is_a_linear_head_of_the_chunk_mean_and_clipped() -> None:
 
 def test_theta_may_be_of_the_first_token_alone() -> None:
     codec = make_codec("geodesic", groups=2)
-    first = Codec(codec.shape, codec._rotation, CLIP, seed=5, source="first")
+    first = Codec({KEY: codec.shape}, KEY, codec._rotation, CLIP, seed=5, source="first")
     assert codec.psi is not None
     first.psi = codec.psi
     z = activations(groups=2)
@@ -86,8 +87,8 @@ def test_theta_may_be_of_the_first_token_alone() -> None:
 def test_a_rank_may_be_chosen_later() -> None:
     codec = make_codec("geodesic")
     leading, psi = codec.leading, codec.psi
-    codec.set_rank(2)
-    assert codec.directions == ()
+    codec._shapes = {KEY: codec.shape._replace(rank=2)}
+    codec.fit()
     assert codec.leading.shape == (1, WIDTH, 4)
     codec.set_basis(leading[..., :4])
     compressed, theta = codec.encode(activations(), OWN)
@@ -99,7 +100,7 @@ def test_a_rank_may_be_chosen_later() -> None:
 def test_without_training_theta_is_zero() -> None:
     """ψ starts at zero: U = Ū."""
     turns = make_rotation("geodesic", 5, "spectral")
-    codec = Codec(CodecShape(1, WIDTH, RANK, 1), turns, CLIP, seed=5)
+    codec = Codec({KEY: CodecShape(1, WIDTH, RANK, 1)}, KEY, turns, CLIP, seed=5)
     codec.set_basis(torch.eye(WIDTH)[None, :, : 2 * RANK])
     _, theta = codec.encode(activations(), OWN)
     assert torch.count_nonzero(theta) == 0

@@ -25,7 +25,7 @@ def report(batches: int = 1, spec: PassSpec | None = None, clip: float = 0.5, **
     model, exchange = small_model(config), exchange_of(config, WORLDS["1"], 0, None)
     with torch.no_grad():
         for seed in range(batches):
-            loss_sum(model, exchange, contexts(config, seed), spec or full_spec(config), report=found)
+            loss_sum(model, exchange, contexts(config, seed), spec or full_spec(config), probe=found)
     return found.metrics()
 
 

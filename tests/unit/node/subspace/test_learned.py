@@ -14,7 +14,7 @@ from helpers.worlds import WORLDS, exchange_of, full_spec, tiny_config
 from torch import Tensor
 
 from netem.errors import ConfigError
-from node.model.llama import Llama
+from node.model.exchanged import ExchangedLlama
 from node.subspace.codec import Codec, CodecShape
 from node.subspace.learned import LearnedCodec
 from node.subspace.rotation import Fixed
@@ -23,13 +23,14 @@ from node.train.trainer import Trainer
 
 LEARNED: dict[str, Any] = {"rotation": "fixed", "subspace": "learned"}
 BUDGET: dict[str, Any] = {"budget_bytes_per_token": 80.0}
+KEY = (0, "k")
 SHAPE = CodecShape(2, 8, 3, 0)
 
 
 def codecs() -> tuple[Codec, LearnedCodec]:
     """A frozen one and a learned one at its start, of the same basis."""
     rows = torch.randn(2, 40, 8, generator=torch.Generator().manual_seed(2))
-    made = Codec(SHAPE, Fixed(), 0.5, 0), LearnedCodec(SHAPE, Fixed(), 0.5, 0)
+    made = Codec({KEY: SHAPE}, KEY, Fixed(), 0.5, 0), LearnedCodec({KEY: SHAPE}, KEY, Fixed(), 0.5, 0)
     for codec in made:
         codec.set_moments(rows.mT @ rows)
         codec.start()
@@ -131,5 +132,5 @@ def test_it_does_not_turn_and_is_not_taken_anew() -> None:
 
 
 def test_a_frozen_model_has_no_more_weights_than_before() -> None:
-    frozen = Llama(tiny_config(compress={"rotation": "fixed"}), 10)
+    frozen = ExchangedLlama(tiny_config(compress={"rotation": "fixed"}), 10)
     assert [name for name, _ in frozen.named_parameters() if "codecs" in name] == []

@@ -20,13 +20,12 @@ from coordinator.assignment import Assignment
 from coordinator.records.folder import checkpoint_folder
 from netem.errors import ConfigError, ProtocolError
 from node.exchange.chunks import ChunkExchange
-from node.exchange.passes import PassSpec
+from node.exchange.passes import PassKey, PassSpec
 from node.exchange.payload import PayloadFormat, step_bytes
 from node.exchange.tags import ChunkTag, encode_tag
-from node.model.llama import Llama
-from node.subspace.ranks import Key, choose_ranks, codec_shapes, spectrum
+from node.model.exchanged import ExchangedLlama
+from node.subspace.ranks import Key, choose_ranks, rank_table, spectrum
 from node.train.averaging import Averager
-from node.train.basis import chosen_ranks
 from node.train.checkpoint import Checkpoints, load_model
 from node.train.passes import loss_sum
 from node.train.schedule import rounds_for
@@ -38,21 +37,20 @@ TRAIN = {"sync_every": 2, "checkpoint_every": 2}
 
 def test_the_last_layer_has_shares_of_its_own() -> None:
     every = {"dense_last_layers": 0, "last_k_share": 0.7, "last_v_share": 0.5}
-    shapes = codec_shapes(tiny_config(compress=every))
-    assert [(layer.k.rank, layer.v.rank) for layer in shapes.values()] == [(3, 6), (3, 6), (5, 8)]
-    shapes = codec_shapes(tiny_config(compress=every | {"dense_last_layers": 1}))
-    assert {layer: (kv.k.rank, kv.v.rank) for layer, kv in shapes.items()} == {0: (3, 6), 1: (3, 6)}
-    shapes = codec_shapes(tiny_config(compress=every | {"remote_last_layers": 2}))
-    assert {layer: (kv.k.rank, kv.v.rank) for layer, kv in shapes.items()} == {1: (3, 6), 2: (5, 8)}
+    assert list(rank_table(tiny_config(compress=every)).ranks.values()) == [3, 6, 3, 6, 5, 8]
+    ranks = rank_table(tiny_config(compress=every | {"dense_last_layers": 1})).ranks
+    assert ranks == {(0, "k"): 3, (0, "v"): 6, (1, "k"): 3, (1, "v"): 6}
+    ranks = rank_table(tiny_config(compress=every | {"remote_last_layers": 2})).ranks
+    assert ranks == {(1, "k"): 3, (1, "v"): 6, (2, "k"): 5, (2, "v"): 8}
     payload = PayloadFormat(tiny_config(compress=every))
     assert payload.chunk_bytes(2, PassSpec(8, True)) == 4 * 2 * (8 * (5 + 8) + 2)
 
 
 def test_a_share_that_leaves_no_room_names_its_key() -> None:
     with pytest.raises(ConfigError, match=r"compress\.last_v_share = 0\.3: rotation 'geodesic' wants 22 directions"):
-        codec_shapes(tiny_config(compress={"dense_last_layers": 0, "last_v_share": 0.3}))
+        rank_table(tiny_config(compress={"dense_last_layers": 0, "last_v_share": 0.3}))
     with pytest.raises(ConfigError, match=r"compress\.k_share = 0\.8: leaves rank 3, fewer columns than .* = 4"):
-        codec_shapes(tiny_config(compress={"generators": 4}))
+        rank_table(tiny_config(compress={"generators": 4}))
 
 
 def test_a_spectrum_is_the_energy_by_direction_strongest_first() -> None:
@@ -123,8 +121,8 @@ def test_a_run_chooses_the_same_ranks_on_every_rank_and_keeps_to_the_budget(
     config = tiny_config(compress=BUDGET | {"scope": scope, "rotation": rotation}, train={"sync_every": 1})
     one, (single,) = train(config, WORLDS["1"], tmp_path)
     shared, trainers = train(config, WORLDS["3+1"], tmp_path)
-    ranks = chosen_ranks(single.model)
-    assert all(chosen_ranks(trainer.model) == ranks for trainer in trainers)
+    ranks = single.model.ranks.ranks
+    assert all(trainer.model.ranks.ranks == ranks for trainer in trainers)
     assert len(set(ranks.values())) > 1, "the spectrum made no difference"
     payload, spec = trainers[0]._exchange.payload, full_spec(config)
     spent = sum(payload.chunk_bytes(layer, spec) for layer in range(2)) / (config.train.batch * spec.tokens)
@@ -143,12 +141,12 @@ def test_a_resumed_run_has_the_ranks_that_it_chose(start: int, tmp_path: Path) -
     whole, straight = train(config, WORLDS["3+1"], tmp_path)
     rest, resumed = train(config, WORLDS["3+1"], tmp_path, start=start)
     assert rest.losses() == whole.losses()[start:]
-    assert [chosen_ranks(t.model) for t in resumed] == [chosen_ranks(t.model) for t in straight]
-    model = Llama(config, VOCAB)
+    assert [t.model.ranks.ranks for t in resumed] == [t.model.ranks.ranks for t in straight]
+    model = ExchangedLlama(config, VOCAB)
     load_model(checkpoint_folder(tmp_path, 6), model)
-    assert chosen_ranks(model) == chosen_ranks(straight[0].model)
+    assert model.ranks.ranks == straight[0].model.ranks.ranks
     with pytest.raises(ConfigError, match="leading is"):  # ranks by share are the config's, not the checkpoint's
-        load_model(checkpoint_folder(tmp_path, 6), Llama(tiny_config(), VOCAB))
+        load_model(checkpoint_folder(tmp_path, 6), ExchangedLlama(tiny_config(), VOCAB))
 
 
 class Slow(Session):
@@ -176,9 +174,9 @@ def test_a_peer_that_is_ahead_is_understood_and_one_before_the_choice_is_not(tmp
 
     ahead, send = threading.Event(), loop.wires[0].send
 
-    def watched(rank: int, kind: str, layer: int, chunk: int, spec: PassSpec, tensors: tuple[Tensor, ...]) -> None:
-        send(rank, kind, layer, chunk, spec, tensors)
-        if spec.compressed:
+    def watched(rank: int, kind: str, layer: int, chunk: int, key: PassKey, tensors: tuple[Tensor, ...]) -> None:
+        send(rank, kind, layer, chunk, key, tensors)
+        if key.spec.compressed:
             ahead.set()
 
     loop.wires[0].send = watched  # type: ignore[method-assign]
@@ -191,7 +189,9 @@ def test_a_peer_that_is_ahead_is_understood_and_one_before_the_choice_is_not(tmp
         exchange = ChunkExchange(Assignment(world), rank, payload, wire)
         checkpoints = Checkpoints(tmp_path, rank)
         averager = Averager(rank, 2, wire, session)
-        trainer = Trainer(config, corpus(), Llama(config, VOCAB), exchange, averager, checkpoints)
+        trainer = Trainer(
+            config, corpus(), ExchangedLlama(config, VOCAB, payload.ranks), exchange, averager, checkpoints
+        )
         trainer.run(0, session, Still())
         before = wire.sent_bytes["compressed"]
         loss_sum(trainer.model, exchange, contexts(config), full_spec(config)).backward()
@@ -202,5 +202,5 @@ def test_a_peer_that_is_ahead_is_understood_and_one_before_the_choice_is_not(tmp
     one, _ = train(config, world, tmp_path)
     trainers = run_ranks(2, work)
     assert shared.losses() == one.losses()
-    assert len({str(sorted(chosen_ranks(trainer.model).items())) for trainer in trainers}) == 1
+    assert len({str(sorted(trainer.model.ranks.ranks.items())) for trainer in trainers}) == 1
     assert ahead.is_set()

@@ -10,8 +10,8 @@ from helpers.worlds import WORLDS, exchange_of, tiny_config
 from torch import Tensor
 
 from node.data import BatchSampler
-from node.model.llama import Llama, Moments
-from node.subspace.basis import kept_energy, principal_directions
+from node.model.exchanged import ExchangedLlama
+from node.subspace.basis import Moments, kept_energy, principal_directions
 from node.train import basis
 from node.train.averaging import Averager
 
@@ -61,7 +61,7 @@ def test_all_ranks_take_the_basis_of_the_first_to_the_bit() -> None:
     """Whatever their own eigensolver says: here, all have other moments."""
 
     def work(rank: int, wire: ThreadWire) -> tuple[str, list[Tensor], list[Tensor]]:
-        model = Llama(CONFIG, VOCAB)
+        model = ExchangedLlama(CONFIG, VOCAB)
         source = torch.Generator().manual_seed(rank)
         moments = {}
         for key, codec in model.codecs():

@@ -23,7 +23,7 @@ from node.config import Config, save_config
 from node.data import open_data
 from node.exchange.passes import PassSpec
 from node.exchange.payload import PayloadFormat, step_bytes
-from node.model.llama import Llama
+from node.model.exchanged import ExchangedLlama
 from node.train.checkpoint import Checkpoints
 from node.train.evaluate import heldout_loss
 from node.train.optimizer import make_optimizer
@@ -144,7 +144,7 @@ def test_each_phase_sends_the_bytes_of_the_formula_and_is_let_in(step: int, comp
 def test_what_is_unplugged_does_not_know_its_basis_and_leaves_theta_alone(tmp_path: Path) -> None:
     config = unplugging({"sync_every": 1, "weight_decay": 0.5, "checkpoint_every": 4})
     _, (trainer,) = train(config, WORLDS["1"], tmp_path)
-    before = Llama(config, 101)
+    before = ExchangedLlama(config, 101)
     Checkpoints(tmp_path, 0).load(4, before, make_optimizer(before, config.train))
     after = weights(trainer)
     for name, parameter in before.named_parameters():
@@ -204,7 +204,7 @@ def test_eval_of_a_checkpoint_is_in_its_mode(tmp_path: Path) -> None:
         run={"outputs": str(tmp_path)},
     )
     task, folder, results = open_data(config.data), config.run.folder, {}
-    model = Llama(config, task.vocab_size)
+    model = ExchangedLlama(config, task.vocab_size)
     for number, (_, codec) in enumerate(model.codecs()):
         rows = torch.randn(1, 40, codec.shape.width, generator=torch.Generator().manual_seed(number))
         codec.set_moments(rows.mT @ rows)

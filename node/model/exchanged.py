@@ -1,0 +1,135 @@
+"""What makes a plain Llama's attention an exchanged one: over the chunks that this node owns, and those that arrive.
+
+Within a chunk the queries meet its own keys and values (`compress.own` says whether as they are or as the subspace
+keeps them), and over exchanged payloads those of earlier chunks. The model is one function of the tokens; which node
+owns which chunk is the exchange's business (`node.exchange.chunks`), and the blocks of attention are those of
+`node.model.attention`.
+
+Shapes: C own chunks, B batch, n tokens of a chunk, d width, H query heads, G key/value heads, D head_dim, K = G·D.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from node.config import Config, ModelConfig
+from node.exchange.chunks import Pass
+from node.exchange.payload import Payload
+from node.model.attention import ChunkAttention
+from node.model.key_value import Decode, KeyValueCodecs, Probe, Whole, key_value_codecs
+from node.model.llama import Attention, Llama, Step
+from node.subspace.codec import Codec, Key
+from node.subspace.ranks import RankTable, rank_table
+
+_OWN, _LOCAL = -2, -1
+"""Uses of a layer's decoders beside the chunks of other nodes: each chunk of itself, and own chunks of each other."""
+
+
+@dataclass(frozen=True)
+class ChunkStep(Step):
+    """One pass over the own chunks. `probe`, if there is one, sees what the subspaces keep."""
+
+    handle: Pass
+    probe: Probe | None = None
+
+
+@dataclass
+class _Sent:
+    """What a layer keeps between sending its payloads and attending: the own keys and values, and what others see."""
+
+    k_CBnK: Tensor
+    v_CBnK: Tensor
+    anchor: Tensor
+    payload: Payload
+    decode: dict[int, Decode]
+
+
+class ExchangedAttention(Attention):
+    """Grouped-query attention within a chunk, and over exchanged payloads to earlier ones."""
+
+    def __init__(self, model: ModelConfig, layer: int, codecs: KeyValueCodecs | None, projects_own: bool) -> None:
+        super().__init__(model)
+        self._layer, self._projects_own = layer, projects_own
+        self._whole = Whole(layer)
+        self.codecs = codecs
+
+    def forward(self, x_CBnd: Tensor, step: Step) -> Tensor:
+        assert isinstance(step, ChunkStep)
+        sent = self._send(x_CBnd, step)
+        # What follows needs no network: it runs while the payloads travel, and in the backward after all is sent.
+        q_CBnHD = self.q_proj(x_CBnd).unflatten(-1, (-1, self.head_dim))
+        q_CBHnD = step.rope(q_CBnHD, step.positions).transpose(-3, -2)
+        return self.o_proj(self._attend(q_CBHnD, sent, step).transpose(-3, -2).flatten(-2))  # type: ignore[no-any-return]
+
+    def _send(self, x_CBnd: Tensor, step: ChunkStep) -> _Sent:
+        """Send the own chunks' keys and values to their readers."""
+        compresses = self.codecs is not None and step.handle.spec.compressed
+        codecs = self.codecs if self.codecs is not None and compresses else self._whole
+        k_CBnK, v_CBnK = self.k_proj(x_CBnd), self.v_proj(x_CBnd)
+        decode = codecs.decoders([_OWN, _LOCAL, *step.handle.exchange.earlier(self._layer)])
+        payload = codecs.encode(k_CBnK, v_CBnK, step.handle)
+        if step.probe is not None:
+            codecs.show(step.probe, k_CBnK, v_CBnK, payload)
+        if compresses and self._projects_own:
+            # This is made of what was encoded, not of what crosses: it does not leave the node and is not rounded.
+            k_CBnK, v_CBnK = _decode_own(payload, k_CBnK.dtype, decode[_OWN])
+        anchor, payload = step.handle.publish(self._layer, payload)
+        return _Sent(k_CBnK, v_CBnK, codecs.tie(anchor), payload, dict(decode))
+
+    def _attend(self, q_CBHnD: Tensor, sent: _Sent, step: ChunkStep) -> Tensor:
+        """The attention's output [C, B, H, n, D], once every payload has arrived."""
+        exchange, layer, dtype = step.handle.exchange, self._layer, sent.k_CBnK.dtype
+        far = {chunk: exchange.first_reader(chunk) for chunk in exchange.earlier(layer)}
+        shared = bool(exchange.shared(layer))
+        attention = ChunkAttention(q_CBHnD, far, local=shared)
+        attention.attend_own(*self.heads(sent.k_CBnK, sent.v_CBnK, step.positions, step.rope), sent.anchor)
+        if shared:
+            k_CBnK, v_CBnK = _decode_own(tuple(tensor[:-1] for tensor in sent.payload), dtype, sent.decode[_LOCAL])
+            attention.attend_local(*self.heads(k_CBnK, v_CBnK, step.positions[:-1], step.rope))
+        for chunk, arrived in step.handle.arrivals(layer, sent.anchor):
+            k_BnK, v_BnK = sent.decode[chunk](arrived, dtype)
+            positions_n = step.positions[0, 0] + (chunk - exchange.own[0]) * step.handle.spec.tokens
+            attention.attend_far(chunk, *self.heads(k_BnK, v_BnK, positions_n, step.rope))
+        return attention.merge()
+
+
+def _decode_own(payload_CB: Payload, dtype: torch.dtype, decode: Decode) -> tuple[Tensor, Tensor]:
+    """K and V [C, B, n, K] of own chunks as their payload gives them back."""
+    shape = payload_CB[0].shape[:2]
+    k, v = decode(tuple(tensor.flatten(0, 1) for tensor in payload_CB), dtype)
+    return k.unflatten(0, shape), v.unflatten(0, shape)
+
+
+class ExchangedLlama(Llama):
+    """The model that a config describes, over exchanged chunks. Weights are drawn from `run.seed`, the same on every
+    node. Its codecs read their ranks from `ranks`; without it, from the table that the config gives."""
+
+    def __init__(self, config: Config, vocab_size: int, ranks: RankTable | None = None) -> None:
+        table = rank_table(config) if ranks is None else ranks
+        projects_own = config.compress.own == "projected"
+
+        def attention(layer: int) -> ExchangedAttention:
+            codecs = key_value_codecs(config, table, layer) if layer in table.layers else None
+            return ExchangedAttention(config.model, layer, codecs, projects_own)
+
+        super().__init__(config.model, vocab_size, config.run.seed, attention)
+        self.ranks = table
+
+    def logits(self, tokens_CBn: Tensor, handle: Pass, probe: Probe | None = None) -> Tensor:
+        """Logits [C, B, n, vocab] of the own chunks' tokens."""
+        device, tokens = tokens_CBn.device, tokens_CBn.shape[-1]
+        starts_C = torch.tensor(handle.exchange.own, device=device) * tokens
+        positions_C1n = (starts_C[:, None] + torch.arange(tokens, device=device))[:, None]
+        return self(tokens_CBn, ChunkStep(self.rope(device), positions_C1n, handle, probe))  # type: ignore[no-any-return]
+
+    def codecs(self) -> Iterator[tuple[Key, Codec]]:
+        """((layer, "k" or "v"), codec) of every compressed layer, in order."""
+        for index, layer in enumerate(self.layers):
+            codecs = layer.get_submodule("self_attn").codecs
+            if isinstance(codecs, KeyValueCodecs):
+                yield (index, "k"), codecs.k
+                yield (index, "v"), codecs.v

@@ -1,0 +1,110 @@
+"""Several passes in flight: their forwards and backwards in any order are what they are one after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from helpers.small import contexts, largest_difference, small_model
+from helpers.threads import ThreadWire, run_ranks
+from helpers.worlds import MODES, WORLDS, Loop, exchange_of, full_spec, tiny_config
+from torch import Tensor
+
+from node.config import Config
+from node.exchange.formats import FORMATS
+from node.exchange.wire import Wire
+from node.train.passes import loss_sum
+
+TOLERANCE = 2e-6
+SETTINGS: dict[str, dict[str, Any]] = {
+    **{f"mode {name}": settings for name, settings in MODES.items()},
+    **{f"dense in {name}": {"mode": "dense", "dense_format": name} for name in FORMATS},
+    **{f"compressed in {name}": {"format": name, "dense_format": "float32"} for name in FORMATS},
+}
+ORDERS = {"one after the other": "F0 B0 F1 B1", "first in, first out": "F0 F1 B0 B1", "mirrored": "F0 F1 B1 B0"}
+
+
+def gradients(config: Config, world: Sequence[Sequence[int]], order: str) -> list[tuple[float, dict[str, Tensor]]]:
+    """Losses of two passes over different contexts and the sum of their gradients, by rank."""
+
+    def work(rank: int, wire: ThreadWire) -> tuple[float, dict[str, Tensor]]:
+        model, exchange = small_model(config), exchange_of(config, world, rank, wire)
+        losses: dict[str, Tensor] = {}
+        for move, which in order.split():
+            if move == "F":
+                batch = contexts(config, seed=int(which))
+                losses[which] = loss_sum(model, exchange, batch, full_spec(config), draw=(7, int(which)))
+            else:
+                losses[which].backward()
+        found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+        return sum(loss.item() for loss in losses.values()), found
+
+    return run_ranks(len(world), work)
+
+
+@pytest.mark.parametrize("world", ["1", "4"])
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_two_passes_in_flight_are_two_passes(setting: str, world: str) -> None:
+    config = tiny_config(compress=SETTINGS[setting])
+    wanted = gradients(config, WORLDS[world], ORDERS["one after the other"])
+    for order in ("first in, first out", "mirrored"):
+        for (loss, found), (wanted_loss, wanted_found) in zip(
+            gradients(config, WORLDS[world], ORDERS[order]), wanted, strict=True
+        ):
+            assert loss == pytest.approx(wanted_loss, rel=1e-7)
+            assert largest_difference(found, wanted_found) < TOLERANCE
+
+
+def in_flight(config: Config, wire: Wire, rank: int, count: int) -> list[Tensor]:
+    """Forwards of so many passes of one rank of `WORLDS["4"]`, none of them followed by its backward yet."""
+    model, exchange = small_model(config), exchange_of(config, WORLDS["4"], rank, wire)
+    return [
+        loss_sum(model, exchange, contexts(config, seed), full_spec(config), draw=(0, seed)) for seed in range(count)
+    ]
+
+
+def test_four_passes_in_flight_over_inboxes_that_validate() -> None:
+    """The first owner is through with all four forwards before the others have begun one."""
+    config = tiny_config()
+    loop = Loop(config, WORLDS["4"], depth=4)
+    first = in_flight(config, loop.wires[0], 0, 4)
+
+    def work(rank: int, _: ThreadWire) -> float:
+        losses = first if rank == 0 else in_flight(config, loop.wires[rank], rank, 4)
+        for loss in reversed(losses):
+            loss.backward()
+        return sum(loss.item() for loss in losses)
+
+    total = sum(run_ranks(4, work))
+    exchange = exchange_of(config, WORLDS["1"], 0, None)
+    with torch.no_grad():
+        batches = [contexts(config, seed) for seed in range(4)]
+        alone = [loss_sum(small_model(config), exchange, batch, full_spec(config)).item() for batch in batches]
+    assert total == pytest.approx(sum(alone), rel=1e-6)
+    for inbox in loop.inboxes:
+        assert (inbox._held, inbox._admitted, inbox._open) == ({}, set(), set())
+
+
+def test_a_forward_that_is_abandoned_ends_its_pass() -> None:
+    config = tiny_config()
+    loop = Loop(config, WORLDS["4"])
+    losses = in_flight(config, loop.wires[0], 0, 1)
+    assert loop.inboxes[0]._open == {1}
+    losses.clear()
+    assert loop.inboxes[0]._open == set()
+
+
+def test_a_pass_is_open_until_its_last_gradient_has_come() -> None:
+    """Where θ is handed on, that is θ's gradient."""
+    config = tiny_config(compress={"theta": "previous"})
+    loop = Loop(config, WORLDS["4"])
+
+    def work(rank: int, _: ThreadWire) -> None:
+        (loss,) = in_flight(config, loop.wires[rank], rank, 1)
+        assert loop.inboxes[rank]._open == {1}
+        torch.autograd.backward(loss)
+        assert loop.inboxes[rank]._open == set()
+
+    run_ranks(4, work)
