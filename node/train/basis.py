@@ -41,7 +41,11 @@ def weight_moments(model: ExchangedLlama) -> Moments:
 def activation_moments(
     config: Config, model: ExchangedLlama, exchange: ChunkExchange, sampler: Sampler, cursor: int
 ) -> Moments:
-    """ΣzᵀZ of this node's K and V over the calibration batches that begin at `cursor`, uncompressed."""
+    """ΣzᵀZ of this node's K and V over the calibration batches that begin at `cursor`, uncompressed.
+
+    `sampler` draws other contexts than those of training: a basis fitted to what the next steps train on would look
+    better than it is.
+    """
     spec = PassSpec(sampler.context // config.model.chunks, compressed=False)
     total: Moments = {}
     with torch.no_grad():

@@ -14,6 +14,7 @@ import torch
 from coordinator.messages import Go, Round, Stop
 from netem.errors import RunAborted
 from node.config import Config
+from node.config.seeds import derive
 from node.data import Task
 from node.data.task import Sampler, count_asked
 from node.exchange.chunks import ChunkExchange
@@ -159,7 +160,7 @@ class Trainer:
         elif refresh:
             moments = self._running.take()
         else:
-            sampler = self._sampler(config.warmup_chunk_tokens)
+            sampler = self._sampler(config.warmup_chunk_tokens, derive(config.run.seed, "calibration"))
             moments = basis.activation_moments(config, self.model, self._exchange, sampler, cursor)
         if MOMENTS in rounds:
             basis.sum_moments(moments, self._averager, rounds[MOMENTS].round_id)
@@ -194,7 +195,7 @@ class Trainer:
             unflatten_into(self._agreed, self._parameters)
         self._digests["weights"] = digest([self._agreed])
 
-    def _sampler(self, chunk_tokens: int) -> Sampler:
+    def _sampler(self, chunk_tokens: int, seed: int | None = None) -> Sampler:
         config = self._config
         context = config.model.chunks * chunk_tokens
-        return self._task.sampler(context, config.train.batch, config.run.seed)
+        return self._task.sampler(context, config.train.batch, config.run.seed if seed is None else seed)

@@ -39,6 +39,18 @@ def test_a_block_is_softmax_attention_with_its_log_sum_exp(forward, queries: int
     assert gap(lse, wanted.logsumexp(-1)) < TOLERANCE
 
 
+@pytest.mark.parametrize("keys", [1, 8, 15, 16, 40])
+@pytest.mark.parametrize("where", ["query", "key"])
+def test_a_nan_is_not_hidden(where: str, keys: int) -> None:
+    """However few keys there are: it must show in this step, not in the next."""
+    q, k, v = tensors(4, keys, keys, dtype=torch.float32)
+    (q[0, 0, 2] if where == "query" else k[0, 0]).fill_(float("nan"))
+    out, lse = block_forward(q, k, v, causal=False)
+    assert out[0, 0, 2].isnan().all()
+    assert lse[0, 0, 2].isnan()
+    assert out[1].isfinite().all()
+
+
 @pytest.mark.parametrize("backward", [block_backward, plain_backward])
 @pytest.mark.parametrize(("queries", "keys", "causal"), [(7, 7, True), (12, 5, False)])
 def test_a_block_alone_has_the_gradients_of_autograd(backward, queries: int, keys: int, causal: bool) -> None:

@@ -70,6 +70,16 @@ def test_which_combinations_leak(combination: dict[str, Any]) -> None:
     assert found == ({CHUNK + 3, 2 * CHUNK - 1} if config.leaks else set())
 
 
+def test_the_own_chunk_is_projected_and_not_rounded() -> None:
+    """The first chunk attends to itself alone: how payloads are rounded on their way to others changes none of it."""
+    settings = {"own": "projected", "rotation": "fixed", "dense_last_layers": 0}
+    exact, rounded = (tiny_config(compress=settings | {"format": name}) for name in ("float32", "int4"))
+    tokens = torch.from_numpy(contexts(exact)[:, :-1])
+    found, wanted = logits(rounded, tokens, "1"), logits(exact, tokens, "1")
+    assert torch.equal(found[:, :CHUNK], wanted[:, :CHUNK])
+    assert not torch.equal(found[:, CHUNK:], wanted[:, CHUNK:])
+
+
 @pytest.mark.parametrize("combination", [LEAKING[0], {"own": "projected", **PREVIOUS}], ids=["leaks", "causal"])
 def test_it_is_the_same_on_four_ranks(combination: dict[str, Any]) -> None:
     config = tiny_config(compress=combination)

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import pytest
 import torch
-from helpers.coordinated import corpus
+from helpers.coordinated import Coordinator, Session, Still, corpus
 from helpers.small import VOCAB, small_model
 from helpers.threads import ThreadWire, run_ranks
 from helpers.worlds import WORLDS, exchange_of, tiny_config
 from torch import Tensor
 
-from node.data import BatchSampler
+from node.data import BatchSampler, Corpus
 from node.model.exchanged import ExchangedLlama
 from node.subspace.basis import Moments, kept_energy, principal_directions
+from node.subspace.learned import LearnedCodec
 from node.train import basis
 from node.train.averaging import Averager
+from node.train.checkpoint import Checkpoints
+from node.train.trainer import Trainer
 
 CONFIG = tiny_config(compress={"calibration_batches": 3})
 
@@ -77,6 +83,59 @@ def test_all_ranks_take_the_basis_of_the_first_to_the_bit() -> None:
         for second, leading in zip(seconds, results[0][2], strict=True):
             assert torch.equal(second, leading[..., second.shape[-1] :])
     assert not torch.equal(results[1][2][0], results[0][2][0])
+
+
+def test_a_learned_subspace_starts_at_the_basis() -> None:
+    """Without the start its matrices would stay zero, and it would send nothing."""
+    config = tiny_config(compress={"rotation": "fixed", "subspace": "learned"})
+    model = ExchangedLlama(config, VOCAB)
+    basis.share_basis(model, dict(basis.weight_moments(model)), 0, Averager(0, 1, None, Agreed()), 6)
+    for _, codec in model.codecs():
+        assert isinstance(codec, LearnedCodec)
+        assert float(codec.leading.norm()) > 1
+        assert torch.equal(codec.down, codec.leading)
+        assert torch.equal(codec.up, codec.leading)
+
+
+@pytest.mark.parametrize("refresh", [True, False])
+def test_a_refreshed_basis_is_aligned_to_the_one_before_it(refresh: bool) -> None:
+    """The same subspace with its strengths in another order: numbers on the wire go on where they were."""
+    model, averager = small_model(CONFIG), Averager(0, 1, None, Agreed())
+    moments = {}
+    for key, codec in model.codecs():
+        columns_GDr = codec.leading[..., : codec.shape.rank]
+        strengths = torch.arange(1.0, codec.shape.rank + 1)  # the weakest direction becomes the strongest
+        rest = torch.eye(codec.shape.width) - columns_GDr @ columns_GDr.mT
+        moments[key] = (columns_GDr * strengths) @ columns_GDr.mT + 0.01 * rest
+    before = {key: codec.leading.clone() for key, codec in model.codecs()}
+    basis.share_basis(model, moments, 0, averager, 6, refresh)
+    for key, codec in model.codecs():
+        rank = codec.shape.rank
+        assert torch.allclose(codec.leading[..., :rank], before[key][..., :rank], atol=1e-4) == refresh
+
+
+def test_calibration_draws_other_contexts_than_training(tmp_path: Path) -> None:
+    """In a whole run: nothing that the basis was fitted to is trained on by the steps that follow it."""
+    config = tiny_config(train={"sync_every": 1})
+    asked: dict[int, list[int]] = {}
+
+    class Noting(Corpus):
+        def sampler(self, context: int, batch: int, seed: int) -> BatchSampler:
+            made = super().sampler(context, batch, seed)
+            asked.setdefault(seed, []).append(context)
+            return made
+
+    plain = corpus()
+    noting = Noting(plain.train, plain.heldout, plain.tokenizer, plain.fingerprint)
+    shared = Coordinator(config, WORLDS["1"], config.train.steps)
+    exchange = exchange_of(config, WORLDS["1"], 0, None)
+    model = ExchangedLlama(config, VOCAB, exchange.payload.ranks)
+    session = Session(shared, 0)
+    trainer = Trainer(config, noting, model, exchange, Averager(0, 1, None, session), Checkpoints(tmp_path, 0))
+    trainer.run(0, session, Still())
+    (calibration,) = asked.keys() - {config.run.seed}
+    assert len(asked[calibration]) == 1
+    assert len(asked[config.run.seed]) == config.train.steps
 
 
 def test_energies_are_the_least_over_layers() -> None:
