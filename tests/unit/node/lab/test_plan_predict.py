@@ -10,6 +10,7 @@ import pytest
 import torch
 from helpers import ROOT
 from helpers.small import VOCAB, small_config, small_model
+from helpers.worlds import logits_of
 
 from coordinator import ring
 from netem.config import convert
@@ -65,7 +66,7 @@ def test_flops_are_those_that_torch_counts() -> None:
         )
     }
     with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=attention) as counter:
-        model(tokens, ChunkExchange(config.assignment(), 0, payload), spec)
+        logits_of(model, tokens, ChunkExchange(config.assignment(), 0, payload), spec)
     ours = sum(
         stage.total().flops[0]
         for layer in range(config.model.layers)

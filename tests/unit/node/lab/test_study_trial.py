@@ -113,7 +113,7 @@ def test_a_failure_of_one_rank_ends_the_others() -> None:
     wire = MemoryWire(post, 0)
     post.close()
     with pytest.raises(RunAborted, match="another rank failed"):
-        wire.first_of("kv", 0, {1: 1})
+        wire.first_of("kv", 0, {1: 1}, 1)
     coordinator = Coordinator(lost, lost.assignment(), lambda step, metrics: None)
     coordinator.abort()
     with pytest.raises(RunAborted, match="another rank failed"):
