@@ -195,7 +195,7 @@ def _lines(name: str, key: str, folder: Path) -> tuple[str, list[str]]:
     """The name to call the file by, and its lines."""
     path = folder / name
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except FileNotFoundError:
         raise ConfigError(f"{key} = {name!r}: there is no such file in {folder}") from None
     except (OSError, UnicodeDecodeError) as error:

@@ -33,7 +33,7 @@ class DataConfig(Section, frozen=True, kw_only=True):
             min_length=1,
             description="novels (embedded, offline), recall (a probe that asks for what lies far back), "
             "fineweb, c4 or bookcorpus (Hugging Face hub, streamed), "
-            "or a .txt, .jsonl or .parquet file (.txt and .jsonl also .gz or .xz) or a folder of them",
+            "or a .txt, .jsonl or .parquet file or a folder of them (.txt and .jsonl also .gz, .xz, .zst or .bz2)",
         ),
     ] = EMBEDDED_CORPUS
     tokenizer: Annotated[
@@ -47,11 +47,18 @@ class DataConfig(Section, frozen=True, kw_only=True):
             description="the field of a JSONL, Parquet or hub row that holds the document's text",
         ),
     ] = "text"
+    separator: Annotated[
+        str,
+        Meta(
+            description="text that ends a document within a .txt file, for instance <|endoftext|>; "
+            "empty: each file is one document",
+        ),
+    ] = ""
     max_tokens: Annotated[
         int,
         Meta(
             ge=0,
-            description="stop reading after this many tokens; 0: read all (of a hub corpus, 100 million)",
+            description="stop reading after this many tokens; 0: read all, or the first 100 million of a hub corpus",
         ),
     ] = 0
     cache: Annotated[

@@ -16,6 +16,8 @@ from typing import Literal, NamedTuple, Self
 
 import numpy as np
 
+from netem.errors import ConfigError
+from node.data.documents import Document
 from node.data.split import SMALL_CORPUS, is_heldout, train_length
 from node.data.tokenizers import TokenArray, Tokenizer, token_dtype
 
@@ -40,11 +42,12 @@ class _Encoded(NamedTuple):
     heldout: bool
 
 
-def build(documents: Iterable[str], tokenizer: Tokenizer, max_tokens: int, folder: Path) -> Built:
+def build(documents: Iterable[Document], tokenizer: Tokenizer, max_tokens: int, folder: Path) -> Built:
     """Write train.bin and heldout.bin into `folder` and return their figures.
 
-    `max_tokens`: stop after so many tokens of text (end-of-text not counted), amid a document if need be;
-    0: read to the end. Empty documents are skipped. Raises what `documents` raises, and `OSError`.
+    `max_tokens`: stop after so many tokens of text (end-of-text not counted), if need be within a document;
+    0: read to the end. Empty documents are skipped. Raises the errors of `documents`, `OSError`, and `ConfigError` with
+    the place of a document that the tokenizer refuses.
     """
     encoded = _encode(documents, tokenizer, max_tokens)
     with _TokenFile(folder / TRAIN, tokenizer) as train, _TokenFile(folder / HELDOUT, tokenizer) as heldout:
@@ -67,12 +70,15 @@ def build(documents: Iterable[str], tokenizer: Tokenizer, max_tokens: int, folde
     return Built(train.count, heldout.count, count, "tails" if small else "documents", train.digest(), heldout.digest())
 
 
-def _encode(documents: Iterable[str], tokenizer: Tokenizer, max_tokens: int) -> Iterator[_Encoded]:
+def _encode(documents: Iterable[Document], tokenizer: Tokenizer, max_tokens: int) -> Iterator[_Encoded]:
     left = max_tokens
-    for text in documents:
+    for text, place in documents:
         if not text:
             continue
-        tokens = tokenizer.encode_document(text)
+        try:
+            tokens = tokenizer.encode_document(text)
+        except ValueError as error:
+            raise ConfigError(f"{place}: the tokenizer {tokenizer.name} cannot read this text: {error}") from None
         if max_tokens:
             tokens = tokens[:left]
             left -= len(tokens)

@@ -1,31 +1,32 @@
 """Documents from files: the embedded novels, and local text, JSONL and Parquet, alone or in folders.
 
-A .txt file is one document; a line of JSONL and a row of Parquet are one each. Parquet is read by pyarrow's
-own reader and not by `datasets`, whose streaming reader can abort the process at exit (see `node.data.hub`).
-Faults in a file are the user's to mend, so each is a `ConfigError` with file and line or row.
+A .txt file is one document, or several where `data.separator` says how they are parted; a line of JSONL and a row of
+Parquet are one each. Parquet is read by pyarrow's own reader and not by `datasets`, whose streaming reader can abort
+the process at exit (see `node.data.hub`). Faults in a file are the user's to mend, so each is a `ConfigError` with
+file and line or row.
 """
 
 from __future__ import annotations
 
-import gzip
-import importlib
-import lzma
-import os
-import zlib
-from collections.abc import Generator, Iterator
+import json
+import logging
+from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
-
-import msgspec
+from typing import Any
 
 from netem.errors import ConfigError
-from node.config.data import EMBEDDED_CORPUS, KNOWN_CORPORA
+from node.config.data import EMBEDDED_CORPUS, DataConfig
 from node.data import embedded
+from node.data.documents import Document, Documents, document_of, import_or_explain, without_nulls
+from node.data.folders import PARQUET_SUFFIX, TEXT_SUFFIX, file_kind, find
+from node.data.packed import DAMAGE, open_packed
+from node.data.tokenizers import END_OF_TEXT
 
-TEXT_SUFFIXES = (".txt", ".jsonl")
-PACKED_SUFFIXES = (".gz", ".xz")
-PARQUET_SUFFIX = ".parquet"
 _PARQUET_BATCH_ROWS = 64
+# Whole numbers become floats, since Python refuses to read those of more than 4,300 digits, and no number is a text.
+_JSON = json.JSONDecoder(parse_int=float)
+
+log = logging.getLogger(__name__)
 
 
 class EmbeddedNovels:
@@ -40,8 +41,8 @@ class EmbeddedNovels:
     def identity(self) -> dict[str, Any]:
         return {"embedded": embedded.NOVELS, "sha256": embedded.NOVELS_SHA256}
 
-    def documents(self) -> Generator[str, None, None]:
-        yield from _jsonl_documents(embedded.checked_novels(self._folder), "text")
+    def documents(self) -> Documents:
+        yield from without_nulls(_jsonl_documents(embedded.checked_novels(self._folder), "text"), self.name)
 
 
 class LocalFiles:
@@ -49,115 +50,102 @@ class LocalFiles:
 
     default_max_tokens = 0
 
-    def __init__(self, corpus: str, text_field: str) -> None:
-        self.name = corpus
-        self._text_field = text_field
+    def __init__(self, config: DataConfig) -> None:
+        self.name = config.corpus
+        self._text_field = config.text_field
+        self._separator = config.separator
         try:
-            self._files = _find(Path(os.path.expanduser(corpus)), corpus)
+            self._found = find(config.corpus)
         except OSError as error:
-            raise ConfigError(f"data.corpus = {corpus!r}: {error.strerror or error}") from None
+            place = f" ({error.filename})" if error.filename else ""
+            raise ConfigError(f"data.corpus = {config.corpus!r}: {error.strerror or error}{place}") from None
 
     def identity(self) -> dict[str, Any]:
         """Sizes and modification times, not contents: a corpus may be hundreds of gigabytes."""
         listing = []
-        for path in self._files:
+        for path in self._found.files:
             status = path.stat()
             listing.append([str(path.absolute()), status.st_size, status.st_mtime_ns])
-        return {"files": listing, "text_field": self._text_field}
+        identity = {"files": listing, "text_field": self._text_field}
+        return identity | ({"separator": self._separator} if self._separator else {})
 
-    def documents(self) -> Generator[str, None, None]:
-        for path in self._files:
+    def documents(self) -> Documents:
+        """The documents' texts. What is read and what is left out of a folder is logged first."""
+        for line in self._found.lines():
+            log.info("%s: %s", self.name, line)
+        for path in self._found.files:
             try:
-                yield from _file_documents(path, self._text_field)
-            except OSError as error:  # gzip.BadGzipFile too
-                raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from None
-            except (lzma.LZMAError, zlib.error, EOFError) as error:
+                yield from without_nulls(self._read(path), str(path))
+            except DAMAGE as error:
                 raise ConfigError(f"{path}: the compressed file is damaged or cut short: {error}") from None
-            except UnicodeDecodeError as error:
-                raise ConfigError(f"{path}: not UTF-8 text: {error.reason}; convert it to UTF-8") from None
+            except OSError as error:
+                raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from None
+
+    def _read(self, path: Path) -> Iterator[Document | None]:
+        kind = file_kind(path)
+        if kind == PARQUET_SUFFIX:
+            return _parquet_documents(path, self._text_field)
+        if kind == TEXT_SUFFIX:
+            return _text_documents(path, self._separator)
+        return _jsonl_documents(path, self._text_field)
 
 
-def text_of(row: Any, text_field: str, place: str) -> str:
-    """The text of one `row`, or a `ConfigError` that names its `place` and what was found instead."""
-    if not isinstance(row, dict):
-        raise ConfigError(f"{place}: expected an object with a field {text_field!r}, found {type(row).__name__}")
-    if text_field not in row:
-        raise ConfigError(f"{place}: no field {text_field!r}; set data.text_field to one of {', '.join(sorted(row))}")
-    text = row[text_field]
-    if not isinstance(text, str):
-        raise ConfigError(f"{place}: field {text_field!r} is {type(text).__name__}; expected text")
-    return text
-
-
-def import_or_explain(module: str, purpose: str) -> Any:
-    """Import a package of the extra `data` where it is used: it is slow, and most runs need none."""
+def _text_documents(path: Path, separator: str) -> Iterator[Document]:
+    with open_packed(path) as file:
+        content = file.read()
     try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise ConfigError(f"{purpose} needs {module} ({error}); run: pip install 'isthmus[data]'") from None
+        # A corpus copied through Windows gives the same tokens.
+        text = content.decode("utf-8-sig").replace("\r\n", "\n")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise ConfigError(f"{path}:{line}: not UTF-8 text: {error.reason}; convert it to UTF-8") from None
+    if "\0" in text:
+        line = text.count("\n", 0, text.index("\0")) + 1
+        raise ConfigError(f"{path}:{line}: has a zero byte, so it is binary or UTF-16; convert it to UTF-8 text")
+    if not separator:
+        if marks := text.count(END_OF_TEXT):
+            log.warning(
+                "%s: holds %r %d times, read as ordinary text; data.separator = %r would end a document at each",
+                *(path, END_OF_TEXT, marks, END_OF_TEXT),
+            )
+        yield Document(text, str(path))
+        return
+    for number, part in enumerate(text.split(separator), start=1):
+        yield Document(part.strip("\n"), f"{path}, document {number}")
 
 
-def _find(root: Path, corpus: str) -> list[Path]:
-    key = f"data.corpus = {corpus!r}"
-    kinds = "expected .txt, .jsonl (both also .gz or .xz) or .parquet"
-    if root.is_file():
-        if not _readable(root):
-            raise ConfigError(f"{key}: {kinds}")
-        return [root]
-    if not root.is_dir():
-        raise ConfigError(f"{key}: no such file or folder on this machine; known names: {', '.join(KNOWN_CORPORA)}")
-    files = [path for path in root.rglob("*") if path.is_file() and _readable(path)]
-    if not files:
-        raise ConfigError(f"{key}: the folder has no file to read; {kinds}")
-    # By path below the root and not by what the disk returns, so that two machines read in the same order.
-    return sorted(files, key=lambda path: path.relative_to(root).parts)
-
-
-def _readable(path: Path) -> bool:
-    return not path.name.startswith(".") and (_plain_suffix(path) in TEXT_SUFFIXES or path.suffix == PARQUET_SUFFIX)
-
-
-def _plain_suffix(path: Path) -> str:
-    return Path(path.stem).suffix if path.suffix in PACKED_SUFFIXES else path.suffix
-
-
-def _file_documents(path: Path, text_field: str) -> Iterator[str]:
-    if path.suffix == PARQUET_SUFFIX:
-        return _parquet_documents(path, text_field)
-    if _plain_suffix(path) == ".jsonl":
-        return _jsonl_documents(path, text_field)
-    return _text_document(path)
-
-
-def _open(path: Path) -> IO[bytes] | gzip.GzipFile:
-    if path.suffix == ".gz":
-        return gzip.open(path, "rb")
-    if path.suffix == ".xz":
-        return lzma.open(path, "rb")
-    return path.open("rb")
-
-
-def _text_document(path: Path) -> Iterator[str]:
-    with _open(path) as file:
-        text = file.read().decode("utf-8-sig")
-    # A corpus copied through Windows gives the same tokens.
-    yield text.replace("\r\n", "\n")
-
-
-def _jsonl_documents(path: Path, text_field: str) -> Iterator[str]:
-    with _open(path) as file:
+def _jsonl_documents(path: Path, text_field: str) -> Iterator[Document | None]:
+    with open_packed(path) as file:
+        first = True
         for number, line in enumerate(file, start=1):
-            if not line.strip():
+            content = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
+            if not content.strip():
                 continue
             place = f"{path}:{number}"
-            try:
-                row = msgspec.json.decode(line)
-            except (msgspec.DecodeError, UnicodeDecodeError) as error:
-                raise ConfigError(f"{place}: not valid JSON: {error}") from None
-            yield text_of(row, text_field, place)
+            if first and content.lstrip().startswith(b"["):
+                raise ConfigError(
+                    f"{place}: the file is a JSON array; expected one object a line; "
+                    f"convert it with: jq -c '.[]' {path.name} > rows.jsonl"
+                )
+            first = False
+            yield document_of(_row(content, place), text_field, place)
 
 
-def _parquet_documents(path: Path, text_field: str) -> Iterator[str]:
+def _row(line: bytes, place: str) -> Any:
+    """The value that a line of JSONL holds. NaN and whole numbers of any length are read, since scripts write them."""
+    try:
+        return _JSON.decode(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        reason = f"not UTF-8: {error.reason} at byte {error.start + 1}; convert the file to UTF-8"
+    except json.JSONDecodeError as error:
+        fault = error.msg.removesuffix(" at")
+        reason = f"not valid JSON: {fault} at character {error.pos + 1}; expected one whole object a line"
+    except RecursionError:
+        reason = "not readable: the JSON is nested too deep"
+    raise ConfigError(f"{place}: {reason}")
+
+
+def _parquet_documents(path: Path, text_field: str) -> Iterator[Document | None]:
     pyarrow = import_or_explain("pyarrow", f"{path}: reading Parquet")
     parquet = import_or_explain("pyarrow.parquet", f"{path}: reading Parquet")
     try:
@@ -165,7 +153,7 @@ def _parquet_documents(path: Path, text_field: str) -> Iterator[str]:
             columns = file.schema_arrow.names
             if text_field not in columns:
                 # The same sentence as for a row of JSONL that lacks the field.
-                text_of(dict.fromkeys(columns), text_field, str(path))
+                document_of(dict.fromkeys(columns), text_field, str(path))
             number = 0
             for row_group in range(file.num_row_groups):
                 batches = file.iter_batches(
@@ -174,7 +162,7 @@ def _parquet_documents(path: Path, text_field: str) -> Iterator[str]:
                 for batch in batches:
                     for row in batch.to_pylist():
                         number += 1
-                        yield text_of(row, text_field, f"{path}, row {number}")
+                        yield document_of(row, text_field, f"{path}, row {number}")
     except pyarrow.ArrowException as error:
         first_line = str(error).partition("\n")[0]
         raise ConfigError(f"{path}: not readable as Parquet: {first_line}") from None

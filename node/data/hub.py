@@ -9,23 +9,21 @@ refuse, and its rows are single sentences, whereas long contexts want whole book
 
 from __future__ import annotations
 
-import os
-import selectors
-import struct
 import subprocess
 import sys
-from collections.abc import Generator
+from collections.abc import Iterator
+from multiprocessing.connection import Connection, Pipe
 from typing import Any, NamedTuple
 
 from netem.errors import ConfigError
+from node.data.documents import Document, Documents, without_nulls
 
 DEFAULT_MAX_TOKENS = 100_000_000
 # `datasets` tries 20 times, 5 s apart, to take up a broken stream; only then is the silence ours to end.
 SILENCE_TIMEOUT_S = 180.0
-_READ_BYTES = 1 << 18
-# What the child writes: kind and bytes of payload, then the payload in UTF-8.
-HEADER = struct.Struct("<cQ")
-DOCUMENT, END, ERROR = b"d", b"z", b"e"
+# What the child sends: messages of bytes, each a kind and a text in UTF-8. The texts come from the internet, so the
+# pipe carries bytes only: `Connection.recv` would unpickle them.
+DOCUMENT, NULL, END, ERROR = b"d", b"n", b"z", b"e"
 
 
 class Dataset(NamedTuple):
@@ -56,31 +54,33 @@ class HubStream:
         """Id and subset; not the hub's revision, which only a request could tell."""
         return {"hub": list(self._dataset), "split": "train", "text_field": self._text_field}
 
-    def documents(self) -> Generator[str, None, None]:
+    def documents(self) -> Documents:
         """The documents' texts. Raises `ConfigError` in seconds where the hub is offline or out of reach."""
-        command = [
-            sys.executable,
-            "-P",
-            "-m",
-            "node.data.hub_reader",
-            self.name,
-            *self._dataset,
-            self._text_field,
-        ]
-        # The child watches its stdin, and ends with us even if we are killed.
-        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as reader:
-            try:
-                yield from self._received(reader)
-            finally:
-                reader.kill()
+        messages, child_end = Pipe(duplex=False)
+        with messages:
+            with child_end:
+                reader = self._start(child_end.fileno())
+            # The block closes the child's stdin and waits for it.
+            with reader:
+                try:
+                    yield from without_nulls(self._received(messages), f"data.corpus = {self.name!r}")
+                finally:
+                    reader.kill()
 
-    def _received(self, reader: subprocess.Popen[bytes]) -> Generator[str, None, None]:
-        assert reader.stdout is not None
-        frames = _Frames(reader.stdout.fileno(), f"data.corpus = {self.name!r}")
+    def _start(self, descriptor: int) -> subprocess.Popen[bytes]:
+        module = [sys.executable, "-P", "-m", "node.data.hub_reader"]
+        command = [*module, str(descriptor), self.name, *self._dataset, self._text_field]
+        # The child watches its stdin, and ends with this process even if it is killed.
+        return subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=[descriptor])
+
+    def _received(self, messages: Connection) -> Iterator[Document | None]:
+        place = f"data.corpus = {self.name!r}"
+        number = 0
         while True:
-            kind, payload = frames.next()
-            if kind == DOCUMENT:
-                yield payload.decode("utf-8")
+            kind, payload = _next(messages, place)
+            if kind in (DOCUMENT, NULL):
+                number += 1
+                yield Document(payload.decode("utf-8"), f"{place}, row {number}") if kind == DOCUMENT else None
             elif kind == ERROR:
                 raise ConfigError(payload.decode("utf-8"))
             else:
@@ -88,33 +88,12 @@ class HubStream:
                 return
 
 
-class _Frames:
-    """Frames of the child's pipe, as `node.data.hub_reader` writes them, each awaited for a limited time."""
-
-    def __init__(self, descriptor: int, place: str) -> None:
-        self._descriptor = descriptor
-        self._place = place
-        self._buffer = bytearray()
-
-    def next(self) -> tuple[bytes, bytes]:
-        kind, length = HEADER.unpack(self._take(HEADER.size))
-        return kind, self._take(length)
-
-    def _take(self, count: int) -> bytes:
-        while len(self._buffer) < count:
-            self._fill()
-        taken = bytes(self._buffer[:count])
-        del self._buffer[:count]
-        return taken
-
-    def _fill(self) -> None:
-        with selectors.DefaultSelector() as selector:
-            selector.register(self._descriptor, selectors.EVENT_READ)
-            if not selector.select(SILENCE_TIMEOUT_S):
-                raise ConfigError(
-                    f"{self._place}: nothing came from the hub for {SILENCE_TIMEOUT_S:g} s; check the network"
-                )
-        received = os.read(self._descriptor, _READ_BYTES)
-        if not received:
-            raise ConfigError(f"{self._place}: the process that reads the hub ended early; see its messages above")
-        self._buffer += received
+def _next(messages: Connection, place: str) -> tuple[bytes, bytes]:
+    """Kind and payload of the child's next message, awaited for a limited time. Raises `ConfigError`."""
+    if not messages.poll(SILENCE_TIMEOUT_S):
+        raise ConfigError(f"{place}: nothing came from the hub for {SILENCE_TIMEOUT_S:g} s; check the network")
+    try:
+        message = messages.recv_bytes()
+    except (EOFError, OSError):
+        raise ConfigError(f"{place}: the process that reads the hub ended early; see its messages above") from None
+    return message[:1], message[1:]

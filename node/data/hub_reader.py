@@ -1,7 +1,7 @@
-"""The child process that streams a hub corpus with `datasets` and writes its documents to stdout as frames.
+"""The child process that streams a hub corpus with `datasets` and sends its documents through a pipe.
 
-Started by `node.data.hub`, which says why it is a process, and reads the frames: documents, then one END or
-one ERROR. The data sets are plain files (Parquet, gzipped JSON); no code of the hub is run. Every fault
+`node.data.hub` starts it, says why it is a process, and reads its messages: documents and null rows, then one END
+or one ERROR. The data sets are plain files (Parquet, gzipped JSON); no code of the hub is run. Every fault
 becomes one line that names the mend.
 """
 
@@ -17,31 +17,28 @@ import traceback
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from typing import BinaryIO
+from multiprocessing.connection import Connection
 
 from netem.errors import ConfigError
-from node.data.files import import_or_explain, text_of
-from node.data.hub import DOCUMENT, END, ERROR, HEADER
+from node.data.documents import document_of, import_or_explain
+from node.data.hub import DOCUMENT, END, ERROR, NULL
 
 _PROBE_TIMEOUT_S = 5.0
 _INSTEAD = 'set data.corpus to "novels" or to a local file'
 
 
-def main(name: str, dataset_id: str, subset: str, text_field: str) -> None:
-    """Write the corpus to stdout and end the process. `name` is what the user calls it."""
-    # What libraries print must not fall between the frames.
-    frames = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+def main(descriptor: str, name: str, dataset_id: str, subset: str, text_field: str) -> None:
+    """Send the corpus into the pipe `descriptor` and end the process. `name` is the name that the user gave it."""
+    messages = Connection(int(descriptor), readable=False)
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what libraries print belongs among the parent's messages
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         for text in documents(name, dataset_id, subset, text_field):
-            _write(frames, DOCUMENT, text)
-        _write(frames, END, "")
-        frames.flush()
+            messages.send_bytes(NULL if text is None else DOCUMENT + text.encode("utf-8"))
+        messages.send_bytes(END)
     except ConfigError as error:
-        _write(frames, ERROR, str(error))
-        frames.flush()
+        messages.send_bytes(ERROR + str(error).encode("utf-8", "replace"))
     except BrokenPipeError:
         pass  # the parent wants no more, or is gone
     finally:
@@ -51,8 +48,11 @@ def main(name: str, dataset_id: str, subset: str, text_field: str) -> None:
         os._exit(0)
 
 
-def documents(name: str, dataset_id: str, subset: str, text_field: str) -> Iterator[str]:
-    """Texts of the training split, streamed. Raises `ConfigError`, in seconds if the hub is out of reach."""
+def documents(name: str, dataset_id: str, subset: str, text_field: str) -> Iterator[str | None]:
+    """Texts of the training split, streamed; None for each that is null.
+
+    Raises `ConfigError`, in seconds if the hub is out of reach.
+    """
     place = f"data.corpus = {name!r}"
     datasets = import_or_explain("datasets", place)
     hub_errors = import_or_explain("huggingface_hub.errors", place)
@@ -65,7 +65,8 @@ def documents(name: str, dataset_id: str, subset: str, text_field: str) -> Itera
     try:
         rows = datasets.load_dataset(dataset_id, subset or None, split="train", streaming=True)
         for number, row in enumerate(rows, start=1):
-            yield text_of(row, text_field, f"{place}, row {number}")
+            document = document_of(row, text_field, f"{place}, row {number}")
+            yield None if document is None else document.text
     except ConfigError:
         raise
     except failures as error:
@@ -93,14 +94,8 @@ def _probe(endpoint: str, place: str) -> None:
         ) from None
 
 
-def _write(frames: BinaryIO, kind: bytes, text: str) -> None:
-    payload = text.encode("utf-8", "replace")
-    frames.write(HEADER.pack(kind, len(payload)))
-    frames.write(payload)
-
-
 def _end_with_parent() -> None:
-    """The parent holds our stdin open and writes nothing: its end is the parent's end."""
+    """End this process when its stdin ends: the parent holds it open for as long as it lives, and writes nothing."""
     sys.stdin.buffer.read()
     os._exit(1)
 

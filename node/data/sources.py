@@ -1,19 +1,17 @@
 """Where documents come from: a `Source` yields them one at a time, in an order that is always the same.
 
 `make_source` picks one for the config: the embedded novels and local files are in `node.data.files`, the
-Hugging Face hub in `node.data.hub`. A source knows text, not tokens; who consumes it is `node.data.build`.
+Hugging Face hub in `node.data.hub`. A source knows text, not tokens; `node.data.build` reads it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator
 from typing import Any, Protocol
 
 from node.config.data import EMBEDDED_CORPUS, HUB_CORPORA, DataConfig
+from node.data.documents import Documents
 from node.data.files import EmbeddedNovels, LocalFiles
 from node.data.hub import HubStream
-
-Documents = Generator[str, None, None]
 
 
 class Source(Protocol):
@@ -31,7 +29,7 @@ class Source(Protocol):
         """Plain values that change when the documents may have: the key of the token store."""
 
     def documents(self) -> Documents:
-        """The documents' texts, lazily. Close the generator if it is not exhausted. Raises `ConfigError`."""
+        """The documents, lazily. Close the generator if it is not exhausted. Raises `ConfigError`."""
 
 
 def make_source(config: DataConfig) -> Source:
@@ -40,4 +38,4 @@ def make_source(config: DataConfig) -> Source:
         return EmbeddedNovels()
     if config.corpus in HUB_CORPORA:
         return HubStream(config.corpus, config.text_field)
-    return LocalFiles(config.corpus, config.text_field)
+    return LocalFiles(config)

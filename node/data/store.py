@@ -1,14 +1,13 @@
 """The token store: a corpus tokenised once into a cache folder, then memory-mapped by every process.
 
 A folder bears the digest of all that decides its content (corpus, tokenizer, limit, split rule), is built
-under another name behind a lock between processes, and appears complete or not at all. What is written into
-it is `node.data.build`'s business; who reads batches from it is `node.data.batches`.
+under another name behind a lock between processes, and appears complete or not at all. `node.data.build` writes its
+content, and `node.data.batches` reads batches from it.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import logging
@@ -23,6 +22,7 @@ from typing import Any, Literal
 
 import msgspec
 import numpy as np
+from filelock import FileLock, Timeout
 
 from netem.errors import ConfigError, IsthmusError
 from node.data.build import HELDOUT, TRAIN, build
@@ -34,7 +34,6 @@ META = "meta.json"
 STORE_VERSION = 1
 # Long enough for a hub corpus on a slow line: a waiter is stuck only as long as a live process is building.
 LOCK_TIMEOUT_S = 1800.0
-_LOCK_POLL_S = 0.05
 
 log = logging.getLogger(__name__)
 
@@ -113,7 +112,7 @@ def _identity(source: Source, tokenizer: Tokenizer, limit: int) -> dict[str, Any
 
 def _folder_name(source: Source, tokenizer: Tokenizer, identity: dict[str, Any]) -> str:
     key = hashlib.blake2b(json.dumps(identity, sort_keys=True).encode(), digest_size=8).hexdigest()
-    # The name is for whoever looks into the cache; the key alone decides.
+    # The readable part is for people who look into the cache; the key alone decides.
     readable = re.sub(r"[^A-Za-z0-9]+", "-", Path(source.name).name).strip("-")[:40]
     return f"{readable}-{tokenizer.name}-{key}"
 
@@ -192,21 +191,19 @@ def _map(path: Path, dtype: np.dtype[Any], count: int) -> TokenArray:
 @contextlib.contextmanager
 def _lock(path: Path, timeout_s: float) -> Iterator[None]:
     """Hold an exclusive lock between processes; the kernel releases it however the holder ends."""
-    deadline_s = time.monotonic() + timeout_s
-    with path.open("a+") as file:
-        told = False
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() >= deadline_s:
-                    raise IsthmusError(
-                        f"{path}: another process has been tokenising this corpus for over {timeout_s:g} s; "
-                        "end it, or wait for it and start again"
-                    ) from None
-            if not told:
-                log.info("waiting for another process to tokenise the corpus (%s)", path)
-                told = True
-            time.sleep(_LOCK_POLL_S)
-        yield  # closing the file releases the lock
+    lock = FileLock(path)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        log.info("waiting for another process to tokenise the corpus (%s)", path)
+        try:
+            lock.acquire(timeout=timeout_s)
+        except Timeout:
+            raise IsthmusError(
+                f"{path}: another process has been tokenising this corpus for over {timeout_s:g} s; "
+                "end it, or wait for it and start again"
+            ) from None
+    try:
+        yield
+    finally:
+        lock.release()

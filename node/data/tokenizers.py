@@ -1,7 +1,8 @@
 """Tokenizers: GPT-2's, whole or its first merges only, built offline from the embedded file, and plain bytes.
 
-All turn whole documents into ids and back, and know one special token, end-of-text, which only the token
-store adds (`node.data.build`): text that happens to spell `<|endoftext|>` is ordinary text.
+All turn whole documents into ids and back, and know one special token, end-of-text. Only the token store adds it
+(`node.data.build`): text that happens to spell `<|endoftext|>` is ordinary text. Half of a surrogate pair alone is
+read as U+FFFD.
 The merges are read by `node.data.embedded`.
 """
 
@@ -18,6 +19,7 @@ import numpy.typing as npt
 import tiktoken
 
 from netem.errors import ConfigError
+from node.data.documents import whole_characters
 from node.data.embedded import load_merges
 
 TokenArray = npt.NDArray[np.unsignedinteger[Any]]
@@ -30,6 +32,10 @@ END_OF_TEXT = "<|endoftext|>"
 _PIECE_CHARS = 1 << 20
 # GPT-2's pattern never joins a visible character to the space after it, so a cut there changes no token.
 _SAFE_CUT = re.compile(r"(?<=[A-Za-z0-9.,;:!?])(?=[ \n])")
+# White space as the pattern of GPT-2 means it (Unicode's White_Space; Python's own \s has four characters more).
+_BLANKS = "\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
+# The regex engine gives up at a million blanks that are followed by something else.
+_LONGEST_RUN = 1 << 12
 # Equivalent to the pattern of the original release, and faster (tiktoken_ext.openai_public, r50k).
 _GPT2_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
 
@@ -86,7 +92,7 @@ class Gpt2Tokenizer:
 
     def encode_document(self, text: str) -> TokenArray:
         # In pieces: a whole book at once would cost several times its size in temporary memory.
-        pieces = [self._encode(piece) for piece in _pieces(text)]
+        pieces = [self._encode(part) for piece in _pieces(whole_characters(text)) for part in _short_runs(piece)]
         return np.concatenate(pieces).astype(token_dtype(self.vocab_size))
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -94,10 +100,7 @@ class Gpt2Tokenizer:
 
     def _encode(self, text: str) -> npt.NDArray[np.uint32]:
         # No special token is disallowed and none is allowed, so all text is ordinary.
-        try:
-            return self._encoding.encode_to_numpy(text, disallowed_special=())
-        except UnicodeEncodeError:  # lone surrogates, which are no characters
-            return self._encoding.encode_to_numpy(_utf8(text).decode("utf-8"), disallowed_special=())
+        return self._encoding.encode_to_numpy(text, disallowed_special=())
 
 
 class ByteTokenizer:
@@ -108,7 +111,8 @@ class ByteTokenizer:
     eot = 256
 
     def encode_document(self, text: str) -> TokenArray:
-        return np.frombuffer(_utf8(text), dtype=np.uint8).astype(token_dtype(self.vocab_size))
+        content = whole_characters(text).encode("utf-8")
+        return np.frombuffer(content, dtype=np.uint8).astype(token_dtype(self.vocab_size))
 
     def decode(self, ids: Iterable[int]) -> str:
         marker = END_OF_TEXT.encode()
@@ -145,8 +149,24 @@ def _pieces(text: str) -> Iterator[str]:
     yield text[start:]
 
 
-def _utf8(text: str) -> bytes:
-    return text.encode("utf-8", "replace")
+def _short_runs(text: str) -> Iterator[str]:
+    """Parts of `text` that give the same tokens one by one, such that no match has to take back a long run of blanks.
+
+    In a run of blanks before a visible character, the pattern takes all but the last as one match. So a long run is
+    cut where that match begins and ends: a run at the end of a text is one match, found without going back.
+    """
+    start = 0
+    for run in _long_runs(_LONGEST_RUN).finditer(text):
+        if run.end() < len(text):
+            yield text[start : run.start()]
+            yield text[run.start() : run.end() - 1]
+            start = run.end() - 1
+    yield text[start:]
+
+
+@functools.cache
+def _long_runs(shortest: int) -> re.Pattern[str]:
+    return re.compile(f"(?<![{_BLANKS}])[{_BLANKS}]{{{shortest},}}+")
 
 
 def _checked(ids: Iterable[int], vocab_size: int) -> list[int]:

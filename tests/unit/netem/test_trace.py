@@ -32,6 +32,14 @@ def test_rows_csv_with_units_and_csv_in_numbers_say_the_same(tmp_path: Path) -> 
     assert [rows.next_change_s(t) for t in (0, 1.5, 2)] == [1.5, 2, math.inf]
 
 
+def test_a_byte_order_mark_is_no_part_of_a_trace(tmp_path: Path) -> None:
+    for key, text in (("csv", CSV), ("mahimahi", "5\n10\n")):
+        (tmp_path / key).write_text(text)
+        plain = trace(tmp_path, **{key: key})
+        (tmp_path / key).write_text(text, encoding="utf-8-sig")
+        assert trace(tmp_path, **{key: key}) == plain
+
+
 def test_with_a_period_it_begins_again() -> None:
     rows = trace(rows=[["0 s", "1 Mbit/s"], ["2 s", "unlimited"]], period="5 s")
     assert [rows.rate_at(t) for t in (4.9, 5, 6.9, 7, 10)] == [None, 1e6, 1e6, None, 1e6]

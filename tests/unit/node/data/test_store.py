@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import fcntl
 import itertools
 import json
 import multiprocessing
 import os
-from collections.abc import Generator, Iterator
+from collections.abc import Iterable, Iterator
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from filelock import FileLock
 
 from netem.errors import ConfigError, IsthmusError
 from node.data import DataConfig, open_data
 from node.data.build import Built, build
+from node.data.documents import Document, Documents
 from node.data.split import is_heldout
 from node.data.store import TokenStore
 from node.data.tokenizers import ByteTokenizer, Tokenizer, make_tokenizer
@@ -39,11 +40,15 @@ class Listed:
     def identity(self) -> dict[str, Any]:
         return {"texts": self._texts}
 
-    def documents(self) -> Generator[str, None, None]:
+    def documents(self) -> Documents:
         if self._log is not None:
             with self._log.open("a") as file:
                 file.write(f"{os.getpid()}\n")
-        yield from self._texts
+        yield from placed(self._texts)
+
+
+def placed(texts: Iterable[str]) -> Iterator[Document]:
+    return (Document(text, f"text {number}") for number, text in enumerate(texts, start=1))
 
 
 def texts(count: int, start: int = 0) -> list[str]:
@@ -119,10 +124,10 @@ def test_reading_stops_at_max_tokens(tmp_path: Path, count: int) -> None:
 
 
 def test_an_endless_source_is_read_only_as_far_as_needed(tmp_path: Path) -> None:
-    endless = (f"document {number}" for number in itertools.count())
+    endless = placed(f"document {number}" for number in itertools.count())
     built = build(endless, ByteTokenizer(), 5000, tmp_path)
     assert built.split == "documents"
-    assert next(endless) == f"document {built.documents}"  # not one more than needed was taken
+    assert next(endless).text == f"document {built.documents}"  # not one more than needed was taken
     assert sorted(path.name for path in tmp_path.iterdir()) == ["heldout.bin", "train.bin"]
 
 
@@ -139,7 +144,7 @@ def test_documents_are_taken_one_at_a_time(tmp_path: Path) -> None:
             assert len(encoded) == number, "the next document was asked for before the last was encoded"
             yield text
 
-    built = build(documents(), Counting(), 0, tmp_path)
+    built = build(placed(documents()), Counting(), 0, tmp_path)
     assert built.documents == len(encoded) == 250
 
 
@@ -222,24 +227,33 @@ def test_processes_that_start_together_build_it_once(tmp_path: Path) -> None:
     assert len(log.read_text().split()) == 1
 
 
-def held_lock(cache: Path, documents: list[str]) -> Any:
-    """Take the lock of the store of `documents` as another process would."""
+def unheld_lock(cache: Path, documents: list[str]) -> FileLock:
+    """The lock of the store of `documents`, as another process would take it; the store is to be built again."""
     folder = open_store(cache, documents).folder
     (folder / "meta.json").unlink()
-    file = folder.with_name(f"{folder.name}.lock").open("a+")
-    fcntl.flock(file, fcntl.LOCK_EX)
-    return file
+    return FileLock(folder.with_name(f"{folder.name}.lock"), is_singleton=False)
 
 
 def test_a_builder_that_never_ends_is_not_awaited_for_ever(tmp_path: Path) -> None:
-    with held_lock(tmp_path, texts(3)), pytest.raises(IsthmusError, match=r"another process .* over 0\.1 s"):
+    with unheld_lock(tmp_path, texts(3)), pytest.raises(IsthmusError, match=r"another process .* over 0\.1 s"):
         open_store(tmp_path, texts(3), lock_timeout_s=0.1)
     assert open_store(tmp_path, texts(3), lock_timeout_s=0.1).meta.documents == 3
 
 
+def test_a_document_that_the_tokenizer_refuses_is_named(tmp_path: Path) -> None:
+    class Refusing(ByteTokenizer):
+        def encode_document(self, text: str) -> Any:
+            if text == "bad":
+                raise ValueError("no such text")
+            return super().encode_document(text)
+
+    with pytest.raises(ConfigError, match=r"^text 2: the tokenizer bytes cannot read this text: no such text$"):
+        build(placed(["fine", "bad"]), Refusing(), 0, tmp_path)
+
+
 def test_a_failed_build_leaves_nothing_that_looks_whole(tmp_path: Path) -> None:
     class Failing(Listed):
-        def documents(self) -> Generator[str, None, None]:
+        def documents(self) -> Documents:
             yield from super().documents()
             raise ConfigError("rows.jsonl:9: broken")
 
@@ -264,7 +278,7 @@ def test_the_source_is_closed_when_reading_stops_early(tmp_path: Path) -> None:
     stores_when_closed = []
 
     class Watched(Listed):
-        def documents(self) -> Generator[str, None, None]:
+        def documents(self) -> Documents:
             try:
                 yield from super().documents()
             finally:
@@ -310,7 +324,7 @@ def test_an_empty_part_is_an_empty_array(tmp_path: Path) -> None:
 
 
 def test_built_counts_are_those_of_the_files(tmp_path: Path) -> None:
-    built = build(texts(120), ByteTokenizer(), 0, tmp_path)
+    built = build(placed(texts(120)), ByteTokenizer(), 0, tmp_path)
     assert isinstance(built, Built)
     assert built.train_tokens * 2 == (tmp_path / "train.bin").stat().st_size
     assert built.heldout_tokens * 2 == (tmp_path / "heldout.bin").stat().st_size

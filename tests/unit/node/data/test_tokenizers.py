@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import lzma
+import random
 import shutil
 from pathlib import Path
 
@@ -63,7 +64,7 @@ def test_empty_text_has_no_tokens(tokenizer: Tokenizer) -> None:
 
 
 def test_lone_surrogates_do_not_stop_a_run(tokenizer: Tokenizer) -> None:
-    assert tokenizer.decode(tokenizer.encode_document("x\ud800y")) == "x?y"
+    assert tokenizer.decode(tokenizer.encode_document("x\ud800y")) == "x\ufffdy"
 
 
 def test_ids_outside_the_vocabulary_are_refused(tokenizer: Tokenizer) -> None:
@@ -79,6 +80,42 @@ def test_encoding_in_pieces_changes_no_token(monkeypatch: pytest.MonkeyPatch, pi
     monkeypatch.setattr(tokenizers, "_PIECE_CHARS", piece_chars)
     assert len(list(tokenizers._pieces(text))) > 100
     assert make_tokenizer("gpt2").encode_document(text).tolist() == whole.tolist()
+
+
+MILLION = 1_000_100
+"""More characters than the regex engine can take back."""
+
+
+@pytest.mark.parametrize("run", [" ", "\n", " \n", "\u3000\r\n", "x", "漢"])
+def test_a_million_equal_characters_are_tokenised(tokenizer: Tokenizer, run: str) -> None:
+    text = f"before{run * (MILLION // len(run))}after"
+    ids = tokenizer.encode_document(text)
+    assert tokenizer.decode(ids) == text
+
+
+@pytest.mark.parametrize("run", [" ", "\n", " \n\t", "\u2028 "])
+def test_a_run_of_blanks_gives_the_tokens_of_the_whole_pattern(run: str) -> None:
+    gpt2 = tokenizers.Gpt2Tokenizer("gpt2", embedded.load_merges())
+    for end in ("", "after", "!"):
+        text = f"before{run * 60_000}{end}"  # short enough for the engine
+        assert gpt2.encode_document(text).tolist() == gpt2._encode(text).tolist()
+
+
+@pytest.mark.parametrize("longest", [1, 2, 3])
+def test_bounded_matches_change_no_token(monkeypatch: pytest.MonkeyPatch, longest: int) -> None:
+    monkeypatch.setattr(tokenizers, "_LONGEST_RUN", longest)
+    gpt2 = tokenizers.Gpt2Tokenizer("gpt2", embedded.load_merges())
+    draw = random.Random(longest)
+    cut = 0
+    for _ in range(500):
+        text = "".join(
+            draw.choices(
+                [*" \n\t\r\x0b\x1c\x1f\x85\xa0\u1680\u200a\u200b\u2028\u3000\ufeff", "it's", "a", "7", "é", "!"], k=40
+            )
+        )
+        cut += len(list(tokenizers._short_runs(text))) > 3
+        assert gpt2.encode_document(text).tolist() == gpt2._encode(text).tolist()
+    assert cut > 400
 
 
 def test_ids_are_stored_as_narrow_as_they_fit() -> None:
