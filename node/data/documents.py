@@ -68,7 +68,7 @@ def without_nulls(documents: Iterable[Document | None], name: str) -> Documents:
                 yield document
     finally:
         if skipped:
-            log.warning("%s: skipped %d rows whose text is null", name, skipped)
+            log.warning("%s: rows skipped because their text is null: %d", name, skipped)
 
 
 def import_or_explain(module: str, purpose: str) -> Any:

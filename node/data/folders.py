@@ -29,7 +29,9 @@ class Found(NamedTuple):
     left_out: list[tuple[Path, str]]
 
     def lines(self) -> list[str]:
-        """What is read and what is left out, for the log."""
+        """What is read and what is left out of a folder, for the log; nothing for a file that is named itself."""
+        if self.files == [self.root]:
+            return []
         read = [f"reads {len(self.files)} files: {_names([str(path.relative_to(self.root)) for path in self.files])}"]
         if not self.left_out:
             return read
@@ -48,7 +50,7 @@ def find(corpus: str) -> Found:
     if root.is_file():
         if not file_kind(root):
             raise ConfigError(f"{key}: {KINDS}")
-        return Found(root.parent, [root], [])
+        return Found(root, [root], [])
     if not root.is_dir():
         raise ConfigError(f"{key}: no such file or folder on this machine; known names: {', '.join(KNOWN_CORPORA)}")
     found = Found(root, [], [])

@@ -67,7 +67,7 @@ def test_null_texts_are_skipped_and_counted(tmp_path: Path, caplog: pytest.LogCa
         documents = LocalFiles(DataConfig(corpus=str(path))).documents()
         assert [document.text for document in documents] == ["one", "four"]
         assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == [
-            f"{path}: skipped 2 rows whose text is null"
+            f"{path}: rows skipped because their text is null: 2"
         ]
 
 

@@ -220,7 +220,7 @@ def test_null_rows_of_a_hub_corpus_are_skipped_and_counted(local_hub: Path, capl
         ("one", "data.corpus = 'fineweb', row 1"),
         ("three", "data.corpus = 'fineweb', row 3"),
     ]
-    assert "data.corpus = 'fineweb': skipped 1 rows whose text is null" in caplog.text
+    assert "data.corpus = 'fineweb': rows skipped because their text is null: 1" in caplog.text
 
 
 def test_a_hub_corpus_may_be_abandoned(local_hub: Path) -> None:
