@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -62,3 +64,23 @@ def test_what_is_opened_evaluates_text_that_it_does_not_train_on(tmp_path: Path)
     assert set(corpus.heldout_contexts(CONTEXT, 0, count).ravel()) == {ord("h")}
     batches = corpus.sampler(CONTEXT, 50, seed=0).contexts(0)
     assert set(batches.ravel()) <= {ord("t"), corpus.vocab_size - 1}
+
+
+def test_reading_stops_where_the_config_says(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("t" * 1000)
+    config = DataConfig(corpus=str(path), tokenizer="bytes", max_tokens=100, cache=str(tmp_path / "cache"))
+    assert open_data(config).summary == "91 training and 11 held-out tokens"  # with an end-of-text each
+
+
+def test_novels_and_text_need_no_heavy_import(tmp_path: Path) -> None:
+    script = """
+import sys
+from node.data import DataConfig, open_data
+open_data(DataConfig(cache=sys.argv[1]))
+print([name for name in ("torch", "datasets", "pyarrow", "transformers") if name in sys.modules])
+"""
+    found = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE, text=True, timeout=60, check=True
+    ).stdout
+    assert found == "[]\n"

@@ -270,6 +270,36 @@ def test_two_machines_read_a_folder_in_the_same_order(folder: Path, monkeypatch:
     assert read(folder) == expected
 
 
+def test_a_window_wider_than_the_library_takes_by_itself_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "long.txt.zst"
+    wide = zstandard.ZstdCompressionParameters(window_log=28, write_content_size=0)
+    packer = zstandard.ZstdCompressor(compression_params=wide).compressobj()
+    path.write_bytes(packer.compress(b"with zstd --long=28") + packer.flush())
+    assert read(path) == ["with zstd --long=28"]
+
+
+def test_the_home_folder_may_be_written_as_a_tilde(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "a.txt").write_text("at home")
+    assert read(Path("~/a.txt")) == ["at home"]
+
+
+@pytest.mark.parametrize("change", ["name", "size", "time", "field", "separator"])
+def test_whatever_may_change_the_documents_changes_the_identity(tmp_path: Path, change: str) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("one")
+    os.utime(path, ns=(0, 1_000_000_000))
+    before = LocalFiles(DataConfig(corpus=str(path))).identity()
+    assert LocalFiles(DataConfig(corpus=str(path))).identity() == before
+    if change == "name":
+        path = path.rename(tmp_path / "b.txt")
+    elif change == "size":
+        path.write_text("three")
+    os.utime(path, ns=(0, 2_000_000_000 if change == "time" else 1_000_000_000))
+    field, separator = "body" if change == "field" else "text", "--" if change == "separator" else ""
+    assert LocalFiles(DataConfig(corpus=str(path), text_field=field, separator=separator)).identity() != before
+
+
 def test_a_packed_file_of_many_blocks_is_read_row_by_row_and_whole(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl.zst"
     path.write_bytes(zstandard.compress(b"".join(json.dumps({"text": str(n)}).encode() + b"\n" for n in range(99_999))))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import logging
 import multiprocessing
 import os
 from collections.abc import Iterable, Iterator
@@ -16,7 +17,7 @@ import pytest
 from filelock import FileLock
 
 from netem.errors import ConfigError, IsthmusError
-from node.data import DataConfig, open_data
+from node.data import DataConfig, open_data, store
 from node.data.build import Built, build
 from node.data.documents import Document, Documents
 from node.data.split import is_heldout
@@ -234,9 +235,11 @@ def unheld_lock(cache: Path, documents: list[str]) -> FileLock:
     return FileLock(folder.with_name(f"{folder.name}.lock"), is_singleton=False)
 
 
-def test_a_builder_that_never_ends_is_not_awaited_for_ever(tmp_path: Path) -> None:
+def test_a_builder_that_never_ends_is_not_awaited_for_ever(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, logger="node.data.store")
     with unheld_lock(tmp_path, texts(3)), pytest.raises(IsthmusError, match=r"another process .* over 0\.1 s"):
         open_store(tmp_path, texts(3), lock_timeout_s=0.1)
+    assert "waiting for another process to tokenise the corpus" in caplog.text
     assert open_store(tmp_path, texts(3), lock_timeout_s=0.1).meta.documents == 3
 
 
@@ -249,6 +252,64 @@ def test_a_document_that_the_tokenizer_refuses_is_named(tmp_path: Path) -> None:
 
     with pytest.raises(ConfigError, match=r"^text 2: the tokenizer bytes cannot read this text: no such text$"):
         build(placed(["fine", "bad"]), Refusing(), 0, tmp_path)
+
+
+def test_everything_is_on_disk_before_the_store_appears(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced, fsync = [], os.fsync
+
+    def noted(descriptor: int) -> None:
+        path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+        synced.append((path.parent.suffix, path.name))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    open_store(tmp_path, texts(3))
+    assert sorted(synced[:2]) == [(".partial", "heldout.bin"), (".partial", "train.bin")]
+    assert synced[2:] == [(".partial", "meta.json")]
+
+
+@pytest.mark.parametrize("version", ["SPLIT_VERSION", "STORE_VERSION"])
+def test_an_old_store_is_not_taken_for_one_of_a_new_rule(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str
+) -> None:
+    before = open_store(tmp_path, texts(3))
+    monkeypatch.setattr(store, version, 99)
+    assert open_store(tmp_path, texts(3)).folder != before.folder
+
+
+def test_the_fingerprint_tells_every_part_of_the_store(tmp_path: Path) -> None:
+    class Renamed(ByteTokenizer):
+        name = "renamed"
+
+    class Wider(ByteTokenizer):
+        vocab_size = 258
+
+    text = "x" * 90 + "y" * 10
+    prints = [
+        TokenStore.open(Listed([document]), tokenizer, tmp_path).fingerprint
+        for tokenizer, document in [
+            (ByteTokenizer(), text),
+            (Renamed(), text),
+            (Wider(), text),
+            (ByteTokenizer(), "z" + text[1:]),  # other training tokens
+            (ByteTokenizer(), text[:-1] + "z"),  # other held-out tokens
+        ]
+    ]
+    assert len(set(prints)) == 5
+
+
+def test_the_fingerprint_is_pinned(tmp_path: Path) -> None:
+    """Golden: a change here means that no old checkpoint knows its corpus again."""
+    assert open_store(tmp_path, texts(3)).fingerprint == ""
+
+
+def test_a_source_may_bound_what_is_read_of_it(tmp_path: Path) -> None:
+    class Endless(Listed):
+        default_max_tokens = 20
+
+    assert TokenStore.open(Endless(["x" * 15] * 3), ByteTokenizer(), tmp_path).meta.documents == 2
+    asked_for = TokenStore.open(Endless(["x" * 15] * 3), ByteTokenizer(), tmp_path, max_tokens=40)
+    assert asked_for.meta.documents == 3
 
 
 def test_a_failed_build_leaves_nothing_that_looks_whole(tmp_path: Path) -> None:
