@@ -1,7 +1,7 @@
 """The `[data]` section: which corpus, which tokenizer, how much of it, and where the token store is kept.
 
 Only names and bounds are checked here, without touching the disk or the network, so that a coordinator may
-check a config whose files lie on the nodes. What the names open is in `node.data.sources`.
+check a config whose files lie on the nodes. `node.data.sources` opens what the names stand for.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from netem.errors import ConfigError
 EMBEDDED_CORPUS = "novels"
 RECALL = "recall"
 RECALL_PARTS = 16
-"""Equal parts of a context of the recall probe: what it asks for lies more than one part back."""
+"""Number of equal parts of a context of the recall probe. Every answer lies more than one part back."""
 HUB_CORPORA = ("fineweb", "c4", "bookcorpus")
 KNOWN_CORPORA = (EMBEDDED_CORPUS, RECALL, *HUB_CORPORA)
 
@@ -31,14 +31,14 @@ class DataConfig(Section, frozen=True, kw_only=True):
         str,
         Meta(
             min_length=1,
-            description="novels (embedded, offline), recall (a probe that asks for what lies far back), "
+            description="novels (embedded, offline), recall (made up; its answers lie far back in the context), "
             "fineweb, c4 or bookcorpus (Hugging Face hub, streamed), "
             "or a .txt, .jsonl or .parquet file or a folder of them (.txt and .jsonl also .gz, .xz, .zst or .bz2)",
         ),
     ] = EMBEDDED_CORPUS
     tokenizer: Annotated[
         Literal["gpt2", "gpt2-2048", "bytes"],
-        Meta(description="gpt2: 50257 tokens; gpt2-2048: its first 2048; bytes: 257 tokens"),
+        Meta(description="gpt2: 50257 tokens; gpt2-2048: the first 2048 of them; bytes: 257 tokens"),
     ] = "gpt2"
     text_field: Annotated[
         str,

@@ -1,7 +1,8 @@
-"""Contexts out of a token store: a random one for every number to train on, and a walk in order to evaluate.
+"""Contexts out of a token store: for training a random one for every number, for evaluation a walk in order.
 
-Context k of a run is a function of (seed, k) and the store alone: no state, nothing to save but the cursor,
-the same on every node, after every restart and for every batch size. The tokens come from `node.data.store`.
+Context k of a run is a function of (seed, k) and the store alone. There is no state to save but the cursor, and
+batches are the same on every node, after every restart and for every batch size. The tokens come from
+`node.data.store`.
 """
 
 from __future__ import annotations
@@ -47,14 +48,14 @@ class BatchSampler:
 
     def start(self, number: int) -> int:
         """Where context `number` begins in `tokens`."""
-        # Raw words: numpy keeps a bit generator's stream for ever, but not what a `Generator` makes of it.
-        # Scaled by a multiplication, whose bias (under places / 2**64) is beyond notice.
+        # Raw words, because numpy never changes a bit generator's stream, while it may change how `Generator` uses it.
+        # The multiplication scales the word to the places; its bias is under places / 2**64.
         word = np.random.Philox(key=self._key, counter=number).random_raw()
         return (int(word) * self._places) >> 64
 
 
 def heldout_count(tokens: TokenArray, context: int) -> int:
-    """How many contexts the held-out walk over `tokens` has. Raises `ConfigError` where there is none."""
+    """How many contexts the held-out walk over `tokens` has. Raises `ConfigError` where it has none."""
     assert context > 0, "a context has at least one token"
     _check_length(tokens, context, "held-out")
     return (len(tokens) - 1) // context

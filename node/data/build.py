@@ -2,7 +2,7 @@
 
 One document is in memory at a time. Whether the corpus is small (see `node.data.split`) is known only after
 its hundredth document, so the first ones wait on disk. Each document, or part of one, ends with end-of-text.
-Where the files go, and who may write them, is `node.data.store`.
+`node.data.store` decides where the files go and which process writes them.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ class _Waiting:
 
 
 class _TokenFile:
-    """A file of tokens being written, with its count and digest; surely on disk once the block is left."""
+    """A file of tokens being written, with its count and digest. All of it is on disk once the block is left."""
 
     def __init__(self, path: Path, tokenizer: Tokenizer) -> None:
         self._dtype = token_dtype(tokenizer.vocab_size)

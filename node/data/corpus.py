@@ -1,7 +1,7 @@
 """`open_data`: from the `[data]` section to tokens, in one call.
 
-This is only the joint between source, tokenizer and store; each is a module of its own, and the package's
-docstring has the reading order.
+This module only joins source, tokenizer and store. Each is a module of its own, and the package's docstring has the
+reading order.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from node.data.tokenizers import TokenArray, Tokenizer, make_tokenizer
 class Corpus:
     """A tokenised corpus, as a `Task`: `train` and `heldout` are read-only, [tokens], unsigned, mapped from disk.
 
-    `fingerprint`, 32 hex digits, is of the tokens and the tokenizer: equal on nodes with the same data.
+    `fingerprint`, 32 hex digits, is a digest of the tokens and the tokenizer: equal on nodes with the same data.
     """
 
     train: TokenArray

@@ -1,8 +1,8 @@
 """Corpora of the Hugging Face hub: FineWeb, C4 and BookCorpus, streamed in a child process.
 
-A child (`node.data.hub_reader`), because a half-read Parquet stream of `datasets` leaves Arrow threads that
-now and then abort the interpreter at exit (code 134; apache/arrow#45214). Tried with datasets 5.2, pyarrow 26:
-with the iterator closed, 6 exits of 12 aborted; with garbage collected too, 3 of 12. A child can just be ended.
+A child process reads them (`node.data.hub_reader`), because a half-read Parquet stream of `datasets` leaves Arrow
+threads that sometimes abort the interpreter at exit (code 134; apache/arrow#45214). Tried with datasets 5.2 and pyarrow
+26: with the iterator closed, 6 exits of 12 aborted; with garbage collected too, 3 of 12. A child can be killed.
 BookCorpus is `lucadiliello/bookcorpusopen`: the original id is a loading script, which datasets 4 and later
 refuse, and its rows are single sentences, whereas long contexts want whole books (17,868 of them here).
 """
@@ -19,7 +19,7 @@ from netem.errors import ConfigError
 from node.data.documents import Document, Documents, without_nulls
 
 DEFAULT_MAX_TOKENS = 100_000_000
-# `datasets` tries 20 times, 5 s apart, to take up a broken stream; only then is the silence ours to end.
+# `datasets` tries 20 times, 5 s apart, to resume a broken stream; a shorter limit would end the wait too early.
 SILENCE_TIMEOUT_S = 180.0
 # What the child sends: messages of bytes, each a kind and a text in UTF-8. The texts come from the internet, so the
 # pipe carries bytes only: `Connection.recv` would unpickle them.
@@ -27,7 +27,7 @@ DOCUMENT, NULL, END, ERROR = b"d", b"n", b"z", b"e"
 
 
 class Dataset(NamedTuple):
-    """Where on the hub: a dataset of plain data files, and which subset of it."""
+    """The id of a dataset of plain data files on the hub, and the name of its subset (empty: the only one)."""
 
     id: str
     subset: str
@@ -51,7 +51,7 @@ class HubStream:
         self._dataset = DATASETS[name]
 
     def identity(self) -> dict[str, Any]:
-        """Id and subset; not the hub's revision, which only a request could tell."""
+        """Dataset and subset, but not the hub's revision: to know it would take a request."""
         return {"hub": list(self._dataset), "split": "train", "text_field": self._text_field}
 
     def documents(self) -> Documents:

@@ -1,7 +1,7 @@
 """The child process that streams a hub corpus with `datasets` and sends its documents through a pipe.
 
 `node.data.hub` starts it, says why it is a process, and reads its messages: documents and null rows, then one END
-or one ERROR. The data sets are plain files (Parquet, gzipped JSON); no code of the hub is run. Every fault
+or one ERROR. The data sets are plain files (Parquet, gzipped JSON); no code from the hub is run. Every fault
 becomes one line that names the mend.
 """
 
@@ -44,7 +44,7 @@ def main(descriptor: str, name: str, dataset_id: str, subset: str, text_field: s
     finally:
         if sys.exc_info()[0] is not None:
             traceback.print_exc()
-        # At once, whatever happened: in an orderly exit Arrow's threads abort the process, or hang it.
+        # At once, because in an orderly exit Arrow's threads abort the process or hang it.
         os._exit(0)
 
 
@@ -58,9 +58,9 @@ def documents(name: str, dataset_id: str, subset: str, text_field: str) -> Itera
     hub_errors = import_or_explain("huggingface_hub.errors", place)
     offline = datasets.config.HF_HUB_OFFLINE
     if not offline:
-        # Asked first because `datasets` itself would try for 23 s before it gives up.
+        # Probed first, because `datasets` itself would try for 23 s before it gives up.
         _probe(datasets.config.HF_ENDPOINT, place)
-    # The HTTP library under the hub's client has changed twice; its root exception is a base of this one.
+    # The hub's client has changed its HTTP library twice; this names the library's root exception, whichever it is.
     failures = (OSError, ValueError, RuntimeError, *hub_errors.HfHubHTTPError.__bases__)
     try:
         rows = datasets.load_dataset(dataset_id, subset or None, split="train", streaming=True)
@@ -79,7 +79,7 @@ def documents(name: str, dataset_id: str, subset: str, text_field: str) -> Itera
 
 
 def _probe(endpoint: str, place: str) -> None:
-    """One short request (through the proxy, if one is set); any answer at all will do."""
+    """Make one short request, through the proxy if one is set. Any answer shows that the hub is in reach."""
     try:
         with urllib.request.urlopen(endpoint, timeout=_PROBE_TIMEOUT_S):
             return
@@ -88,7 +88,7 @@ def _probe(endpoint: str, place: str) -> None:
     except (OSError, ValueError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", error)
         if isinstance(reason, ssl.SSLError):
-            return  # it answered; `datasets` has its own bundle to judge the certificate by
+            return  # the hub answered; `datasets` checks the certificate with its own bundle
         raise ConfigError(
             f"{place}: {endpoint} is out of reach ({reason}); check the network or proxy, or {_INSTEAD}"
         ) from None

@@ -1,17 +1,17 @@
-"""A probe in which all that is asked for lies far back, so that loss is low if and only if K and V arrive well.
+"""A probe whose answers all lie far back in the context: loss is low only if K and V cross well.
 
 A token either plants a pair (a key with a value), or is a key that asks for its value, or is a value. One lookup in
-the context answers each question, so that small models learn it in minutes: with pairs of two tokens each, a model
-must first learn to tie them together, which took longer than a study has (the plateau before induction heads).
+the context answers each question, so that small models learn the task in minutes. If a pair were two tokens, a model
+would first have to learn to join them, which took longer than a study has (the plateau before induction heads).
 Each context of T tokens is made up from (seed, number), in parts of T / 16, with filler between:
   first part    facts: planted pairs, no key twice;
-  middle        more pairs, planted over up to a part and more, and after a part of filler asked for in a sequence of
-                questions and answers that repeats with a random period of more than one part up to two;
+  middle        more pairs, planted over less than two parts; then a part of filler; then a sequence of
+                questions and answers, repeated with a random period of more than one part and at most two;
   last          the facts' keys in another order, each followed by its value.
-Asked for are the values. Each stands more than one part behind all that tells it: a model whose chunks are no longer
-than a part and attend only to themselves is left with a uniform guess, ln `VALUES`. Distance and period differ from
-context to context, so nothing is found by counting back. Tokens that are not asked for are not trained on: they are
-noise, and without their gradients a model learns to recall in a fraction of the steps.
+The values are asked for. Each stands more than one part behind every token that determines it: a model whose chunks
+are no longer than a part and attend only to themselves can only guess uniformly, with a loss of ln `VALUES`. Distance
+and period differ from context to context, so that counting back finds nothing. Tokens that are not asked for are not
+trained on: they are noise, and without their gradients a model learns to recall in a fraction of the steps.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from node.data.batches import Contexts
 VALUES = 8
 FACT_KEYS = 8
 KEYS = 8
-"""Keys of the middle."""
+"""Keys of the middle parts."""
 HELDOUT_CONTEXTS = 1 << 12
 
 _VERSION = 2
@@ -38,7 +38,7 @@ _FIRST_KEY = VALUES
 _FIRST_PAIR = _FIRST_KEY + FACT_KEYS + KEYS
 _FILLER = _FIRST_PAIR + (FACT_KEYS + KEYS) * VALUES
 _FILLED = np.array([-1 - _FILLER])
-# Second words of the Philox key: other numbers than the batches of a corpus draw, and others when held out.
+# Second words of the Philox key, so that a corpus, the probe and its held-out contexts all draw different numbers.
 _TRAIN_TAG, _HELDOUT_TAG = 0x726563616C6C, 0x68656C646F7574
 
 
@@ -57,7 +57,7 @@ class RecallSampler:
 
 
 class Recall:
-    """The probe as a task (`node.data.task.Task`). What is held out is another stream, the same for every seed."""
+    """The probe as a task (`node.data.task.Task`). Its held-out contexts are another stream, equal for all seeds."""
 
     vocab_size = _FILLER + 1
     fingerprint = hashlib.blake2b(f"recall {_VERSION} {vocab_size}".encode(), digest_size=16).hexdigest()
@@ -87,7 +87,7 @@ def make_context(context: int, seed: int, tag: int, number: int) -> Contexts:
 
 
 def _repeating(draw: _Draws, length: int, part: int) -> Contexts:
-    """Planted pairs, a part and more of filler, then questions and answers again and again with a random period."""
+    """Planted pairs, at least a part of filler, then questions and answers repeated with a random period."""
     spread, period = (int(drawn) for drawn in draw.below(part, 2))
     keys = FACT_KEYS + draw.order(KEYS)[: (part + 1) // 2]
     values = draw.below(VALUES, len(keys))
@@ -100,7 +100,7 @@ def _repeating(draw: _Draws, length: int, part: int) -> Contexts:
 
 
 def _planted(draw: _Draws, keys: Contexts, values: Contexts, length: int) -> Contexts:
-    """A token for each pair, in random places among filler."""
+    """[length], one token for each pair, in random places among filler."""
     entries = np.full(length, -1 - _FILLER)
     entries[draw.order(length)[: len(keys)]] = -1 - (_FIRST_PAIR + keys * VALUES + values)
     return entries
@@ -112,7 +112,7 @@ def _answers(keys: Contexts, values: Contexts) -> Contexts:
 
 
 class _Draws:
-    """Numbers of one context, from raw words only: numpy keeps a bit generator's stream for ever."""
+    """Random numbers for one context, from raw words only, because numpy never changes a bit generator's stream."""
 
     def __init__(self, seed: int, tag: int, number: int) -> None:
         # The number is the counter's second word: one context may take many of the first.

@@ -1,8 +1,9 @@
 """Which text is held out: a rule of the text alone, so that no node or restart can mix the parts.
 
 A corpus of at least `SMALL_CORPUS` documents holds out whole documents, one in ten, by a hash of their text.
-A smaller one holds out the last tenth of each document, since a handful of hashes is no tenth of anything.
-Applied by `node.data.build`; raise `SPLIT_VERSION` with any change, lest old stores be taken for new ones.
+A smaller one holds out the last tenth of each document, since among few documents the share that a hash picks is far
+from a tenth. `node.data.build` applies the rule. Raise `SPLIT_VERSION` with any change, so that an old store is not
+taken for a new one.
 """
 
 from __future__ import annotations

@@ -32,14 +32,14 @@ from node.data.tokenizers import TokenArray, Tokenizer, token_dtype
 
 META = "meta.json"
 STORE_VERSION = 1
-# Long enough for a hub corpus on a slow line: a waiter is stuck only as long as a live process is building.
+# Long enough for a hub corpus on a slow line. A process waits only while another one that lives is building.
 LOCK_TIMEOUT_S = 1800.0
 
 log = logging.getLogger(__name__)
 
 
 class Meta(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """meta.json, the last file of a store to be written. Counts are in tokens, end-of-text included."""
+    """The content of meta.json, which is written last. Counts are in tokens, end-of-text included."""
 
     corpus: str
     tokenizer: str
@@ -127,7 +127,7 @@ def _build_folder(source: Source, tokenizer: Tokenizer, limit: int, identity: di
             shutil.rmtree(leftover)
     partial.mkdir()
     try:
-        # Closed here and not by the collector: a half-read source may own a process (see node.data.hub).
+        # Closed here and not by the garbage collector: a half-read source may own a process (see node.data.hub).
         with contextlib.closing(source.documents()) as documents:
             built = build(documents, tokenizer, limit, partial)
         if built.documents == 0:

@@ -1,7 +1,8 @@
-"""What a run learns from, as training sees it: contexts by number, held-out ones, and which tokens are asked for.
+"""The interface between training and its data: contexts by number, held-out contexts, and which tokens count.
 
-`node.data.corpus` is text, in which every token is asked for; `node.data.recall` is made up, and asks only for what
-can be known from far back. Both are pure functions of (seed, cursor): nothing but the cursor travels.
+`node.data.corpus` is text, in which every token is asked for. `node.data.recall` is made up, and asks only for tokens
+that earlier parts of the context determine. Both are pure functions of (seed, cursor), so that nodes exchange nothing
+but the cursor.
 
 A context is an array of T + 1 token ids. A token that is read but not asked for, so that its prediction does not
 count in any loss, stands there as −1 − id; `read` and `asked` take the two meanings apart.
@@ -17,7 +18,7 @@ from netem.errors import ConfigError
 from node.data.batches import Contexts
 
 NOT_ASKED = -100
-"""Stands in targets for a token whose prediction does not count (torch's default `ignore_index`)."""
+"""The target in place of a token whose prediction does not count (torch's default `ignore_index`)."""
 
 
 class Sampler(Protocol):
@@ -42,10 +43,10 @@ class Task(Protocol):
 
     @property
     def summary(self) -> str:
-        """What and how much it is, for the log."""
+        """Its kind and its size, for the log."""
 
     def sampler(self, context: int, batch: int, seed: int) -> Sampler:
-        """Training contexts of `context` tokens. Raises `ConfigError` where there are none so long."""
+        """Training contexts of `context` tokens. Raises `ConfigError` where the task has none of that length."""
 
     def heldout_count(self, context: int) -> int:
         """How many held-out contexts there are. Raises `ConfigError` where there is none."""
@@ -55,7 +56,7 @@ class Task(Protocol):
 
 
 def heldout_batches(task: Task, context: int, batch: int) -> int:
-    """How many full batches the held-out contexts make. Raises `ConfigError` where it is none."""
+    """How many full batches the held-out contexts make. Raises `ConfigError` where they do not fill one."""
     contexts = task.heldout_count(context)
     if contexts < batch:
         raise ConfigError(
@@ -66,7 +67,7 @@ def heldout_batches(task: Task, context: int, batch: int) -> int:
 
 
 def check_room(task: Task, context: int, batch: int) -> None:
-    """Raise `ConfigError` where the task has no context so long to train on, or no such batch to evaluate on."""
+    """Raise `ConfigError` where the task has no training context of this length, or no full batch of held-out ones."""
     task.sampler(context, batch, seed=0)
     heldout_batches(task, context, batch)
 

@@ -25,8 +25,8 @@ from node.data.embedded import load_merges
 TokenArray = npt.NDArray[np.unsignedinteger[Any]]
 
 TOKENIZERS = ("gpt2", "gpt2-2048", "bytes")
-"""What `data.tokenizer` may name. gpt2-2048 has GPT-2's first merges, for models that are small beside its 50,257 rows
-of output head."""
+"""The values of `data.tokenizer`. gpt2-2048 has only GPT-2's first merges, for models so small that an output head of
+50,257 rows would outweigh them."""
 
 END_OF_TEXT = "<|endoftext|>"
 _PIECE_CHARS = 1 << 20
@@ -41,7 +41,7 @@ _GPT2_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++
 
 
 class Tokenizer(Protocol):
-    """What the data room asks of a tokenizer."""
+    """The interface of a tokenizer."""
 
     @property
     def name(self) -> str: ...
@@ -82,7 +82,7 @@ class Gpt2Tokenizer:
         self.name = name
         _, _, size = name.partition("-")
         ranks = _ranks(merges)
-        if size:  # the most frequent merges come first, so a part of them is a tokenizer too
+        if size:  # the most frequent merges come first, so that the first of them alone make a tokenizer too
             ranks = dict(islice(ranks.items(), int(size) - 1))
         self.eot = len(ranks)
         self.vocab_size = len(ranks) + 1
@@ -104,7 +104,7 @@ class Gpt2Tokenizer:
 
 
 class ByteTokenizer:
-    """The 256 bytes of UTF-8 and end-of-text; any text in any language, five times the tokens of GPT-2's."""
+    """The 256 values of a byte, and end-of-text. Text has about five times as many tokens as with GPT-2's."""
 
     name = "bytes"
     vocab_size = 257

@@ -1,8 +1,7 @@
 """The corpus and the tokenizer's merges that ship in the package, checked; origin and rights: NOTICE.md.
 
-Nothing here knows tokens or documents: `node.data.tokenizers` turns the merges into an encoding and
-`node.data.sources` reads the novels. The digests are pinned, so that a damaged installation is told as such
-and never becomes a slightly different run.
+`node.data.tokenizers` turns the merges into an encoding and `node.data.files` reads the novels. The digests are pinned,
+so that a damaged installation is an error and never a slightly different run.
 """
 
 from __future__ import annotations

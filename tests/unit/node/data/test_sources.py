@@ -17,7 +17,7 @@ import zstandard
 
 from netem.errors import ConfigError
 from node.config.data import DataConfig
-from node.data import hub_reader
+from node.data import embedded, hub_reader
 from node.data.files import EmbeddedNovels, LocalFiles
 from node.data.sources import make_source
 
@@ -42,6 +42,7 @@ def test_the_novels_are_seven_whole_documents() -> None:
     texts = [document.text for document in EmbeddedNovels().documents()]
     assert [text[:12] for text in texts][::6] == ["EMMA\n\nBy Jan", "MOBY DICK; O"]
     assert len(texts) == 7
+    assert EmbeddedNovels().identity() == {"embedded": "novels.jsonl.xz", "sha256": embedded.NOVELS_SHA256}
 
 
 def test_damaged_novels_are_no_corpus(tmp_path: Path) -> None:
