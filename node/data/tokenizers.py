@@ -166,6 +166,7 @@ def _short_runs(text: str) -> Iterator[str]:
 
 @functools.cache
 def _long_runs(shortest: int) -> re.Pattern[str]:
+    # A match may begin only where a run begins: otherwise the search in runs that are too short takes quadratic time.
     return re.compile(f"(?<![{_BLANKS}])[{_BLANKS}]{{{shortest},}}+")
 
 
