@@ -15,6 +15,14 @@ class TrainConfig(Section, frozen=True, kw_only=True):
 
     steps: Annotated[int, Meta(description="Optimizer steps, warm start included.", ge=1)] = 300
     batch: Annotated[int, Meta(description="Contexts in one step.", ge=1)] = 1
+    micro_batches: Annotated[
+        int,
+        Meta(
+            description="Passes into which the contexts of a step are dealt. They are in flight together: one computes "
+            "while the payloads of another travel.",
+            ge=1,
+        ),
+    ] = 1
     lr: Annotated[float, Meta(description="Peak learning rate of AdamW.", gt=0)] = 3e-4
     lr_warmup_steps: Annotated[int, Meta(description="Steps of linear warm-up.", ge=0)] = 20
     lr_final_share: Annotated[float, Meta(description="Share of lr left at the last step.", ge=0, le=1)] = 0.1
@@ -37,6 +45,10 @@ class TrainConfig(Section, frozen=True, kw_only=True):
     eval_batches: Annotated[int, Meta(description="Held-out batches of one evaluation.", ge=1)] = 8
 
     def check(self, path: str) -> None:
+        if self.batch % self.micro_batches:
+            raise ConfigError(
+                f"{path}micro_batches = {self.micro_batches}: expected a divisor of {path}batch = {self.batch}"
+            )
         if self.checkpoint_every % self.sync_every:
             raise ConfigError(
                 f"{path}checkpoint_every = {self.checkpoint_every}: expected a multiple of "

@@ -34,7 +34,12 @@ from node.exchange.passes import PassKey, PassSpec
 from node.exchange.payload import Payload, PayloadFormat
 
 FORWARD_PASSES_AHEAD = 2
-"""Forward-only passes that an owner may be ahead of its readers."""
+"""Forward-only passes, at least, that an owner may be ahead of its readers."""
+
+
+def passes_ahead(payload: PayloadFormat) -> int:
+    """How many passes a node may be ahead of another: all that may be in flight together."""
+    return max(payload.micro_batches, FORWARD_PASSES_AHEAD)
 
 
 class Wire(Protocol):
@@ -88,7 +93,7 @@ class ChunkExchange:
         key = PassKey(self._begun, spec, trains)
         if self.wire:
             self.wire.begin(key.number)
-            while self._unread and self._unread[0].number <= key.number - FORWARD_PASSES_AHEAD:
+            while self._unread and self._unread[0].number <= key.number - passes_ahead(self.payload):
                 self._await_readers(self._unread.popleft())
         return Pass(self, key, draw)
 

@@ -19,7 +19,7 @@ from coordinator.assignment import Assignment
 from coordinator.messages import COORDINATOR, control_buffer
 from netem.errors import IsthmusError, PeerSilent, ProtocolError, RunAborted
 from netem.names import plain
-from node.exchange.chunks import FORWARD_PASSES_AHEAD
+from node.exchange.chunks import passes_ahead
 from node.exchange.passes import PassSpec
 from node.exchange.payload import PayloadFormat
 from node.exchange.tags import ChunkTag, RingTag, decode_tag
@@ -78,12 +78,11 @@ class Conversation(Protocol):
 class Inbox:
     """A `netem.endpoint.Receiver`: control messages go to the conversation, tensors wait here.
 
-    `depth` is how many training passes a node may have in flight: its peers may be that many ahead of it.
+    A peer may be as many passes ahead of this node as may be in flight.
     """
 
-    def __init__(self, payload: PayloadFormat, ring_cap_bytes: int, depth: int = 1) -> None:
+    def __init__(self, payload: PayloadFormat, ring_cap_bytes: int) -> None:
         self._payload = payload
-        self._ahead = max(depth, FORWARD_PASSES_AHEAD)
         self._conversation: Conversation | None = None
         self._ring_cap_bytes = ring_cap_bytes
         self._ring_held_bytes = 0
@@ -244,7 +243,7 @@ class Inbox:
         rank = peers.index(peer)
         if tag.pass_no <= self._newest and tag.pass_no not in self._open:
             return None
-        if tag.pass_no > self._newest + self._ahead:
+        if tag.pass_no > self._newest + passes_ahead(self._payload):
             raise ProtocolError(f"is at pass {tag.pass_no}, this node at {self._newest}", peer=peer)
         if tag.chunk >= assignment.n_chunks or tag.layer >= self._payload.layers:
             raise ProtocolError(f"chunk {tag.chunk}, layer {tag.layer}: there is no such thing", peer=peer)

@@ -51,7 +51,10 @@ class PayloadFormat:
         self.layers = config.model.layers
         self._local_layers = config.local_layers
         self.chunks = config.model.chunks
-        self.batch = config.train.batch
+        self.batch = config.train.batch // config.train.micro_batches
+        """Contexts in one pass."""
+        self.micro_batches = config.train.micro_batches
+        """Training passes that are in flight together."""
         self.seed = config.run.seed
         self._d_kv = config.model.d_kv
         self._format, self._dense_format = formats_of(config.compress)

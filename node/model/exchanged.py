@@ -10,8 +10,9 @@ Shapes: C own chunks, B batch, n tokens of a chunk, d width, H query heads, G ke
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,7 +22,7 @@ from node.exchange.chunks import Pass
 from node.exchange.payload import Payload
 from node.model.attention import ChunkAttention
 from node.model.key_value import Decode, KeyValueCodecs, Probe, Whole, key_value_codecs
-from node.model.llama import Attention, Llama, Step
+from node.model.llama import Attention, Layer, Llama, Step
 from node.subspace.codec import Codec, Key
 from node.subspace.ranks import RankTable, rank_table
 
@@ -37,19 +38,21 @@ class ChunkStep(Step):
     probe: Probe | None = None
 
 
-@dataclass
-class _Sent:
-    """What a layer keeps between sending its payloads and attending: the own keys and values, and what others see."""
+class _Begun(NamedTuple):
+    """A layer's attention between sending its payloads and receiving those of others."""
 
-    k_CBnK: Tensor
-    v_CBnK: Tensor
+    attention: ChunkAttention
     anchor: Tensor
-    payload: Payload
-    decode: dict[int, Decode]
+    decode: Mapping[int, Decode]
+    dtype: torch.dtype
 
 
 class ExchangedAttention(Attention):
-    """Grouped-query attention within a chunk, and over exchanged payloads to earlier ones."""
+    """Grouped-query attention within a chunk, and over exchanged payloads to earlier ones.
+
+    `begin` does all that needs no network, first of all to send; `finish` waits for payloads. A caller with several
+    passes in flight does other work in between.
+    """
 
     def __init__(self, model: ModelConfig, layer: int, codecs: KeyValueCodecs | None, projects_own: bool) -> None:
         super().__init__(model)
@@ -59,42 +62,45 @@ class ExchangedAttention(Attention):
 
     def forward(self, x_CBnd: Tensor, step: Step) -> Tensor:
         assert isinstance(step, ChunkStep)
-        sent = self._send(x_CBnd, step)
-        # What follows needs no network: it runs while the payloads travel, and in the backward after all is sent.
-        q_CBnHD = self.q_proj(x_CBnd).unflatten(-1, (-1, self.head_dim))
-        q_CBHnD = step.rope(q_CBnHD, step.positions).transpose(-3, -2)
-        return self.o_proj(self._attend(q_CBHnD, sent, step).transpose(-3, -2).flatten(-2))  # type: ignore[no-any-return]
+        return self.finish(self.begin(x_CBnd, step), step)
 
-    def _send(self, x_CBnd: Tensor, step: ChunkStep) -> _Sent:
-        """Send the own chunks' keys and values to their readers."""
+    def begin(self, x_CBnd: Tensor, step: ChunkStep) -> _Begun:
+        """Send the own chunks' keys and values to their readers, and attend to the own chunks."""
+        exchange, layer = step.handle.exchange, self._layer
         compresses = self.codecs is not None and step.handle.spec.compressed
         codecs = self.codecs if self.codecs is not None and compresses else self._whole
         k_CBnK, v_CBnK = self.k_proj(x_CBnd), self.v_proj(x_CBnd)
-        decode = codecs.decoders([_OWN, _LOCAL, *step.handle.exchange.earlier(self._layer)])
+        decode = codecs.decoders([_OWN, _LOCAL, *exchange.earlier(layer)])
         payload = codecs.encode(k_CBnK, v_CBnK, step.handle)
         if step.probe is not None:
             codecs.show(step.probe, k_CBnK, v_CBnK, payload)
+        dtype = k_CBnK.dtype
         if compresses and self._projects_own:
             # This is made of what was encoded, not of what crosses: it does not leave the node and is not rounded.
-            k_CBnK, v_CBnK = _decode_own(payload, k_CBnK.dtype, decode[_OWN])
-        anchor, payload = step.handle.publish(self._layer, payload)
-        return _Sent(k_CBnK, v_CBnK, codecs.tie(anchor), payload, dict(decode))
-
-    def _attend(self, q_CBHnD: Tensor, sent: _Sent, step: ChunkStep) -> Tensor:
-        """The attention's output [C, B, H, n, D], once every payload has arrived."""
-        exchange, layer, dtype = step.handle.exchange, self._layer, sent.k_CBnK.dtype
+            k_CBnK, v_CBnK = _decode_own(payload, dtype, decode[_OWN])
+        anchor, payload = step.handle.publish(layer, payload)
+        anchor = codecs.tie(anchor)
+        # What follows needs no network: it runs while the payloads travel, and in the backward after all is sent.
+        q_CBnHD = self.q_proj(x_CBnd).unflatten(-1, (-1, self.head_dim))
+        q_CBHnD = step.rope(q_CBnHD, step.positions).transpose(-3, -2)
         far = {chunk: exchange.first_reader(chunk) for chunk in exchange.earlier(layer)}
         shared = bool(exchange.shared(layer))
         attention = ChunkAttention(q_CBHnD, far, local=shared)
-        attention.attend_own(*self.heads(sent.k_CBnK, sent.v_CBnK, step.positions, step.rope), sent.anchor)
+        attention.attend_own(*self.heads(k_CBnK, v_CBnK, step.positions, step.rope), anchor)
         if shared:
-            k_CBnK, v_CBnK = _decode_own(tuple(tensor[:-1] for tensor in sent.payload), dtype, sent.decode[_LOCAL])
+            k_CBnK, v_CBnK = _decode_own(tuple(tensor[:-1] for tensor in payload), dtype, decode[_LOCAL])
             attention.attend_local(*self.heads(k_CBnK, v_CBnK, step.positions[:-1], step.rope))
-        for chunk, arrived in step.handle.arrivals(layer, sent.anchor):
-            k_BnK, v_BnK = sent.decode[chunk](arrived, dtype)
+        return _Begun(attention, anchor, decode, dtype)
+
+    def finish(self, begun: _Begun, step: ChunkStep) -> Tensor:
+        """Attend to the chunks of other nodes as they arrive, and merge: the attention's output [C, B, n, d]."""
+        exchange = step.handle.exchange
+        for chunk, arrived in step.handle.arrivals(self._layer, begun.anchor):
+            k_BnK, v_BnK = begun.decode[chunk](arrived, begun.dtype)
             positions_n = step.positions[0, 0] + (chunk - exchange.own[0]) * step.handle.spec.tokens
-            attention.attend_far(chunk, *self.heads(k_BnK, v_BnK, positions_n, step.rope))
-        return attention.merge()
+            begun.attention.attend_far(chunk, *self.heads(k_BnK, v_BnK, positions_n, step.rope))
+        merged_CBHnD = begun.attention.merge()
+        return self.o_proj(merged_CBHnD.transpose(-3, -2).flatten(-2))  # type: ignore[no-any-return]
 
 
 def _decode_own(payload_CB: Payload, dtype: torch.dtype, decode: Decode) -> tuple[Tensor, Tensor]:
@@ -119,12 +125,40 @@ class ExchangedLlama(Llama):
         super().__init__(config.model, vocab_size, config.run.seed, attention)
         self.ranks = table
 
+    def hidden(self, tokens_CBn: Tensor, handle: Pass, probe: Probe | None = None) -> Tensor:
+        """What the output head reads of the own chunks' tokens, [C, B, n, d]."""
+        x_CBnd = self.embed_tokens(tokens_CBn)
+        step = self._step(tokens_CBn, handle, probe)
+        for layer in self.layers:
+            x_CBnd = layer(x_CBnd, step)
+        return self.norm(x_CBnd)  # type: ignore[no-any-return]
+
+    def overlapped(self, tokens_CBn: Tensor, handle: Pass, probe: Probe | None = None) -> Generator[None, None, Tensor]:
+        """`hidden` in steps: each yield is a time at which payloads travel and other work is welcome.
+
+        Autograd goes backwards through what it has recorded in the reverse order, so that passes which took turns in
+        the forward take turns in one common backward too.
+        """
+        x_CBnd = self.embed_tokens(tokens_CBn)
+        step = self._step(tokens_CBn, handle, probe)
+        for layer in self.layers:
+            assert isinstance(layer, Layer)
+            attention = layer.self_attn
+            assert isinstance(attention, ExchangedAttention)
+            begun = attention.begin(layer.input_layernorm(x_CBnd), step)
+            yield
+            x_CBnd = layer.after_attention(x_CBnd, attention.finish(begun, step))
+        return self.norm(x_CBnd)  # type: ignore[no-any-return]
+
     def logits(self, tokens_CBn: Tensor, handle: Pass, probe: Probe | None = None) -> Tensor:
         """Logits [C, B, n, vocab] of the own chunks' tokens."""
+        return self.lm_head(self.hidden(tokens_CBn, handle, probe))  # type: ignore[no-any-return]
+
+    def _step(self, tokens_CBn: Tensor, handle: Pass, probe: Probe | None) -> ChunkStep:
         device, tokens = tokens_CBn.device, tokens_CBn.shape[-1]
         starts_C = torch.tensor(handle.exchange.own, device=device) * tokens
         positions_C1n = (starts_C[:, None] + torch.arange(tokens, device=device))[:, None]
-        return self(tokens_CBn, ChunkStep(self.rope(device), positions_C1n, handle, probe))  # type: ignore[no-any-return]
+        return ChunkStep(self.rope(device), positions_C1n, handle, probe)
 
     def codecs(self) -> Iterator[tuple[Key, Codec]]:
         """((layer, "k" or "v"), codec) of every compressed layer, in order."""

@@ -95,7 +95,11 @@ class Layer(nn.Module):
         self.mlp = FeedForward(model)
 
     def forward(self, x: Tensor, step: Step) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), step)
+        return self.after_attention(x, self.self_attn(self.input_layernorm(x), step))
+
+    def after_attention(self, x: Tensor, attended: Tensor) -> Tensor:
+        """What follows the attention, which gave `attended` for the residual stream `x`."""
+        x = x + attended
         return x + self.mlp(self.post_attention_layernorm(x))  # type: ignore[no-any-return]
 
 

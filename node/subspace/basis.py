@@ -42,7 +42,9 @@ class MomentProbe:
     def see(self, layer: int, kind: str, z_CBnK: Tensor, codec: object, payload: tuple[Tensor, ...]) -> None:
         """What one layer's K, or V, adds (`node.model.key_value.Probe`)."""
         if (layer, kind) in self._groups:
-            self.moments[layer, kind] = group_moments(z_CBnK.detach().float(), self._groups[layer, kind])
+            found = group_moments(z_CBnK.detach().float(), self._groups[layer, kind])
+            before = self.moments.get((layer, kind))
+            self.moments[layer, kind] = found if before is None else before + found
 
 
 def principal_directions(moments_GDD: Tensor, count: int) -> Tensor:

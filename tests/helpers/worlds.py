@@ -115,10 +115,10 @@ def loss_and_gradients(
 class Loop:
     """Nodes without sockets: what one wire sends is admitted and delivered to the other's inbox on the spot."""
 
-    def __init__(self, config: Config, world: Sequence[Sequence[int]], timeout_s: float = 30.0, depth: int = 1) -> None:
+    def __init__(self, config: Config, world: Sequence[Sequence[int]], timeout_s: float = 30.0) -> None:
         self.names = tuple(f"node-{rank}" for rank in range(len(world)))
         payload = PayloadFormat(config)
-        self.inboxes = [Inbox(payload, ring_cap_bytes=1 << 24, depth=depth) for _ in world]
+        self.inboxes = [Inbox(payload, ring_cap_bytes=1 << 24) for _ in world]
         self.wires = [
             Wire(
                 LoopSender(self, rank),

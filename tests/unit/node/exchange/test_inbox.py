@@ -220,7 +220,8 @@ def test_what_was_coming_in_when_its_pass_ended_is_not_kept() -> None:
 def test_a_peer_may_be_as_many_passes_ahead_as_may_be_in_flight() -> None:
     """Four passes in flight: a peer that has begun them all may be four ahead of a node that has begun none of them."""
     for depth, admitted in ((1, 2), (2, 2), (4, 4)):
-        inbox = Inbox(FORMAT, RING_CAP_BYTES, depth)
+        config = tiny_config(train={"batch": 2 * depth, "micro_batches": depth})
+        inbox = Inbox(PayloadFormat(config), RING_CAP_BYTES)
         inbox.enter(World(WORLD, ME, NAMES))
         inbox.begin(FULL)
         inbox.end(FULL)

@@ -7,17 +7,21 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.small import contexts, largest_difference, small_model
+from helpers.small import contexts, largest_difference, relative_difference, small_model
 from helpers.threads import ThreadWire, run_ranks
-from helpers.worlds import MODES, WORLDS, Loop, exchange_of, full_spec, tiny_config
+from helpers.worlds import MODES, WORLDS, Loop, exchange_of, full_spec, loss_and_gradients, tiny_config
 from torch import Tensor
 
+from coordinator.assignment import Assignment
 from node.config import Config
 from node.exchange.formats import FORMATS
+from node.exchange.passes import PassKey
+from node.exchange.payload import PayloadFormat, step_bytes
 from node.exchange.wire import Wire
 from node.train.passes import loss_sum
 
 TOLERANCE = 2e-6
+GRADIENTS_WITHIN = {"float32": 1e-6, "bfloat16": 3e-3, "int8": 0.01, "fp8": 0.05, "int4": 0.15, "topk10": 0.5}
 SETTINGS: dict[str, dict[str, Any]] = {
     **{f"mode {name}": settings for name, settings in MODES.items()},
     **{f"dense in {name}": {"mode": "dense", "dense_format": name} for name in FORMATS},
@@ -68,7 +72,7 @@ def in_flight(config: Config, wire: Wire, rank: int, count: int) -> list[Tensor]
 def test_four_passes_in_flight_over_inboxes_that_validate() -> None:
     """The first owner is through with all four forwards before the others have begun one."""
     config = tiny_config()
-    loop = Loop(config, WORLDS["4"], depth=4)
+    loop = Loop(tiny_config(train={"batch": 8, "micro_batches": 4}), WORLDS["4"])
     first = in_flight(config, loop.wires[0], 0, 4)
 
     def work(rank: int, _: ThreadWire) -> float:
@@ -108,3 +112,66 @@ def test_a_pass_is_open_until_its_last_gradient_has_come() -> None:
         assert loop.inboxes[rank]._open == set()
 
     run_ranks(4, work)
+
+
+MICRO = {"batch": 4, "micro_batches": 2}
+
+
+@pytest.mark.parametrize("world", ["1", "zigzag", "4"])
+@pytest.mark.parametrize("mode", MODES)
+def test_contexts_in_passes_that_overlap_are_contexts_in_one_pass(mode: str, world: str) -> None:
+    """In float32: the loss, and every gradient."""
+    whole = tiny_config(compress=MODES[mode], train={"batch": 4})
+    dealt = tiny_config(compress=MODES[mode], train=MICRO)
+    wanted_loss, wanted = loss_and_gradients(whole, WORLDS["1"], contexts(whole))
+    loss, found = loss_and_gradients(dealt, WORLDS[world], contexts(dealt))
+    assert loss == pytest.approx(wanted_loss, rel=5e-7)  # a sum of sums, in float32
+    assert largest_difference(found, wanted) < TOLERANCE
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_passes_that_overlap_round_by_draws_of_their_own(name: str) -> None:
+    """Four nodes are as near to one pass in float32 as their format allows."""
+    exact = tiny_config(train={"batch": 4})
+    dealt = tiny_config(compress={"format": name, "dense_format": "float32"}, train=MICRO)
+    _, wanted = loss_and_gradients(exact, WORLDS["1"], contexts(exact))
+    _, found = loss_and_gradients(dealt, WORLDS["4"], contexts(dealt))
+    assert relative_difference(found, wanted) < GRADIENTS_WITHIN[name]
+
+
+@pytest.mark.parametrize("micro_batches", [1, 2, 4])
+def test_the_wire_carries_the_formula_s_bytes_once_for_each_pass(micro_batches: int) -> None:
+    config = tiny_config(train={"batch": 4, "micro_batches": micro_batches})
+    payload, spec = PayloadFormat(config), full_spec(config)
+
+    def work(rank: int, wire: ThreadWire) -> int:
+        exchange = exchange_of(config, WORLDS["3+1"], rank, wire)
+        loss_sum(small_model(config), exchange, contexts(config), spec).backward()
+        return sum(wire.sent_bytes.values())
+
+    formula = [step_bytes(payload, Assignment(WORLDS["3+1"]), rank, spec).total for rank in range(2)]
+    assert run_ranks(2, work) == [micro_batches * sent for sent in formula]
+
+
+def test_while_one_pass_waits_another_has_sent() -> None:
+    """Before a node waits for what belongs to one pass, it has sent what belongs to the other."""
+    config, events = tiny_config(train=MICRO), []
+
+    class Noting(ThreadWire):
+        def send(self, rank: int, kind: str, layer: int, chunk: int, key: PassKey, tensors: tuple[Tensor, ...]) -> None:
+            events.append(("send", kind, layer, key.number))
+            super().send(rank, kind, layer, chunk, key, tensors)
+
+        def take(self, kind: str, layer: int, chunk: int, rank: int, number: int, *rest: Any) -> tuple[Tensor, ...]:
+            events.append(("take", kind, layer, number))
+            return super().take(kind, layer, chunk, rank, number, *rest)
+
+    def work(rank: int, wire: ThreadWire) -> None:
+        exchange = exchange_of(config, WORLDS["zigzag"], rank, wire if rank else Noting(wire._post, rank))
+        loss_sum(small_model(config), exchange, contexts(config), full_spec(config)).backward()
+
+    run_ranks(2, work)  # rank 0 owns the first chunk and the last: it sends, and it receives
+    first = {event: events.index(event) for event in reversed(events)}
+    for layer in range(3):
+        assert first["send", "kv", layer, 2] < first["take", "kv", layer, 1]
+        assert first["send", "grad", layer, 1] < first["take", "grad", layer, 2]
