@@ -91,10 +91,9 @@ class Stopwatch:
         self._backward = [[0.0, 0.0] for _ in range(count)]
         for place, layer in enumerate(layers):
             # The first thing and the last thing that a layer does.
-            layer.get_submodule("input_layernorm").register_forward_pre_hook(
-                lambda _, given, place=place: self._enters(place, given[0])
-            )
-            layer.get_submodule("mlp").register_forward_hook(lambda _, __, out, place=place: self._leaves(place, out))
+            first, last = layer.get_submodule("input_layernorm"), layer.get_submodule("mlp")
+            first.register_forward_pre_hook(lambda _, given, place=place: self._enters(place, given[0]))
+            last.register_forward_hook(lambda _, __, out, place=place: self._leaves(place, out))
 
     def times_s(self) -> list[tuple[float, float]]:
         """(forward, backward) of every layer in the last step."""
