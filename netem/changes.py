@@ -16,7 +16,7 @@ from netem.config import Section
 from netem.errors import ConfigError
 from netem.names import OPERATOR
 from netem.network import ANY, CUT_BPS, Line, Pair, Profile
-from netem.units import format_rate, format_time, parse_rate, parse_time
+from netem.units import format_rate, format_time, parse_latency, parse_rate
 
 Who = Annotated[str, Meta(min_length=1, max_length=64)]
 """A node's name, a pattern, or a site's name."""
@@ -111,7 +111,7 @@ def change_of(config: ChangeConfig, path: str) -> Change:
         ends=one if config.pair is None else _two(config.pair, f"{path}pair"),
         has_rate=config.rate is not None,
         rate_bps=None if config.rate is None else parse_rate(config.rate, f"{path}rate"),
-        latency_s=None if config.latency is None else parse_time(config.latency, f"{path}latency"),
+        latency_s=None if config.latency is None else parse_latency(config.latency, f"{path}latency"),
     )
 
 

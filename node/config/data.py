@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
-from netem.config import Section
+from netem.config import Section, user_path
 from netem.errors import ConfigError
 
 EMBEDDED_CORPUS = "novels"
@@ -77,7 +77,4 @@ class DataConfig(Section, frozen=True, kw_only=True):
 def cache_folder(config: DataConfig) -> Path:
     """Where token stores are kept: the setting, else $ISTHMUS_CACHE, else ~/.cache/isthmus."""
     chosen = config.cache or os.environ.get("ISTHMUS_CACHE") or "~/.cache/isthmus"
-    try:
-        return Path(chosen).expanduser()
-    except RuntimeError:
-        raise ConfigError(f"data.cache = {chosen!r}: this user has no home folder; give a full path") from None
+    return user_path(chosen, "data.cache")

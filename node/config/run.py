@@ -8,7 +8,7 @@ from typing import Annotated
 
 from msgspec import Meta
 
-from netem.config import Section
+from netem.config import Section, user_path
 from netem.errors import ConfigError
 
 
@@ -33,4 +33,4 @@ class RunConfig(Section, frozen=True, kw_only=True):
     @property
     def folder(self) -> Path:
         """Where everything of this run is written."""
-        return Path(self.outputs) / self.name
+        return user_path(self.outputs, "run.outputs") / self.name
