@@ -1,7 +1,7 @@
 """Changes of a network while it runs: rates and latencies that are set, links that are cut and healed. No clock.
 
-`ChangeConfig` is one as people write it, with units; `Change` the same in numbers of the emulated clock; `changed` lays
-changes over a profile. When they happen is `netem.schedule`'s business.
+`ChangeConfig` is a change as people write it, with units. `Change` is the same in numbers, on the emulated clock.
+`changed` applies changes to a profile. `netem.schedule` knows when they happen.
 """
 
 from __future__ import annotations
@@ -78,15 +78,23 @@ Change = Tune | Cut | Heal | Reset
 
 
 class ChangeConfig(Section, frozen=True):
-    """What changes: rate or latency (of a node, a pair, or all), or else one of cut, heal and reset."""
+    """A change: rate or latency (of a node, a pair, or everything), or else one of cut, heal and reset."""
 
-    rate: Annotated[str | None, Meta(description="the rate from then on, such as '50 Mbit/s'")] = None
-    latency: Annotated[str | None, Meta(description="the one-way latency from then on, such as '80 ms'")] = None
-    node: Annotated[str | None, Meta(description="of this node's line, up and down: a name, a pattern, a site")] = None
-    pair: Annotated[tuple[str, str] | None, Meta(description="of the links between these two, both ways")] = None
-    cut: Annotated[tuple[str, str] | None, Meta(description="let nothing pass between these two")] = None
-    heal: Annotated[bool | tuple[str, str], Meta(description="take back one cut, or with true all of them")] = False
-    reset: Annotated[bool, Meta(description="go back to the profile's own figures, without cuts")] = False
+    rate: Annotated[str | None, Meta(description="rate from then on, such as '50 Mbit/s'")] = None
+    latency: Annotated[str | None, Meta(description="one-way latency from then on, such as '80 ms'")] = None
+    node: Annotated[
+        str | None, Meta(description="the node whose line changes, up and down: a name, a pattern, a site")
+    ] = None
+    pair: Annotated[
+        tuple[str, str] | None, Meta(description="two nodes, between which the links change, both ways")
+    ] = None
+    cut: Annotated[tuple[str, str] | None, Meta(description="two nodes, between which nothing passes from then on")] = (
+        None
+    )
+    heal: Annotated[bool | tuple[str, str], Meta(description="undo the cut between these two; true: undo all cuts")] = (
+        False
+    )
+    reset: Annotated[bool, Meta(description="go back to the profile's own rates and latencies, without cuts")] = False
 
 
 def change_of(config: ChangeConfig, path: str) -> Change:

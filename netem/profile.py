@@ -106,24 +106,37 @@ class NetConfig(Section, frozen=True):
 
     profile: Annotated[
         str | ProfileConfig,
-        Meta(description="a built-in profile's name, the path of a profile's TOML file, or an inline table"),
+        Meta(description="The name of a built-in profile, the path of a profile's TOML file, or an inline table."),
     ] = "internet-300mbps"
-    rate: Annotated[str | None, Meta(description="in place of the profile's rate, up and down")] = None
-    latency: Annotated[str | None, Meta(description="in place of the profile's latency")] = None
-    scope: Annotated[Scope | None, Meta(description="in place of the profile's scope")] = None
+    rate: Annotated[
+        str | None, Meta(description="Rate up and down, such as '50 Mbit/s', in place of the profile's.")
+    ] = None
+    latency: Annotated[str | None, Meta(description="One-way latency, such as '25 ms', in place of the profile's.")] = (
+        None
+    )
+    scope: Annotated[
+        Scope | None,
+        Meta(
+            description="link: each link has the rate to itself; nic: all links of a node share it. In place of the "
+            "profile's."
+        ),
+    ] = None
     window: Annotated[
-        str | None, Meta(description="credit per link, such as '8 MB'; by default what the link needs to stay full")
+        str | None,
+        Meta(
+            description="Bytes that may be under way on each link, such as '8 MB'; by default as many as keep it full."
+        ),
     ] = None
     dilation: Annotated[
         float,
         Meta(
-            description="slow the network's clock so many times, rates and latencies alike: compute seems as much "
-            "faster, and a rate that this host cannot carry comes into reach",
+            description="Factor by which the network is slowed: rates are divided by it and latencies multiplied. "
+            "Compute then seems faster by the same factor, and rates that this host cannot carry come into reach.",
             ge=1,
             le=1e6,
         ),
     ] = 1.0
-    seed: Annotated[int, Meta(description="seed of jitter and loss", ge=0)] = 0
+    seed: Annotated[int, Meta(description="Seed of jitter and loss.", ge=0)] = 0
 
     def check(self, path: str) -> None:
         resolve_schedule(self, path)

@@ -15,12 +15,22 @@ from netem.errors import ConfigError
 class RunConfig(Section, frozen=True, kw_only=True):
     """[run]: what the run is called, where it writes, what it computes on."""
 
-    name: Annotated[str, Meta(description="Name of the run; its folder is outputs/NAME.", min_length=1)] = "run"
-    outputs: Annotated[str, Meta(description="Folder that receives the folders of runs.")] = "outputs"
-    seed: Annotated[int, Meta(description="Seed of weights, batches and rotations.", ge=0, le=(1 << 63) - 1)] = 0
-    device: Annotated[str, Meta(description="cpu, cuda, or cuda:N. On cuda the compute runs in bf16.")] = "cpu"
-    threads: Annotated[int, Meta(description="CPU threads of each node; 0 leaves it to torch.", ge=0)] = 0
-    resume: Annotated[bool, Meta(description="Go on from the last complete checkpoint of outputs/NAME.")] = False
+    name: Annotated[str, Meta(description="Name of the run. Its folder is run.outputs/NAME.", min_length=1)] = "run"
+    outputs: Annotated[str, Meta(description="Folder in which each run gets a folder; ~ is your home.")] = "outputs"
+    seed: Annotated[
+        int,
+        Meta(description="Seed of the initial weights, the batches and the random rotations.", ge=0, le=(1 << 63) - 1),
+    ] = 0
+    device: Annotated[str, Meta(description="What a node computes on: cpu, cuda or cuda:N. On cuda, in bfloat16.")] = (
+        "cpu"
+    )
+    threads: Annotated[
+        int,
+        Meta(
+            description="CPU threads of each node. 0: isthmus run shares out the cores; otherwise torch decides.", ge=0
+        ),
+    ] = 0
+    resume: Annotated[bool, Meta(description="Go on from the last complete checkpoint in the run's folder.")] = False
 
     def check(self, path: str) -> None:
         if not re.fullmatch(r"cpu|cuda(:\d+)?", self.device):

@@ -72,7 +72,10 @@ def test_a_tree_becomes_a_section() -> None:
         ({"needed": "x", "zzz": {}}, "zzz: unknown key; known here: ends, label, model, needed, parts, share, spare"),
         ({"needed": "x", "parts": [{"nam": "a"}]}, "parts[0].nam = 'a': unknown key; did you mean name?"),
         ({"needed": "x", "spare": {"nam": "a"}}, "spare.nam = 'a': unknown key; did you mean name?"),
-        ({"needed": "x", "parts": [{}, {"name": 1}]}, f"parts[1].name = 1: expected text, not a whole number; {QUOTES}"),
+        (
+            {"needed": "x", "parts": [{}, {"name": 1}]},
+            f"parts[1].name = 1: expected text, not a whole number; {QUOTES}",
+        ),
         ({"needed": "x", "parts": [{"sizes": [1, "b"]}]}, 'parts[0].sizes[1] = "b": expected a whole number, not text'),
         ({"needed": "x", "model": {"rate": float("nan")}}, "model.rate = nan: expected a finite number"),
         ({"needed": "x", "model": {"rate": float("inf")}}, "model.rate = inf: expected a finite number"),
@@ -164,7 +167,8 @@ def test_an_override_nested_too_deeply_is_text() -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "text"), [((1, 2), "[1, 2]"), ({"a": ("x",)}, '{ a = ["x"] }'), ({}, "{}"), ("a\nb", '"a\\nb"'), (1e-5, "1e-05")]
+    ("value", "text"),
+    [((1, 2), "[1, 2]"), ({"a": ("x",)}, '{ a = ["x"] }'), ({}, "{}"), ("a\nb", '"a\\nb"'), (1e-5, "1e-05")],
 )
 def test_one_value_on_one_line(value: object, text: str) -> None:
     assert toml_value(value) == text

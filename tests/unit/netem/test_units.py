@@ -21,7 +21,15 @@ from netem.units import (
 
 @pytest.mark.parametrize(
     ("text", "rate_bps"),
-    [("300 Mbit/s", 300e6), ("100Gbit/s", 100e9), ("1.5 kbit/s", 1500.0), (" 8000 bit/s ", 8000.0), ("1 kbit/s", 1e3), ("1000 Tbit/s", 1e15), ("unlimited", None)],
+    [
+        ("300 Mbit/s", 300e6),
+        ("100Gbit/s", 100e9),
+        ("1.5 kbit/s", 1500.0),
+        (" 8000 bit/s ", 8000.0),
+        ("1 kbit/s", 1e3),
+        ("1000 Tbit/s", 1e15),
+        ("unlimited", None),
+    ],
 )
 def test_rates(text: str, rate_bps: float | None) -> None:
     assert parse_rate(text) == rate_bps
@@ -47,7 +55,20 @@ def test_shares() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["300", "300 Mb", "0.001 bit/s", "1e9 Tbit/s", "300 Mbps", "300 MB/s", "-1 Mbit/s", "0 bit/s", "nan bit/s", "inf bit/s", "", "1e999 bit/s"],
+    [
+        "300",
+        "300 Mb",
+        "0.001 bit/s",
+        "1e9 Tbit/s",
+        "300 Mbps",
+        "300 MB/s",
+        "-1 Mbit/s",
+        "0 bit/s",
+        "nan bit/s",
+        "inf bit/s",
+        "",
+        "1e999 bit/s",
+    ],
 )
 def test_a_rate_that_is_none_names_key_and_value(text: str) -> None:
     with pytest.raises(ConfigError) as raised:
@@ -60,7 +81,11 @@ def test_a_rate_that_is_none_names_key_and_value(text: str) -> None:
     [
         (parse_rate, "1e9 Tbit/s", "a rate of at most '1000 Tbit/s', or 'unlimited'"),
         (parse_rate, "1e999 bit/s", "a rate of at most '1000 Tbit/s', or 'unlimited'"),
-        (parse_rate, "0.001 bit/s", "a rate of at least '1 kbit/s'; to take a link away, leave its node out, or cut the"),
+        (
+            parse_rate,
+            "0.001 bit/s",
+            "a rate of at least '1 kbit/s'; to take a link away, leave its node out, or cut the",
+        ),
         (parse_latency, "61 min", "a time of at most '60 min'"),
         (parse_time, "100001 min", "a time of at most '100000 min'"),
         (parse_size, "1e30 GB", "a size of at most '1000 GB'"),
