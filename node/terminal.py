@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import io
 import os
+import select
 import sys
 import unicodedata
 
@@ -43,15 +44,15 @@ def make_readable() -> None:
 
 
 def reader_has_gone() -> bool:
-    """Whether nobody reads standard output any more. From then on, what is still printed is dropped in silence."""
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())  # or the interpreter's last flush fails, and says so
-        os.close(nowhere)
-        return True
-    return False
+    """Whether nobody reads standard output any more. If so, what is still printed is dropped in silence."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    if not any(events & (select.POLLERR | select.POLLHUP) for _, events in poll.poll(0)):
+        return False
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())  # or the interpreter's last flush fails, and says so
+    os.close(nowhere)
+    return True
 
 
 def _plain(error: UnicodeError) -> tuple[str, int]:

@@ -31,9 +31,9 @@ class DataConfig(Section, frozen=True, kw_only=True):
         str,
         Meta(
             min_length=1,
-            description="novels (comes with Isthmus, offline); recall (generated text whose answers lie far back in the "
-            "context); fineweb, c4 or bookcorpus (streamed from the Hugging Face hub); or the path of a .txt, .jsonl or "
-            ".parquet file (.txt and .jsonl also with .gz, .xz, .zst or .bz2), or of a folder of such files.",
+            description="novels (comes with Isthmus, offline); recall (generated text whose answers lie far back in "
+            "the context); fineweb, c4 or bookcorpus (streamed from the Hugging Face hub); or the path of a .txt, .jsonl "
+            "or .parquet file (.txt and .jsonl also with .gz, .xz, .zst or .bz2), or of a folder of such files.",
         ),
     ] = EMBEDDED_CORPUS
     tokenizer: Annotated[
@@ -58,8 +58,8 @@ class DataConfig(Section, frozen=True, kw_only=True):
         int,
         Meta(
             ge=0,
-            description="Number of tokens after which reading stops. 0: read everything, or the first 100 million tokens "
-            "of a hub corpus.",
+            description="Number of tokens after which reading stops. 0: read everything, or the first 100 million "
+            "tokens of a hub corpus.",
         ),
     ] = 0
     cache: Annotated[
