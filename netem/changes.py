@@ -23,19 +23,19 @@ Who = Annotated[str, Meta(min_length=1, max_length=64)]
 
 
 class _Change(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="change", tag=str.lower):
-    """The base of all: what may come over the wire is bounded here."""
+    """The base class of all changes. What may come over the wire is bounded here."""
 
 
 class Tune(_Change, frozen=True, kw_only=True):
-    """Another rate or latency: of one node's line, of one pair both ways, or without `ends` of all links and lines.
+    """Set a rate or latency: for one node's line, for one pair in both directions, or without `ends` for everything.
 
-    Of all, whatever differed from the rest (lines, pairs, traces) does so no more.
+    Without `ends`, lines, pairs and traces that differed from the rest no longer differ.
     """
 
     ends: Annotated[tuple[Who, ...], Meta(max_length=2)] = ()
     has_rate: bool = False
     rate_bps: Annotated[float, Meta(gt=0, le=1e15)] | None = None
-    """None is unlimited, where `has_rate`."""
+    """None means unlimited if `has_rate` is set."""
     latency_s: Annotated[float, Meta(ge=0, le=3600)] | None = None
 
     def __str__(self) -> str:
@@ -50,7 +50,8 @@ class Tune(_Change, frozen=True, kw_only=True):
 
 
 class Cut(_Change, frozen=True, kw_only=True):
-    """Nothing passes between these two, either way, until healed. Rates that are set meanwhile hold from then on."""
+    """Nothing passes between these two in either direction until the cut is healed. Rates that are set meanwhile take
+    effect then."""
 
     ends: tuple[Who, Who]
 
@@ -59,7 +60,7 @@ class Cut(_Change, frozen=True, kw_only=True):
 
 
 class Heal(_Change, frozen=True, kw_only=True):
-    """One cut is taken back, given by the same two; without `ends`, all are."""
+    """Undo the cut between these two; without `ends`, undo all cuts."""
 
     ends: Annotated[tuple[Who, ...], Meta(max_length=2)] = ()
 
@@ -68,7 +69,7 @@ class Heal(_Change, frozen=True, kw_only=True):
 
 
 class Reset(_Change, frozen=True, kw_only=True):
-    """Everything is as the profile has it."""
+    """Go back to what the profile states."""
 
     def __str__(self) -> str:
         return "back to the profile"
@@ -124,7 +125,7 @@ def change_of(config: ChangeConfig, path: str) -> Change:
 
 
 def changed(profile: Profile, changes: Sequence[Change]) -> Profile:
-    """`profile` after `changes`, in their order. Cuts lie on top: no rate that is set heals them."""
+    """`profile` after `changes`, in their order. Setting a rate does not undo a cut."""
     tunes: list[Tune] = []
     for change in changes:
         match change:
@@ -136,7 +137,7 @@ def changed(profile: Profile, changes: Sequence[Change]) -> Profile:
         profile = _tuned(profile, tune)
     cuts = open_cuts(changes)
     pairs = tuple(way for cut in cuts for way in _both_ways(cut.ends, has_rate=True, rate_bps=CUT_BPS))
-    if cuts:  # whoever is to heal them must be answered
+    if cuts:  # the operator who is to heal them must still get answers
         pairs += (Pair(ANY, OPERATOR, has_rate=True),)
     return msgspec.structs.replace(profile, pairs=profile.pairs + pairs)
 
@@ -156,7 +157,8 @@ def open_cuts(changes: Iterable[Change]) -> list[Cut]:
 
 
 def heals_something(heal: Heal, changes: Iterable[Change]) -> bool:
-    """Whether `heal`, after `changes`, names a cut that there is. To heal all where there is none is no mistake."""
+    """Whether `heal`, after `changes`, names a cut that there is. Healing all cuts is allowed when
+    there are none."""
     return not heal.ends or any(set(cut.ends) == set(heal.ends) for cut in open_cuts(changes))
 
 

@@ -29,7 +29,9 @@ FAILED, MISTAKE, INTERRUPTED, OUTPUT_CLOSED = 1, 2, 130, 141
 FINAL_EVALUATION_TOKENS = 1 << 16
 """Held-out tokens that `isthmus run` evaluates its last checkpoint on; `isthmus eval` takes all of them."""
 
-LEAKS = "the chunk's own mean tells its early tokens of later ones (compress.own): not to be compared with other losses"
+LEAKS = (
+    'early tokens of a chunk depend on later ones (compress.own = "projected"): do not compare this loss with others'
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

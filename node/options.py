@@ -14,66 +14,7 @@ from typing import Any
 
 from netem.errors import ConfigError
 from node.config import TOKEN_VARIABLE
-
-_SETTINGS = """\
-Every setting of the config can also be given on the command line, before or after the file:
-  --train.steps 100  --compress.mode dense  --net.profile datacenter-100gbps
-`isthmus settings` lists the presets and all settings with their defaults, `isthmus settings train` those of one
-section, and `isthmus settings --preset NAME` what a preset sets. What comes later in this order takes precedence:
-  defaults < preset < config file < command line
-"""
-
-_EVAL = """\
-Settings may differ from those of the run, such as --compress.mode dense or --run.device cuda.
-"""
-
-_NET = """\
-Settings of the network take the place of the profile's:
-  isthmus net verify --profile datacenter-100gbps --net.dilation 50
-As root on Linux, the same transfers are also made under the kernel's token bucket (tc-tbf), for comparison.
-"""
-
-_LIVE = f"""\
-example:
-  export {TOKEN_VARIABLE}=…                                          the run's secret, before the run is started
-  isthmus run configs/demo.toml
-  isthmus net set --coordinator outputs/demo --rate '50 Mbit/s'
-  isthmus net set --coordinator outputs/demo --latency '80 ms' --pair node-0 node-1
-  isthmus net cut node-0 'node-[12]' --coordinator outputs/demo
-  isthmus net heal --coordinator outputs/demo
-Nothing in flight is lost. A cut only delays the run if it is shorter than the time that nodes may be silent.
-"""
-
-_TUNNEL = """\
-Settings change the target. The small model has the target's layers, chunks, ownership and [compress]:
-  isthmus tunnel --target paper-800m --nodes 8 --net internet-300mbps --compress.dense_last_layers 0 --run
-Exit code 1: in some run the ratio of communication to compute, the latency or the averaging was more than 10 % off.
-"""
-
-_COMPLETION = """\
-Options, settings, presets and files are completed. To set it up:
-  bash:  isthmus completion bash > ~/.local/share/bash-completion/completions/isthmus
-  zsh:   isthmus completion zsh > ~/.zsh/completions/_isthmus       (a folder that is in $fpath)
-  tcsh:  isthmus completion tcsh | sudo tee /etc/profile.d/isthmus.completion.csh
-"""
-
-_OVERVIEW = """\
-examples:
-  isthmus run configs/demo.toml                            a coordinator and four nodes on this machine
-  isthmus run configs/tiny.toml --coordinator.nodes 2      the same in small, on two nodes
-  isthmus eval outputs/demo                                held-out loss of its last checkpoint
-  isthmus report outputs/demo outputs/demo-2 --out a.png   two runs in one picture
-  isthmus export outputs/demo hf/demo                      the model, as a folder for transformers
-  isthmus study control                                    a study: how much the far context is worth
-  isthmus plan configs/paper-800m.toml --nodes 8           how long a step would take elsewhere; runs nothing
-  isthmus tunnel --target paper-800m --net lte --run       a small run here with the same ratios as a large one
-  isthmus run configs/demo.toml --preset home              as between homes: `isthmus settings` lists the presets
-
-on several machines:
-  one   $ ISTHMUS_TOKEN=… isthmus coordinator run.toml --coordinator.address tcp://10.0.0.5:7070
-  each  $ ISTHMUS_TOKEN=… isthmus node run.toml --join tcp://10.0.0.5:7070 --bind tcp://eth0:0
-"""
-
+from node.epilogs import COMPLETION, EVAL, LIVE, NET, OVERVIEW, SETTINGS, TUNNEL
 
 _SETTING = re.compile(r"--[^=.\s-][^=.\s]*\.[^=]*(?P<value>=.*)?", re.DOTALL)
 
@@ -117,7 +58,7 @@ def parser() -> argparse.ArgumentParser:
     isthmus = argparse.ArgumentParser(
         prog="isthmus",
         description="Train long-context language models across narrow links.",
-        epilog=_OVERVIEW,
+        epilog=OVERVIEW,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -126,7 +67,7 @@ def parser() -> argparse.ArgumentParser:
     commands = isthmus.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     run = _command(
-        commands, "run", "a whole run on this machine: a coordinator and its nodes", _SETTINGS, takes_settings=True
+        commands, "run", "a whole run on this machine: a coordinator and its nodes", SETTINGS, takes_settings=True
     )
     _add_config(run)
 
@@ -134,7 +75,7 @@ def parser() -> argparse.ArgumentParser:
         commands,
         "coordinator",
         "the coordinator of a run: rendezvous, barriers, records",
-        _SETTINGS,
+        SETTINGS,
         takes_settings=True,
     )
     _add_config(lead)
@@ -145,12 +86,12 @@ def parser() -> argparse.ArgumentParser:
             commands,
             "node",
             "one worker: joins a coordinator and trains until the run ends",
-            _SETTINGS,
+            SETTINGS,
             takes_settings=True,
         )
     )
 
-    evaluation = _command(commands, "eval", "the held-out loss of a checkpoint", _EVAL, takes_settings=True)
+    evaluation = _command(commands, "eval", "the held-out loss of a checkpoint", EVAL, takes_settings=True)
     evaluation.add_argument("checkpoint", type=Path, help="outputs/RUN, or outputs/RUN/checkpoint/step-N")
     evaluation.add_argument(
         "--batches", type=int, default=0, help="the number of held-out batches (default: 0, which is all of them)"
@@ -170,7 +111,7 @@ def parser() -> argparse.ArgumentParser:
             commands,
             "study",
             "compare settings over seeds, on this machine; no name: the list",
-            _SETTINGS,
+            SETTINGS,
             takes_settings=True,
         )
     )
@@ -181,9 +122,7 @@ def parser() -> argparse.ArgumentParser:
     _add_net(net.add_subparsers(dest="net_command", required=True, metavar="COMMAND"))
 
     _add_tunnel(
-        _command(
-            commands, "tunnel", "a small run that behaves like a large one elsewhere", _TUNNEL, takes_settings=True
-        )
+        _command(commands, "tunnel", "a small run that behaves like a large one elsewhere", TUNNEL, takes_settings=True)
     )
 
     _add_plan(
@@ -191,7 +130,7 @@ def parser() -> argparse.ArgumentParser:
             commands,
             "plan",
             "how long a step would take on other machines; runs nothing",
-            _SETTINGS,
+            SETTINGS,
             takes_settings=True,
         )
     )
@@ -200,7 +139,7 @@ def parser() -> argparse.ArgumentParser:
     settings.add_argument("section", nargs="?", default="", help="one section: run, model, compress, train, …")
     settings.add_argument("--preset", default="", metavar="NAME", help="show what this preset sets, in place of all")
 
-    completion = _command(commands, "completion", "a script that makes a shell complete what you type", _COMPLETION)
+    completion = _command(commands, "completion", "a script that makes a shell complete what you type", COMPLETION)
     completion.add_argument("shell", choices=("bash", "zsh", "tcsh"), help="the shell to print the script for")
     return isthmus
 
@@ -255,7 +194,7 @@ def _add_net(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         commands,
         "verify",
         "measure how exact the emulated network is here (0: exact, 1: not)",
-        _NET,
+        NET,
         takes_settings=True,
     )
     verify.add_argument(
@@ -286,7 +225,7 @@ def _add_net(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
 def _live(
     commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, text: str
 ) -> argparse.ArgumentParser:
-    parser = _command(commands, name, text, _LIVE)
+    parser = _command(commands, name, text, LIVE)
     parser.add_argument(
         "--coordinator",
         required=True,

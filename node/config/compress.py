@@ -165,8 +165,8 @@ class CompressConfig(Section, frozen=True, kw_only=True):
         if self.subspace == "learned" and (self.rotation != "fixed" or self.refresh_every):
             key, wanted = ("refresh_every", "0") if self.rotation == "fixed" else ("rotation", '"fixed"')
             raise ConfigError(
-                f'{path}{key} = {getattr(self, key)!r}: expected {wanted}, since {path}subspace = "learned" is trained '
-                f"on from the basis of the warm start"
+                f'{path}{key} = {getattr(self, key)!r}: expected {wanted}, since {path}subspace = "learned" trains '
+                f"the basis of the warm start further"
             )
         if self.theta != "chunk" and not self.learns_theta:
             raise ConfigError(

@@ -107,8 +107,8 @@ class Config(Section, frozen=True, kw_only=True):
         return len(self.compressed)
 
     def is_unplugged_at(self, step: int) -> bool:
-        """Whether `step` trains, and its checkpoint is, a model that was compressed once and is not any more: without
-        theta and bases, a plain decoder that sends K and V whole."""
+        """Whether compression was taken off before `step`: from then on the model is a plain decoder without theta and
+        bases, which sends K and V whole."""
         return self.compressed_layers > 0 and 0 < self.compress.unplug_step < step
 
     @property
@@ -118,7 +118,7 @@ class Config(Section, frozen=True, kw_only=True):
 
     @property
     def leaks(self) -> bool:
-        """Whether early tokens of a chunk learn of later ones: a mean over all of it turns what they attend to."""
+        """Whether early tokens of a chunk depend on later ones: a mean over the whole chunk turns what they attend to."""
         compress = self.compress
         own_mean = compress.theta == "chunk" and compress.learns_theta and compress.clip > 0
         return compress.mode == "subspace" and compress.own == "projected" and own_mean and self.model.chunk_tokens > 1
