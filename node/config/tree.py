@@ -118,7 +118,7 @@ class Config(Section, frozen=True, kw_only=True):
 
     @property
     def leaks(self) -> bool:
-        """Whether early tokens of a chunk depend on later ones: a mean over the whole chunk turns what they attend to."""
+        """Whether early tokens of a chunk depend on later ones, through a theta that is a mean over the whole chunk."""
         compress = self.compress
         own_mean = compress.theta == "chunk" and compress.learns_theta and compress.clip > 0
         return compress.mode == "subspace" and compress.own == "projected" and own_mean and self.model.chunk_tokens > 1
