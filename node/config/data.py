@@ -32,8 +32,8 @@ class DataConfig(Section, frozen=True, kw_only=True):
         Meta(
             min_length=1,
             description="novels (comes with Isthmus, offline); recall (generated text whose answers lie far back in "
-            "the context); fineweb, c4 or bookcorpus (streamed from the Hugging Face hub); or the path of a .txt, .jsonl "
-            "or .parquet file (.txt and .jsonl also with .gz, .xz, .zst or .bz2), or of a folder of such files.",
+            "the context); fineweb, c4 or bookcorpus (streamed from the Hugging Face hub); or the path of a .txt, "
+            ".jsonl or .parquet file (.txt and .jsonl also with .gz, .xz, .zst or .bz2), or of a folder of such files.",
         ),
     ] = EMBEDDED_CORPUS
     tokenizer: Annotated[
