@@ -17,6 +17,9 @@ from netem.errors import ConfigError
 
 SECRETS = ("coordinator.token",)
 
+LONGEST_S = 31_536_000.0
+"""The longest deadline that can be set: a year."""
+
 _Count = Annotated[int, msgspec.Meta(ge=1)]
 _ADDRESS = re.compile(r"tcp://(?P<host>\[[0-9A-Fa-f:.%]+\]|[^:/\[\]]+):(?P<port>\d{1,5})")
 
@@ -26,32 +29,56 @@ class CoordinatorConfig(Section, frozen=True, kw_only=True):
 
     address: Annotated[
         str,
-        msgspec.Meta(description="where the coordinator listens, tcp://INTERFACE:PORT; port 0 picks a free one"),
+        msgspec.Meta(description="Where the coordinator listens, tcp://INTERFACE:PORT; port 0 takes a free one."),
     ] = "tcp://127.0.0.1:0"
-    nodes: Annotated[int, msgspec.Meta(ge=1, le=1000, description="how many nodes make the world")] = 1
+    nodes: Annotated[int, msgspec.Meta(ge=1, le=1000, description="Number of nodes.")] = 1
     token: Annotated[
         str,
-        msgspec.Meta(max_length=512, description="the run's secret; may be empty on a loopback address only"),
+        msgspec.Meta(
+            max_length=512,
+            description="The run's secret; it may be empty only if the address is this machine's own (loopback).",
+        ),
     ] = ""
     assignment: Annotated[
         Literal["contiguous", "zigzag"],
-        msgspec.Meta(description="contiguous: neighbouring chunks together; zigzag: balances causal work"),
+        msgspec.Meta(
+            description="contiguous: a node owns neighbouring chunks; zigzag: early and late chunks, which balances "
+            "causal work."
+        ),
     ] = "contiguous"
     chunks_per_node: Annotated[
         tuple[_Count, ...],
-        msgspec.Meta(description="chunks each rank owns, in contiguous runs, e.g. [3, 1]; empty: equal shares"),
+        msgspec.Meta(
+            description="Number of neighbouring chunks that each rank owns, such as [3, 1]; empty: equal shares."
+        ),
     ] = ()
-    join_timeout_s: Annotated[float, msgspec.Meta(gt=0, description="how long to wait for all nodes to join")] = 120.0
-    heartbeat_interval_s: Annotated[float, msgspec.Meta(gt=0, description="time between signs of life")] = 1.0
+    join_timeout_s: Annotated[
+        float, msgspec.Meta(gt=0, le=LONGEST_S, description="Seconds to wait for all nodes to join.")
+    ] = 120.0
+    heartbeat_interval_s: Annotated[
+        float, msgspec.Meta(gt=0, le=LONGEST_S, description="Seconds between heartbeats.")
+    ] = 1.0
     heartbeat_timeout_s: Annotated[
-        float, msgspec.Meta(gt=0, description="a node or coordinator silent for this long is lost")
+        float,
+        msgspec.Meta(
+            gt=0,
+            le=LONGEST_S,
+            description="Seconds without a heartbeat after which a node or the coordinator counts as lost.",
+        ),
     ] = 15.0
     step_timeout_s: Annotated[
         float,
-        msgspec.Meta(gt=0, description="how far the slowest node may lag behind the first, in a step or round"),
+        msgspec.Meta(
+            gt=0,
+            le=LONGEST_S,
+            description="Seconds by which the slowest node may lag behind the first one, in a step or an averaging.",
+        ),
     ] = 300.0
     progress_timeout_s: Annotated[
-        float, msgspec.Meta(gt=0, description="a step that no node finishes within this time ends the run")
+        float,
+        msgspec.Meta(
+            gt=0, le=LONGEST_S, description="Seconds within which some node must finish a step, or the run ends."
+        ),
     ] = 3600.0
 
     def check(self, path: str) -> None:

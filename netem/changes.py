@@ -1,7 +1,7 @@
 """Changes of a network while it runs: rates and latencies that are set, links that are cut and healed. No clock.
 
-`ChangeConfig` is one as people write it, with units; `Change` the same in numbers of the emulated clock; `changed` lays
-changes over a profile. When they happen is `netem.schedule`'s business.
+`ChangeConfig` is a change as people write it, with units. `Change` is the same in numbers, on the emulated clock.
+`changed` applies changes to a profile. `netem.schedule` knows when they happen.
 """
 
 from __future__ import annotations
@@ -16,26 +16,26 @@ from netem.config import Section
 from netem.errors import ConfigError
 from netem.names import OPERATOR
 from netem.network import ANY, CUT_BPS, Line, Pair, Profile
-from netem.units import format_rate, format_time, parse_rate, parse_time
+from netem.units import format_rate, format_time, parse_latency, parse_rate
 
 Who = Annotated[str, Meta(min_length=1, max_length=64)]
 """A node's name, a pattern, or a site's name."""
 
 
 class _Change(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="change", tag=str.lower):
-    """The base of all: what may come over the wire is bounded here."""
+    """The base class of all changes. What may come over the wire is bounded here."""
 
 
 class Tune(_Change, frozen=True, kw_only=True):
-    """Another rate or latency: of one node's line, of one pair both ways, or without `ends` of all links and lines.
+    """Set a rate or latency: for one node's line, for one pair in both directions, or without `ends` for everything.
 
-    Of all, whatever differed from the rest (lines, pairs, traces) does so no more.
+    Without `ends`, lines, pairs and traces that differed from the rest no longer differ.
     """
 
     ends: Annotated[tuple[Who, ...], Meta(max_length=2)] = ()
     has_rate: bool = False
     rate_bps: Annotated[float, Meta(gt=0, le=1e15)] | None = None
-    """None is unlimited, where `has_rate`."""
+    """None means unlimited if `has_rate` is set."""
     latency_s: Annotated[float, Meta(ge=0, le=3600)] | None = None
 
     def __str__(self) -> str:
@@ -50,7 +50,8 @@ class Tune(_Change, frozen=True, kw_only=True):
 
 
 class Cut(_Change, frozen=True, kw_only=True):
-    """Nothing passes between these two, either way, until healed. Rates that are set meanwhile hold from then on."""
+    """Nothing passes between these two in either direction until the cut is healed. Rates that are set meanwhile take
+    effect then."""
 
     ends: tuple[Who, Who]
 
@@ -59,7 +60,7 @@ class Cut(_Change, frozen=True, kw_only=True):
 
 
 class Heal(_Change, frozen=True, kw_only=True):
-    """One cut is taken back, given by the same two; without `ends`, all are."""
+    """Undo the cut between these two; without `ends`, undo all cuts."""
 
     ends: Annotated[tuple[Who, ...], Meta(max_length=2)] = ()
 
@@ -68,7 +69,7 @@ class Heal(_Change, frozen=True, kw_only=True):
 
 
 class Reset(_Change, frozen=True, kw_only=True):
-    """Everything is as the profile has it."""
+    """Go back to what the profile states."""
 
     def __str__(self) -> str:
         return "back to the profile"
@@ -78,15 +79,23 @@ Change = Tune | Cut | Heal | Reset
 
 
 class ChangeConfig(Section, frozen=True):
-    """What changes: rate or latency (of a node, a pair, or all), or else one of cut, heal and reset."""
+    """A change: rate or latency (of a node, a pair, or everything), or else one of cut, heal and reset."""
 
-    rate: Annotated[str | None, Meta(description="the rate from then on, such as '50 Mbit/s'")] = None
-    latency: Annotated[str | None, Meta(description="the one-way latency from then on, such as '80 ms'")] = None
-    node: Annotated[str | None, Meta(description="of this node's line, up and down: a name, a pattern, a site")] = None
-    pair: Annotated[tuple[str, str] | None, Meta(description="of the links between these two, both ways")] = None
-    cut: Annotated[tuple[str, str] | None, Meta(description="let nothing pass between these two")] = None
-    heal: Annotated[bool | tuple[str, str], Meta(description="take back one cut, or with true all of them")] = False
-    reset: Annotated[bool, Meta(description="go back to the profile's own figures, without cuts")] = False
+    rate: Annotated[str | None, Meta(description="rate from then on, such as '50 Mbit/s'")] = None
+    latency: Annotated[str | None, Meta(description="one-way latency from then on, such as '80 ms'")] = None
+    node: Annotated[
+        str | None, Meta(description="the node whose line changes, up and down: a name, a pattern, a site")
+    ] = None
+    pair: Annotated[
+        tuple[str, str] | None, Meta(description="two nodes, between which the links change, both ways")
+    ] = None
+    cut: Annotated[tuple[str, str] | None, Meta(description="two nodes, between which nothing passes from then on")] = (
+        None
+    )
+    heal: Annotated[bool | tuple[str, str], Meta(description="undo the cut between these two; true: undo all cuts")] = (
+        False
+    )
+    reset: Annotated[bool, Meta(description="go back to the profile's own rates and latencies, without cuts")] = False
 
 
 def change_of(config: ChangeConfig, path: str) -> Change:
@@ -111,12 +120,12 @@ def change_of(config: ChangeConfig, path: str) -> Change:
         ends=one if config.pair is None else _two(config.pair, f"{path}pair"),
         has_rate=config.rate is not None,
         rate_bps=None if config.rate is None else parse_rate(config.rate, f"{path}rate"),
-        latency_s=None if config.latency is None else parse_time(config.latency, f"{path}latency"),
+        latency_s=None if config.latency is None else parse_latency(config.latency, f"{path}latency"),
     )
 
 
 def changed(profile: Profile, changes: Sequence[Change]) -> Profile:
-    """`profile` after `changes`, in their order. Cuts lie on top: no rate that is set heals them."""
+    """`profile` after `changes`, in their order. Setting a rate does not undo a cut."""
     tunes: list[Tune] = []
     for change in changes:
         match change:
@@ -128,7 +137,7 @@ def changed(profile: Profile, changes: Sequence[Change]) -> Profile:
         profile = _tuned(profile, tune)
     cuts = open_cuts(changes)
     pairs = tuple(way for cut in cuts for way in _both_ways(cut.ends, has_rate=True, rate_bps=CUT_BPS))
-    if cuts:  # whoever is to heal them must be answered
+    if cuts:  # the operator who is to heal them must still get answers
         pairs += (Pair(ANY, OPERATOR, has_rate=True),)
     return msgspec.structs.replace(profile, pairs=profile.pairs + pairs)
 
@@ -148,7 +157,8 @@ def open_cuts(changes: Iterable[Change]) -> list[Cut]:
 
 
 def heals_something(heal: Heal, changes: Iterable[Change]) -> bool:
-    """Whether `heal`, after `changes`, names a cut that there is. To heal all where there is none is no mistake."""
+    """Whether `heal`, after `changes`, names a cut that there is. Healing all cuts is allowed when
+    there are none."""
     return not heal.ends or any(set(cut.ends) == set(heal.ends) for cut in open_cuts(changes))
 
 

@@ -1,4 +1,4 @@
-"""Typed configuration: strict sections read from TOML, overridable from the command line.
+"""Typed configuration: strict sections that are read from TOML and overridden from the command line.
 
 This is the machinery only. Each component owns its own `Section` (`NetConfig` in `netem.profile`,
 `CoordinatorConfig` in `coordinator.config`, the rest and the whole tree in `node.config`).
@@ -8,20 +8,23 @@ Every mistake becomes one `ConfigError` line with the key, the value and what wa
 from __future__ import annotations
 
 import difflib
-import json
-import re
+import math
 import tomllib
-import types
 import typing
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import msgspec
+import tomli_w
 
 from netem.errors import ConfigError
+from netem.explain import choices_of, explain, kind_name, show, struct_in
 
 Tree = dict[str, Any]
+
+MOST_INT = (1 << 63) - 1
+"""The largest whole number that a setting may have; a setting's own bound may be lower."""
 
 
 class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -35,12 +38,14 @@ S = TypeVar("S", bound=Section)
 
 
 class Key(NamedTuple):
-    """One setting, as `--help` shows it."""
+    """One setting, as `isthmus settings` shows it."""
 
     path: str
     type_name: str
     default: str
     description: str
+    choices: tuple[str, ...] = ()
+    """All values there are, where they can be counted."""
 
 
 def convert(cls: type[S], tree: Tree, path: str = "") -> S:
@@ -49,20 +54,20 @@ def convert(cls: type[S], tree: Tree, path: str = "") -> S:
     `path` is the dotted place of `tree` in the whole configuration, for messages.
     """
     if not isinstance(tree, dict):  # an override such as "--train 5" puts a value in a table's place
-        raise ConfigError(f"{path} = {tree!r}: expected a table of settings")
+        raise ConfigError(f"{path} = {show(tree)}: expected a table of settings")
     _refuse_unknown(cls, tree, path)
     try:
         section = msgspec.convert(tree, cls, strict=True)
     except msgspec.ValidationError as error:
-        raise ConfigError(_explain(str(error), cls, tree, path)) from None
+        raise ConfigError(explain(str(error), cls, tree, path)) from None
     _check_all(section, f"{path}." if path else "")
     return section
 
 
 def load_toml(path: Path) -> Tree:
-    """Read a TOML file. Raises `ConfigError` where it is missing or is not TOML."""
+    """Read a TOML file, with a byte-order mark or without. Raises `ConfigError` where it is missing or is not TOML."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file; give the path of a TOML config, such as configs/tiny.toml") from None
     except IsADirectoryError:
@@ -71,6 +76,8 @@ def load_toml(path: Path) -> Tree:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not valid TOML: {error}") from None
+    except RecursionError:
+        raise ConfigError(f"{path}: not valid TOML: nested too deeply") from None
 
 
 def apply_overrides(tree: Tree, arguments: Sequence[str], texts: Collection[str] = ()) -> Tree:
@@ -92,11 +99,36 @@ def apply_overrides(tree: Tree, arguments: Sequence[str], texts: Collection[str]
     return result
 
 
+def merge(below: Tree, above: Tree) -> Tree:
+    """`above` laid over `below`, table by table."""
+    merged = dict(below)
+    for key, value in above.items():
+        held = merged.get(key)
+        merged[key] = merge(held, value) if isinstance(held, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def flat(tree: Tree, path: str = "") -> dict[str, Any]:
+    """The values of nested tables, by dotted key."""
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        inner = f"{path}{key}"
+        found |= flat(value, f"{inner}.") if isinstance(value, dict) else {inner: value}
+    return found
+
+
 def dump_toml(tree: Mapping[str, Any]) -> str:
     """Write nested plain values as TOML; what `tomllib` reads back is equal. None is left out: TOML has no null."""
-    lines: list[str] = []
-    _dump_table(tree, "", lines)
-    return "\n".join(lines).strip() + "\n"
+    return tomli_w.dumps(_without_none(tree))
+
+
+def toml_value(value: Any) -> str:
+    """One value as TOML writes it, on one line."""
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(toml_value(item) for item in value)}]"
+    if isinstance(value, Mapping):
+        return f"{{ {', '.join(f'{key} = {toml_value(inner)}' for key, inner in value.items())} }}" if value else "{}"
+    return tomli_w.dumps({"value": value}).removeprefix("value = ").rstrip("\n")
 
 
 def describe(cls: type[Section], path: str = "") -> list[Key]:
@@ -109,16 +141,35 @@ def describe(cls: type[Section], path: str = "") -> list[Key]:
         if isinstance(inner, type) and issubclass(inner, Section):
             keys += describe(inner, key)
             continue
-        keys.append(Key(key, _type_name(inner), _default_text(field), description))
+        keys.append(Key(key, kind_name(inner), _default_text(field), description, choices_of(inner)))
     return keys
+
+
+def user_path(text: str, key: str) -> Path:
+    """The path that a setting gives, with ~ and ~user expanded. Raises `ConfigError` where there is no such home."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        raise ConfigError(f"{key} = {text!r}: this user has no home folder; give a full path") from None
 
 
 def _check_all(section: Section, prefix: str) -> None:
     for field in msgspec.structs.fields(type(section)):
-        value = getattr(section, field.name)
-        if isinstance(value, Section):
-            _check_all(value, f"{prefix}{field.encode_name}.")
+        _check_value(getattr(section, field.name), f"{prefix}{field.encode_name}")
     section.check(prefix)
+
+
+def _check_value(value: Any, key: str) -> None:
+    """Check the sections in `value`, and that numbers are finite: types and bounds let inf pass."""
+    if isinstance(value, Section):
+        _check_all(value, f"{key}.")
+    elif isinstance(value, tuple | list):
+        for place, item in enumerate(value):
+            _check_value(item, f"{key}[{place}]")
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"{key} = {value}: expected a finite number")
+    elif isinstance(value, int) and abs(value) > MOST_INT:
+        raise ConfigError(f"{key} = {value}: expected a whole number of at most {MOST_INT}")
 
 
 def _refuse_unknown(cls: type[Section], tree: Tree, path: str) -> None:
@@ -132,60 +183,12 @@ def _refuse_unknown(cls: type[Section], tree: Tree, path: str) -> None:
             hint = f"did you mean {near[0]}?" if near else f"known here: {', '.join(sorted(known))}"
             shown = "" if isinstance(value, dict) else f" = {value!r}"
             raise ConfigError(f"{full}{shown}: unknown key; {hint}")
-        inner = _section_in(known[key])
+        inner = struct_in(known[key])
         if inner is None:
             continue
         for place, item in enumerate(value) if isinstance(value, list) else [(None, value)]:
             if isinstance(item, dict):
                 _refuse_unknown(inner, item, full if place is None else f"{full}[{place}]")
-
-
-def _section_in(hint: Any) -> type[Section] | None:
-    """The `Section` that a field holds: itself, in a union, or in a sequence."""
-    if isinstance(hint, type) and issubclass(hint, Section):
-        return hint
-    found = (_section_in(part) for part in typing.get_args(hint))
-    return next((section for section in found if section is not None), None)
-
-
-def _explain(message: str, cls: type[Section], tree: Tree, path: str) -> str:
-    """Put key and value before msgspec's "Expected `int` >= 1 - at `$.train.steps`"."""
-    match = re.fullmatch(r"(.*?)(?: - at `\$\.?(.*)`)?", message, re.DOTALL)
-    assert match is not None
-    expectation, place = match.group(1), match.group(2) or ""
-    full = ".".join(part for part in (path, place) if part)
-    value = _lookup(tree, place)
-    shown = "" if value is None or isinstance(value, dict) else f" = {json.dumps(value, default=str)}"
-    expectation = (expectation[0].lower() + expectation[1:]).replace(" | null", "")
-    if expectation.startswith("invalid enum value"):
-        expectation = f"expected one of {', '.join(_choices(cls, place))}"
-    if re.fullmatch(r"expected `str`, got `(int|float)`", expectation):
-        expectation += "; write it in quotes, and a quantity with its unit, such as '300 Mbit/s' or '25 ms'"
-    return f"{full or 'config'}{shown}: {expectation}"
-
-
-def _choices(cls: type[Section], place: str) -> list[str]:
-    """The values of the `Literal` at `place`, which leads through sections only."""
-    hint: Any = cls
-    for part in re.findall(r"[^.\[\]]+", re.sub(r"\[\d*\.*\]", "", place)):
-        section = _section_in(hint)
-        assert section is not None
-        names = {field.encode_name: field.name for field in msgspec.structs.fields(section)}
-        hint = typing.get_type_hints(section)[names[part]]
-    parts = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
-    literals = [part for part in parts if typing.get_origin(part) is typing.Literal]
-    return [repr(value) for literal in literals for value in typing.get_args(literal)]
-
-
-def _lookup(tree: Any, place: str) -> Any:
-    for part in re.findall(r"[^.\[\]]+", place):
-        if isinstance(tree, dict):
-            tree = tree.get(part)
-        elif isinstance(tree, list) and part.isdigit() and int(part) < len(tree):
-            tree = tree[int(part)]
-        else:
-            return None
-    return tree
 
 
 def _pairs(arguments: Sequence[str]) -> Iterable[tuple[str, str]]:
@@ -196,7 +199,7 @@ def _pairs(arguments: Sequence[str]) -> Iterable[tuple[str, str]]:
         key, equals, text = word[2:].partition("=")
         if not equals:
             following = next(words, None)
-            if following is None:
+            if following is None or following.startswith("--"):
                 raise ConfigError(f"--{key}: a value is missing; write --{key} VALUE")
             text = following
         yield key, text
@@ -205,7 +208,7 @@ def _pairs(arguments: Sequence[str]) -> Iterable[tuple[str, str]]:
 def _literal(text: str) -> Any:
     try:
         tree = tomllib.loads(f"value = {text}")
-    except tomllib.TOMLDecodeError:
+    except (tomllib.TOMLDecodeError, RecursionError):
         return text
     # A name may look like a date, or hold a line break; no setting is either.
     value = tree["value"]
@@ -216,37 +219,10 @@ def _deep_copy(tree: Tree) -> Tree:
     return {key: _deep_copy(value) if isinstance(value, dict) else value for key, value in tree.items()}
 
 
-def _dump_table(table: Mapping[str, Any], path: str, lines: list[str]) -> None:
-    plain = {k: v for k, v in table.items() if not isinstance(v, Mapping) and v is not None}
-    nested = {k: v for k, v in table.items() if isinstance(v, Mapping)}
-    if path and (plain or not nested):
-        lines.append(f"\n[{path}]")
-    lines += [f"{_key(key)} = {_value(value)}" for key, value in plain.items()]
-    for key, value in nested.items():
-        _dump_table(value, f"{path}.{_key(key)}" if path else _key(key), lines)
-
-
-def _key(key: str) -> str:
-    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else _string(key)
-
-
-def _value(value: Any) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, str):
-        return _string(value)
-    if isinstance(value, list | tuple):
-        return "[" + ", ".join(_value(item) for item in value) + "]"
+def _without_none(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return "{ " + ", ".join(f"{_key(k)} = {_value(v)}" for k, v in value.items() if v is not None) + " }"
-    if isinstance(value, int | float):
-        return repr(value)
-    raise TypeError(f"{type(value).__name__} has no TOML form")
-
-
-def _string(text: str) -> str:
-    """A basic string; TOML forbids one character more than JSON to stand for itself."""
-    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
+        return {key: _without_none(inner) for key, inner in value.items() if inner is not None}
+    return [_without_none(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _unwrap(hint: Any) -> tuple[Any, str]:
@@ -257,20 +233,10 @@ def _unwrap(hint: Any) -> tuple[Any, str]:
     return hint, ""
 
 
-def _type_name(hint: Any) -> str:
-    if typing.get_origin(hint) is typing.Literal:
-        return " | ".join(str(value) for value in typing.get_args(hint))
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        return " | ".join(_type_name(part) for part in typing.get_args(hint) if part is not type(None))
-    if typing.get_origin(hint) is not None:
-        return str(hint).replace("typing.", "")
-    return getattr(hint, "__name__", str(hint))
-
-
 def _default_text(field: msgspec.structs.FieldInfo) -> str:
     if field.default is not msgspec.NODEFAULT:
-        return "" if field.default is None else _value(field.default)
+        return "" if field.default is None else toml_value(field.default)
     if field.default_factory is not msgspec.NODEFAULT:
         made = field.default_factory()
-        return _value(made) if isinstance(made, list | dict | tuple) else str(made)
+        return toml_value(made) if isinstance(made, list | dict | tuple) else str(made)
     return "required"

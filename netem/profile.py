@@ -18,13 +18,13 @@ import msgspec
 from msgspec import Meta
 
 from netem.changes import Change, ChangeConfig, Heal, change_of, heals_something
-from netem.config import Section, Tree, convert, load_toml
+from netem.config import Section, Tree, convert, load_toml, user_path
 from netem.errors import ConfigError
 from netem.limits import KIB
 from netem.network import ANY, UNSHAPED, Line, Pair, Profile, Scope, Shape, Site, slowest
 from netem.schedule import Schedule, Timed, TracedLine
 from netem.trace import TraceConfig, trace_of
-from netem.units import parse_rate, parse_share, parse_size, parse_time
+from netem.units import parse_latency, parse_rate, parse_share, parse_size, parse_time
 
 __all__ = [
     "UNSHAPED",
@@ -106,24 +106,37 @@ class NetConfig(Section, frozen=True):
 
     profile: Annotated[
         str | ProfileConfig,
-        Meta(description="a built-in profile's name, the path of a profile's TOML file, or an inline table"),
+        Meta(description="The name of a built-in profile, the path of a profile's TOML file, or an inline table."),
     ] = "internet-300mbps"
-    rate: Annotated[str | None, Meta(description="in place of the profile's rate, up and down")] = None
-    latency: Annotated[str | None, Meta(description="in place of the profile's latency")] = None
-    scope: Annotated[Scope | None, Meta(description="in place of the profile's scope")] = None
+    rate: Annotated[
+        str | None, Meta(description="Rate up and down, such as '50 Mbit/s', in place of the profile's.")
+    ] = None
+    latency: Annotated[str | None, Meta(description="One-way latency, such as '25 ms', in place of the profile's.")] = (
+        None
+    )
+    scope: Annotated[
+        Scope | None,
+        Meta(
+            description="link: each link has the rate to itself; nic: all links of a node share it. In place of the "
+            "profile's."
+        ),
+    ] = None
     window: Annotated[
-        str | None, Meta(description="credit per link, such as '8 MB'; by default what the link needs to stay full")
+        str | None,
+        Meta(
+            description="Bytes that may be under way on each link, such as '8 MB'; by default as many as keep it full."
+        ),
     ] = None
     dilation: Annotated[
         float,
         Meta(
-            description="slow the network's clock so many times, rates and latencies alike: compute seems as much "
-            "faster, and a rate that this host cannot carry comes into reach",
+            description="Factor by which the network is slowed: rates are divided by it and latencies multiplied. "
+            "Compute then seems faster by the same factor, and rates that this host cannot carry come into reach.",
             ge=1,
             le=1e6,
         ),
     ] = 1.0
-    seed: Annotated[int, Meta(description="seed of jitter and loss", ge=0)] = 0
+    seed: Annotated[int, Meta(description="Seed of jitter and loss.", ge=0)] = 0
 
     def check(self, path: str) -> None:
         resolve_schedule(self, path)
@@ -165,10 +178,10 @@ def _read(config: NetConfig, path: str) -> tuple[str, ProfileConfig, Path]:
     if isinstance(config.profile, ProfileConfig):
         name, profile, folder = "inline", config.profile, Path()
     else:
-        is_path = _is_path(config.profile)
+        is_path, key = _is_path(config.profile), f"{path}profile"
         name = Path(config.profile).stem if is_path else config.profile
-        profile = convert(ProfileConfig, _load(config.profile, f"{path}profile"), f"{path}profile")
-        folder = Path(config.profile).parent if is_path else Path(str(_folder()))
+        profile = convert(ProfileConfig, _load(config.profile, key), key)
+        folder = user_path(config.profile, key).parent if is_path else Path(str(_folder()))
     changes: dict[str, Any] = {
         key: getattr(config, key) for key in ("rate", "latency", "scope") if getattr(config, key) is not None
     }
@@ -202,7 +215,8 @@ def _resolve(name: str, config: ProfileConfig, path: str) -> Profile:
         raise ConfigError(f"{path}rate: expected a rate such as '300 Mbit/s', or both up and down")
     if (config.inside or config.between) and not config.sites:
         raise ConfigError(f"{path}sites: expected, where links inside or between them differ")
-    latency_s, jitter_s = parse_time(config.latency, f"{path}latency"), parse_time(config.jitter, f"{path}jitter")
+    latency_s = parse_latency(config.latency, f"{path}latency")
+    jitter_s = parse_latency(config.jitter, f"{path}jitter")
     if jitter_s > latency_s:
         raise ConfigError(f"{path}jitter = {config.jitter!r}: expected at most the latency ({config.latency})")
     up_bps = parse_rate(config.up or config.rate or "", f"{path}{'up' if config.up else 'rate'}")
@@ -246,8 +260,8 @@ def _pair(source: str, target: str, way: WayConfig, at: str) -> Pair:
         target,
         has_rate=way.rate is not None,
         rate_bps=None if way.rate is None else parse_rate(way.rate, f"{at}rate"),
-        latency_s=None if way.latency is None else parse_time(way.latency, f"{at}latency"),
-        jitter_s=None if way.jitter is None else parse_time(way.jitter, f"{at}jitter"),
+        latency_s=None if way.latency is None else parse_latency(way.latency, f"{at}latency"),
+        jitter_s=None if way.jitter is None else parse_latency(way.jitter, f"{at}jitter"),
         loss=None if way.loss is None else parse_share(way.loss, f"{at}loss"),
     )
 
@@ -258,7 +272,7 @@ def _is_path(text: str) -> bool:
 
 def _load(text: str, key: str) -> Tree:
     if _is_path(text):
-        return load_toml(Path(text))
+        return load_toml(user_path(text, key))
     if text not in builtin_names():
         raise ConfigError(
             f"{key} = {text!r}: no such profile; built in are {', '.join(builtin_names())}, "

@@ -24,7 +24,7 @@ _MOST_SHOWN = 3
 class Timed(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A change, and when it happens."""
 
-    at_s: Annotated[float, msgspec.Meta(ge=0, le=1e12)]
+    at_s: Annotated[float, msgspec.Meta(ge=0, le=1e13)]
     change: Change
 
 

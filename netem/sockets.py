@@ -16,6 +16,7 @@ import re
 import select
 import selectors
 from collections.abc import Iterator
+from socket import getaddrinfo
 
 import zmq
 
@@ -191,6 +192,19 @@ def parse_address(address: str, key: str, *, dial: bool = False) -> str:
             "such as tcp://127.0.0.1:5555"
         )
     return match["host"]
+
+
+def check_host(host: str, key: str) -> None:
+    """Raise `ConfigError`, which names `key`, where `host` has no address; ZeroMQ would try again without a word."""
+    name = host.strip("[]")
+    try:
+        getaddrinfo(name, None)
+    except (OSError, UnicodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "not a host name"
+        raise ConfigError(
+            f"{key}: the host {name} has no address here ({why}); "
+            f"check the name (getent hosts {name}), or give an address"
+        ) from None
 
 
 def _is_ipv6(text: str) -> bool:

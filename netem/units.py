@@ -2,20 +2,29 @@
 
 Parsing is strict: a number, a space or none, and one unit from a closed list, since "300 Mb" has cost
 people a factor of eight. Rates are in bits per second, times in seconds, sizes in bytes. Units are decimal
-(KB = 1000 bytes) except KiB, MiB and GiB. Users of these texts: `netem.profile`.
+(KB = 1000 bytes) except KiB, MiB and GiB. Each quantity has bounds, which messages give in its own unit.
+Users of these texts: `netem.profile`.
 """
 
 from __future__ import annotations
 
-import math
 import re
 
 from netem.errors import ConfigError
 
 UNLIMITED = "unlimited"
 
+LEAST_RATE, MOST_RATE = "1 kbit/s", "1000 Tbit/s"
+MOST_LATENCY = "60 min"
+MOST_TIME = "100000 min"
+"""About ten weeks: what happens later in a run than that is not scheduled."""
+MOST_SIZE = "1000 GB"
+
+_MICRO, _GREEK_MU = "\u00b5", "\u03bc"
+"""Two characters that look alike; keyboards give the one or the other."""
+
 _RATES = {"bit/s": 1.0, "kbit/s": 1e3, "Mbit/s": 1e6, "Gbit/s": 1e9, "Tbit/s": 1e12}
-_TIMES = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0}
+_TIMES = {"ns": 1e-9, "us": 1e-6, f"{_MICRO}s": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0}
 _SIZES = {
     "B": 1.0,
     "KB": 1e3,
@@ -34,19 +43,35 @@ def parse_rate(text: str, key: str = "rate") -> float | None:
     if text.strip() == UNLIMITED:
         return None
     rate_bps = _parse(text, key, _RATES, "a rate such as '300 Mbit/s', or 'unlimited'")
-    if rate_bps <= 0:
-        raise ConfigError(f"{key} = {text!r}: a rate must be above 0; to take a link away, leave its node out")
+    if rate_bps < _value(LEAST_RATE, _RATES):
+        raise ConfigError(
+            f"{key} = {text!r}: expected a rate of at least {LEAST_RATE!r}; to take a link away, leave its node out, "
+            "or cut the link"
+        )
+    if rate_bps > _value(MOST_RATE, _RATES):
+        raise ConfigError(f"{key} = {text!r}: expected a rate of at most {MOST_RATE!r}, or 'unlimited'")
     return rate_bps
 
 
-def parse_time(text: str, key: str = "latency") -> float:
-    """Seconds of "25 ms"."""
-    return _parse(text, key, _TIMES, "a time such as '25 ms'")
+def parse_latency(text: str, key: str = "latency") -> float:
+    """Seconds of "25 ms", the time that something takes to arrive; at most an hour."""
+    return parse_time(text, key, MOST_LATENCY)
+
+
+def parse_time(text: str, key: str = "time", most: str = MOST_TIME) -> float:
+    """Seconds of "30 s"; at most `most`, which is itself such a text."""
+    time_s = _parse(text, key, _TIMES, "a time such as '25 ms'")
+    if time_s > _value(most, _TIMES):
+        raise ConfigError(f"{key} = {text!r}: expected a time of at most {most!r}")
+    return time_s
 
 
 def parse_size(text: str, key: str = "burst") -> int:
     """Whole bytes of "64 KB"."""
-    return round(_parse(text, key, _SIZES, "a size such as '64 KB'"))
+    size_bytes = _parse(text, key, _SIZES, "a size such as '64 KB'")
+    if size_bytes > _value(MOST_SIZE, _SIZES):
+        raise ConfigError(f"{key} = {text!r}: expected a size of at most {MOST_SIZE!r}")
+    return round(size_bytes)
 
 
 def parse_share(text: str, key: str = "loss") -> float:
@@ -75,17 +100,21 @@ def format_size(nbytes: float) -> str:
 
 
 def _parse(text: str, key: str, units: dict[str, float], expected: str) -> float:
+    """The quantity in the base unit; infinite where it is too large for a number."""
     match = _QUANTITY.fullmatch(text)
     if match is None:
         raise ConfigError(f"{key} = {text!r}: expected {expected}")
     number, unit = match.groups()
+    unit = unit and unit.replace(_GREEK_MU, _MICRO)
     if unit not in units:
         problem = f"{unit!r} is not a unit here" if unit else "the unit is missing"
         raise ConfigError(f"{key} = {text!r}: {problem}; expected {expected} ({', '.join(units)})")
-    value = float(number) * units[unit]
-    if not math.isfinite(value):
-        raise ConfigError(f"{key} = {text!r}: too large")
-    return value
+    return float(number) * units[unit]
+
+
+def _value(text: str, units: dict[str, float]) -> float:
+    number, unit = text.split()
+    return float(number) * units[unit]
 
 
 def _format(value: float, units: dict[str, float]) -> str:

@@ -1,7 +1,8 @@
 """The command line: `isthmus run | coordinator | node | eval | export | report | study | plan | tunnel | net | …`.
 
-What can be said is in `node.options`, what a command does in `node.commands`; this joins the two. Exit codes: 0 done,
-1 the run failed, 2 a mistake that the user can mend, 130 interrupted. Mistakes are one line, without a traceback.
+`node.options` says what can be typed, and `node.commands` what a command does; this joins the two. Exit codes: 0 done,
+1 the run failed, 2 a mistake that the user can mend, 130 interrupted, 141 nobody reads the output any more. Mistakes
+are one line, without a traceback.
 """
 
 from __future__ import annotations
@@ -11,37 +12,62 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
-from netem.config import describe
+from netem.config import flat, load_toml, toml_value
 from netem.errors import ConfigError, IsthmusError
-from node.config import TOKEN_VARIABLE, Config, load_config
-from node.options import parser
+from node.config import TOKEN_VARIABLE, Config, load_config, public_toml, to_tree
+from node.config.presets import load_preset
+from node.options import parse
+from node.terminal import make_readable, reader_has_gone
+
+log = logging.getLogger("isthmus.config")
+
+FAILED, MISTAKE, INTERRUPTED, OUTPUT_CLOSED = 1, 2, 130, 141
+"""Exit codes; the last two are those that a shell gives for SIGINT and SIGPIPE."""
 
 FINAL_EVALUATION_TOKENS = 1 << 16
 """Held-out tokens that `isthmus run` evaluates its last checkpoint on; `isthmus eval` takes all of them."""
 
-LEAKS = "the chunk's own mean tells its early tokens of later ones (compress.own): not to be compared with other losses"
+LEAKS = (
+    'early tokens of a chunk depend on later ones (compress.own = "projected"): do not compare this loss with others'
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; its exit code."""
-    options, rest = parser().parse_known_args(arguments)
+    make_readable()
     logging.basicConfig(
         level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S"
     )
     try:
-        if options.command not in _CONFIGURED and rest:
-            raise ConfigError(f"{' '.join(rest)}: not understood; see isthmus {options.command} --help")
-        return _COMMANDS[options.command](options, rest) or 0
+        try:
+            return _main(sys.argv[1:] if arguments is None else arguments)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        if not reader_has_gone():
+            raise
+        return OUTPUT_CLOSED
+
+
+def _main(arguments: Sequence[str]) -> int:
+    name = " ".join(["isthmus", *[word for word in arguments if word in _COMMANDS][:1]])
+    try:
+        options, settings = parse(arguments)
+        if getattr(options, "print_config", False):
+            print(_resolved(options, settings), end="")
+            return 0
+        return _COMMANDS[options.command](options, settings) or 0
     except ConfigError as error:
-        print(f"isthmus {options.command}: error: {error}", file=sys.stderr)
-        return 2
+        print(f"{name}: error: {error}", file=sys.stderr)
+        return MISTAKE
     except IsthmusError as error:
-        print(f"isthmus {options.command}: {error}", file=sys.stderr)
-        return 1
+        print(f"{name}: {error}", file=sys.stderr)
+        return FAILED
     except KeyboardInterrupt:
-        print(f"isthmus {options.command}: interrupted", file=sys.stderr)
-        return 130
+        print(f"{name}: interrupted", file=sys.stderr)
+        return INTERRUPTED
 
 
 def _run(options: argparse.Namespace, overrides: list[str]) -> None:
@@ -71,6 +97,8 @@ def _coordinator(options: argparse.Namespace, overrides: list[str]) -> None:
 def _node(options: argparse.Namespace, overrides: list[str]) -> None:
     from node.commands.node import run_node
 
+    if not options.join:
+        raise ConfigError("--join: give the coordinator's address, such as tcp://10.0.0.5:7070")
     config = _load(options, overrides)
     run_node(config, options.join, options.bind, options.advertise, options.name, options.rank)
 
@@ -121,13 +149,15 @@ def _study(options: argparse.Namespace, overrides: list[str]) -> None:
             raise ConfigError(f"{' '.join(overrides)}: name a study; `isthmus study` lists them")
         show_studies()
     else:
-        wish = Wish(options.name, options.base, options.seeds, options.jobs, options.out, tuple(overrides))
+        wish = Wish(
+            options.name, options.base, options.seeds, options.jobs, options.out, tuple(overrides), options.preset
+        )
         print(f"study:       {run_study(wish)}")
 
 
 def _net(options: argparse.Namespace, overrides: list[str]) -> int:
     if options.net_command != "verify":
-        return _change_net(options, overrides)
+        return _change_net(options)
     from node.commands.net import Wish, verify
 
     wish = Wish(
@@ -136,12 +166,10 @@ def _net(options: argparse.Namespace, overrides: list[str]) -> int:
     return verify(wish)
 
 
-def _change_net(options: argparse.Namespace, rest: list[str]) -> int:
+def _change_net(options: argparse.Namespace) -> int:
     from netem.changes import ChangeConfig
     from node.commands.change import change_network
 
-    if rest:
-        raise ConfigError(f"{' '.join(rest)}: not understood; see isthmus net {options.net_command} --help")
     ends = tuple(getattr(options, "ends", ()))
     if len(ends) not in (0, 2):
         raise ConfigError(f"heal {' '.join(ends)}: expected two nodes, or none to heal all")
@@ -169,26 +197,33 @@ def _plan(options: argparse.Namespace, overrides: list[str]) -> None:
             raise ConfigError("--validate: takes folders of runs, and their configs with them; give it nothing else")
         check_against(options.validate)
         return
-    if options.config is None:
-        raise ConfigError("CONFIG: give a TOML file, such as configs/demo.toml, or --validate with folders of runs")
     if options.fit and options.mfu is not None:
         raise ConfigError("--mfu: a fit to runs takes its place; give one of the two")
-    given = [] if options.nodes is None else [f"--coordinator.nodes={options.nodes}"]
-    given += [] if options.net is None else [f"--net.profile={options.net}"]
-    # A plan listens nowhere, so it needs no token.
-    config = _load(options, [*given, "--coordinator.address=tcp://127.0.0.1:0", *overrides])
+    config = _plan_config(options, overrides)
     mfu = MFU if options.mfu is None else options.mfu
     contexts, runs = tuple(options.contexts), tuple(options.fit)
     plan_config(config, Question(options.device, mfu, runs, contexts, options.json, options.png))
 
 
+def _plan_config(options: argparse.Namespace, overrides: list[str]) -> Config:
+    # A plan listens nowhere, so it needs no token.
+    if options.config is None:
+        raise ConfigError("CONFIG: give a TOML file, such as configs/demo.toml, or --validate with folders of runs")
+    return _load(options, [*_given(options), "--coordinator.address=tcp://127.0.0.1:0", *overrides])
+
+
+def _given(options: argparse.Namespace) -> list[str]:
+    """The settings for which `plan` and `tunnel` have short options."""
+    nodes = [] if options.nodes is None else [f"--coordinator.nodes={options.nodes}"]
+    return nodes + ([] if options.net is None else [f"--net.profile={options.net}"])
+
+
 def _tunnel(options: argparse.Namespace, overrides: list[str]) -> int:
     from node.commands.tunnel import Wish, tunnel
 
-    given = [] if options.nodes is None else [f"--coordinator.nodes={options.nodes}"]
-    given += [] if options.net is None else [f"--net.profile={options.net}"]
     wish = Wish(
         target=options.target,
+        preset=options.preset,
         device=options.device,
         mfu=options.mfu,
         small=options.small,
@@ -196,31 +231,59 @@ def _tunnel(options: argparse.Namespace, overrides: list[str]) -> int:
         steps=options.steps,
         run=options.run,
         out=options.out,
-        overrides=(*given, *overrides),
+        overrides=(*_given(options), *overrides),
     )
     return tunnel(wish)
 
 
-def _show_settings(options: argparse.Namespace, _rest: list[str]) -> None:
-    keys = [key for key in describe(Config) if key.path.startswith(f"{options.section}." if options.section else "")]
-    if not keys:
-        sections = sorted({key.path.partition(".")[0] for key in describe(Config)})
-        raise ConfigError(f"{options.section}: no such section; there are {', '.join(sections)}")
-    width = max(len(key.path) for key in keys)
-    section = ""
-    for key in keys:
-        if key.path.partition(".")[0] != section:
-            section = key.path.partition(".")[0]
-            print(f"\n[{section}]")
-        print(f"  {key.path:{width}}  {key.default or '(none)'}")
-        print(f"  {'':{width}}  {key.description}  ({key.type_name})")
+def _settings(options: argparse.Namespace, _rest: list[str]) -> None:
+    from node.commands.settings import show_settings
+
+    show_settings(options.section, options.preset)
+
+
+def _completion(options: argparse.Namespace, _rest: list[str]) -> None:
+    from node.commands.completion import completion
+    from node.options import parser
+
+    print(completion(parser(), options.shell))
+
+
+def _resolved(options: argparse.Namespace, overrides: list[str]) -> str:
+    """The resolved config that the command would use, as TOML; of a study, that of each arm."""
+    if options.command == "eval":
+        from node.commands.evaluate import checkpoint_config, find_checkpoint
+
+        return public_toml(checkpoint_config(find_checkpoint(options.checkpoint), overrides))
+    if options.command == "study":
+        from node.commands.study import print_study
+
+        return print_study(options.name, options.base, overrides, options.preset)
+    if options.command == "tunnel":
+        from node.lab.tunnel.small import load_target
+
+        return public_toml(load_target(options.target, (*_given(options), *overrides), options.preset))
+    return public_toml(_plan_config(options, overrides) if options.command == "plan" else _load(options, overrides))
 
 
 def _load(options: argparse.Namespace, overrides: list[str]) -> Config:
-    """The config of the file and the command line; the token may come from the environment, out of sight of `ps`."""
+    """The config of the preset, the file and the command line; the token may come from the environment, out of sight of
+    `ps`."""
     token = os.environ.get(TOKEN_VARIABLE)
     secret = [f"--coordinator.token={token}"] if token else []
-    return load_config(options.config, [*overrides, *secret])
+    config = load_config(options.config, [*overrides, *secret], options.preset)
+    if options.preset and options.config:
+        _say_overruled(options.preset, config, options.config)
+    return config
+
+
+def _say_overruled(preset: str, config: Config, path: Path) -> None:
+    """Log which settings of the preset the file changes: who asks for `exact` should know where it is not."""
+    wanted, given, resolved = flat(load_preset(preset).tree), flat(load_toml(path)), flat(to_tree(config))
+    differing = [key for key in wanted if key in given and given[key] == resolved.get(key) != wanted[key]]
+    if differing:
+        values = ", ".join(f"{key} = {toml_value(given[key])}, not {toml_value(wanted[key])}" for key in differing)
+        log.info("preset %s: %s takes precedence with %s", preset, path, values)
 
 
 # A command that has an answer of its own (`net verify`) returns its exit code.
@@ -235,9 +298,9 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace, list[str]], int | None]] = {
     "plan": _plan,
     "tunnel": _tunnel,
     "net": _net,
-    "settings": _show_settings,
+    "settings": _settings,
+    "completion": _completion,
 }
-_CONFIGURED = ("run", "coordinator", "node", "eval", "study", "net", "plan", "tunnel")
 
 
 if __name__ == "__main__":

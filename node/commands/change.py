@@ -9,7 +9,7 @@ from coordinator.operator import ask
 from coordinator.records.folder import ADDRESS
 from netem.changes import Change, ChangeConfig, change_of
 from netem.errors import ConfigError
-from netem.sockets import parse_address
+from netem.sockets import check_host, parse_address
 from netem.units import format_time
 
 
@@ -48,5 +48,5 @@ def _address(where: str) -> str:
                 f"--coordinator {where}: expected the coordinator's address, such as tcp://10.0.0.5:7070, "
                 "or the folder of a run that goes on here, such as outputs/demo"
             ) from None
-    parse_address(where, "--coordinator", dial=True)
+    check_host(parse_address(where, "--coordinator", dial=True), f"--coordinator {where}")
     return where

@@ -10,23 +10,23 @@ from types import FrameType
 
 from coordinator.messages import COORDINATOR, NODE_NAME
 from netem.errors import ConfigError, RunAborted
-from netem.sockets import parse_address
+from netem.sockets import check_host, parse_address
 from node.config import Config
 
 
 def run_node(config: Config, join: str, bind: str, advertise: str, name: str, rank: int) -> None:
     """Join the run at `join` and take part in it. Raises `RunAborted` where it ends before its last step."""
-    from node.worker.node import Place, run_node  # torch takes seconds to import: a mistyped option should not
-
     if not join.startswith("tcp://"):
         raise ConfigError(f"--join {join!r}: expected the coordinator's address, such as tcp://10.0.0.5:7070")
-    parse_address(join, "--join", dial=True)
+    check_host(parse_address(join, "--join", dial=True), f"--join {join}")
     name = name or default_name(rank)
     if not re.fullmatch(NODE_NAME, name) or name == COORDINATOR:
         raise ConfigError(
             f"--name {name!r}: expected 1 to 64 letters, digits, '_', '.' and '-', the first a letter or a digit, "
             f"and not {COORDINATOR!r}"
         )
+    from node.worker.node import Place, run_node  # torch takes seconds to import: a mistyped option should not
+
     signal.signal(signal.SIGTERM, interrupt)
     try:
         run_node(config, Place(join, bind, advertise, name, rank))

@@ -9,7 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from netem.config import dump_toml
 from netem.errors import ConfigError
+from node.config.tree import public_tree
 from node.lab.study.plan import Run, plan, read_result
 from node.lab.study.pool import run_all
 from node.lab.study.table import Study, load_study, study_names
@@ -30,6 +32,7 @@ class Wish:
     jobs: int  # 0: the cores of this machine
     out: Path
     overrides: tuple[str, ...]
+    preset: str = ""
 
     @property
     def stem(self) -> str:
@@ -40,7 +43,8 @@ class Wish:
     def command(self) -> str:
         """The line that makes the same figures again."""
         base = ("--base", self.base) if self.base else ()
-        return shlex.join(["isthmus", "study", self.name, *base, "--seeds", str(self.seeds), *self.overrides])
+        preset = ("--preset", self.preset) if self.preset else ()
+        return shlex.join(["isthmus", "study", self.name, *base, *preset, "--seeds", str(self.seeds), *self.overrides])
 
 
 def run_study(wish: Wish) -> Path:
@@ -50,7 +54,7 @@ def run_study(wish: Wish) -> Path:
     for key, value, least in (("--seeds", wish.seeds, 1), ("--jobs", wish.jobs, 0)):
         if value < least:
             raise ConfigError(f"{key} {value}: expected {least} or more")
-    study = load_study(wish.name, wish.base, wish.overrides)
+    study = load_study(wish.name, wish.base, wish.overrides, wish.preset)
     runs = plan(study, wish.seeds)
     _check(study)
     for data in {arm.config.data for arm in study.arms}:
@@ -66,6 +70,14 @@ def show_studies() -> None:
     for name in names:
         study = load_study(name)
         print(f"  {name:{width}}  {study.title} ({len(study.arms)} arms on {study.base})")
+
+
+def print_study(name: str, base: str, overrides: Sequence[str], preset: str) -> str:
+    """The resolved config of every arm, as TOML: [arms.NAME.train] and so on. Raises `ConfigError`."""
+    if not name:
+        raise ConfigError("NAME: name a study; `isthmus study` lists them")
+    study = load_study(name, base, overrides, preset)
+    return dump_toml({"arms": {arm.name: public_tree(arm.config) for arm in study.arms}})
 
 
 def show_checkpoint(folder: Path) -> None:

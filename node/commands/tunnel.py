@@ -51,12 +51,25 @@ class Wish:
     out: Path
     overrides: tuple[str, ...]
     """Of the target."""
+    preset: str = ""
+    """Of the target."""
 
     @property
     def command(self) -> str:
         """What gives the same tunnel again."""
         small = ["--small", str(self.small)] if self.small else []
-        asked = ["--target", self.target, *self.overrides, "--device", self.device, "--mfu", f"{self.mfu:g}", *small]
+        preset = ["--preset", self.preset] if self.preset else []
+        asked = [
+            "--target",
+            self.target,
+            *preset,
+            *self.overrides,
+            "--device",
+            self.device,
+            "--mfu",
+            f"{self.mfu:g}",
+            *small,
+        ]
         asked += [f"--mode={name}" for name in self.modes]
         asked += ["--steps", str(self.steps), "--out", str(self.out), *(["--run"] if self.run else [])]
         return shlex.join(["isthmus", "tunnel", *asked])
@@ -66,7 +79,7 @@ def tunnel(wish: Wish) -> int:
     """Build the tunnel, and run it if asked to: 0, or 1 where a run missed the target's numbers."""
     on = device(wish.device)
     costs = stated(on, wish.mfu)
-    target = load_target(wish.target, wish.overrides)
+    target = load_target(wish.target, wish.overrides, wish.preset)
     goals = [goal(target, mode, costs) for mode in modes_named(wish.modes)]
     shape = load_config(wish.small) if wish.small else None
     small = small_config(target, shape, wish.steps, wish.out)

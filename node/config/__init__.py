@@ -2,7 +2,7 @@
 
 `tree` joins them and reads, saves and digests the whole. `run`, `model`, `compress`, `train` and `data` are the node
 floor's sections; `[net]` is netem's and `[coordinator]` the coordinator's. `seeds` derives one random stream for each
-purpose from `run.seed`. No torch here.
+purpose from `run.seed`. `presets` are named sets of settings, and lie under the file. No torch here.
 """
 
 from node.config.compress import CompressConfig, FormatName
@@ -10,7 +10,7 @@ from node.config.data import DataConfig
 from node.config.model import ModelConfig
 from node.config.run import RunConfig
 from node.config.train import TrainConfig
-from node.config.tree import TOKEN_VARIABLE, Config, load_config, save_config, to_tree
+from node.config.tree import TOKEN_VARIABLE, Config, load_config, public_toml, save_config, to_tree
 
 __all__ = [
     "TOKEN_VARIABLE",
@@ -22,6 +22,7 @@ __all__ = [
     "RunConfig",
     "TrainConfig",
     "load_config",
+    "public_toml",
     "save_config",
     "to_tree",
 ]

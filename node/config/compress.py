@@ -10,10 +10,10 @@ from netem.config import Section
 from netem.errors import ConfigError
 
 EXACT_CLIP = 3.0
-"""Largest angle of `exact`: terms of its series are up to e³ = 20 times their sum."""
+"""The largest angle for `exact`: beyond it, the terms of its series are more than e³ = 20 times their sum."""
 
 FormatName = Literal["float32", "bfloat16", "int8", "fp8", "int4", "topk10"]
-"""How a tensor crosses the wire: `node.exchange.formats`."""
+"""The number formats of the wire; `node.exchange.formats` implements them."""
 
 
 class CompressConfig(Section, frozen=True, kw_only=True):
@@ -21,89 +21,137 @@ class CompressConfig(Section, frozen=True, kw_only=True):
 
     mode: Annotated[
         Literal["subspace", "dense", "local"],
-        Meta(description="subspace: compressed; dense: K and V as they are; local: no remote attention, no bytes."),
+        Meta(
+            description="subspace: K and V are sent compressed; dense: they are sent whole; local: nothing is sent, "
+            "and each chunk attends only to itself."
+        ),
     ] = "subspace"
     k_share: Annotated[
-        float, Meta(description="Share of K that is compressed away; the rank is the rest.", ge=0, lt=1)
+        float, Meta(description="Share of K's width that is not sent; the rank is the rest of it.", ge=0, lt=1)
     ] = 0.98
-    v_share: Annotated[float, Meta(description="Share of V that is compressed away.", ge=0, lt=1)] = 0.95
+    v_share: Annotated[
+        float, Meta(description="Share of V's width that is not sent; the rank is the rest of it.", ge=0, lt=1)
+    ] = 0.95
     last_k_share: Annotated[
-        float, Meta(description="k_share of the last layer, where dense_last_layers = 0 compresses it.", ge=0, lt=1)
+        float,
+        Meta(description="k_share of the last layer, which is compressed only if dense_last_layers is 0.", ge=0, lt=1),
     ] = 0.9
-    last_v_share: Annotated[float, Meta(description="v_share of the last layer, likewise.", ge=0, lt=1)] = 0.8
+    last_v_share: Annotated[
+        float,
+        Meta(description="v_share of the last layer, which is compressed only if dense_last_layers is 0.", ge=0, lt=1),
+    ] = 0.8
     budget_bytes_per_token: Annotated[
         float,
         Meta(
-            description="Choose ranks after the warm start, where the spectrum has most energy, so that the compressed "
-            "layers' K and V together send this much of a token to a reader; 0 keeps to the shares.",
+            description="Send at most this many bytes per token to each reader, over all compressed layers; ranks are "
+            "then chosen after the warm start, where they keep most of the energy of K and V. 0: use the shares above.",
             ge=0,
         ),
     ] = 0.0
     scope: Annotated[
         Literal["layer", "head"],
-        Meta(description="One subspace over all heads of a layer, or one for each head."),
+        Meta(description="layer: one subspace over all heads of a layer; head: one for each head."),
     ] = "layer"
     basis: Annotated[
         Literal["activations", "weights"],
-        Meta(description="Principal directions of what is sent (K and V), or of the weights that make them."),
+        Meta(
+            description="Source of the basis. activations: principal directions of K and V; weights: those of the "
+            "matrices that make them."
+        ),
     ] = "activations"
     subspace: Annotated[
         Literal["frozen", "learned"],
         Meta(
-            description="The basis as it was taken (the paper), or the start of matrices that are trained on; these do "
-            'not turn (rotation = "fixed").'
+            description="frozen: the basis stays as it was taken (the paper); learned: it is trained further, which "
+            'needs rotation = "fixed".'
         ),
     ] = "frozen"
     rotation: Annotated[
         Literal["geodesic", "taylor2", "exact", "fixed", "random"],
-        Meta(description="How a chunk turns the shared basis."),
+        Meta(
+            description="How a chunk turns the shared basis by its theta. geodesic: exactly, towards the next "
+            "principal directions; taylor2 and exact: by a random generator, to second order or by the full "
+            "exponential; random: as taylor2, with angles from the seed; fixed: not at all."
+        ),
     ] = "geodesic"
     generator_norm: Annotated[
         Literal["frobenius", "spectral"],
-        Meta(description="Norm that scales the generators of taylor2, exact and random."),
+        Meta(description="Norm by which the random generators of taylor2, exact and random are scaled."),
     ] = "frobenius"
     generators: Annotated[
-        int, Meta(description="Rotation parameters of a chunk (m) for each of K and V, and group.", ge=1)
+        int,
+        Meta(
+            description="Number of rotation parameters (m) in the theta of each chunk, for each of K and V and each "
+            "subspace.",
+            ge=1,
+        ),
     ] = 1
-    clip: Annotated[float, Meta(description="Bound on the rotation parameter, |theta| <= clip.", ge=0)] = 0.5
+    clip: Annotated[
+        float, Meta(description="Upper bound on the size of each rotation parameter, |theta| <= clip.", ge=0)
+    ] = 0.5
     theta: Annotated[
         Literal["chunk", "previous", "first"],
-        Meta(description="What a chunk's theta is made of: its mean, that of the chunk before, its first token."),
+        Meta(
+            description="What theta is computed from. chunk: the chunk's mean; previous: the mean of the chunk "
+            "before; first: the chunk's first token."
+        ),
     ] = "chunk"
     own: Annotated[
         Literal["exact", "projected"],
-        Meta(description="What a chunk attends to within itself: its own K and V, or what the subspace keeps of them."),
+        Meta(
+            description="What a chunk attends to within itself. exact: its own K and V; projected: what the subspace "
+            "keeps of them."
+        ),
     ] = "exact"
-    dense_last_layers: Annotated[int, Meta(description="Last layers that send K and V uncompressed.", ge=0)] = 1
+    dense_last_layers: Annotated[int, Meta(description="Number of last layers that send K and V whole.", ge=0)] = 1
     remote_last_layers: Annotated[
         int,
-        Meta(description="Last layers that see other chunks; all before them see only their own. 0: all do.", ge=0),
+        Meta(
+            description="Number of last layers that attend to other chunks; the layers before them attend only within "
+            "a chunk. 0: all layers do.",
+            ge=0,
+        ),
     ] = 0
-    format: Annotated[FormatName, Meta(description="How payloads, and their gradients, cross the wire.")] = "float32"
+    format: Annotated[
+        FormatName, Meta(description="Number format in which compressed K and V and their gradients are sent.")
+    ] = "float32"
     dense_format: Annotated[
         Literal["same", FormatName],
-        Meta(description="The same where K and V are sent whole: warm start, last layers, unplugged; same: as format."),
+        Meta(
+            description="Number format where K and V are sent whole: in the warm start, in dense last layers, after "
+            "unplugging. same: as format."
+        ),
     ] = "same"
-    warmup_steps: Annotated[int, Meta(description="Uncompressed steps before the basis is taken.", ge=0)] = 50
-    warmup_share: Annotated[float, Meta(description="Share of the context length used in those steps.", gt=0, le=1)] = (
-        0.25
-    )
+    warmup_steps: Annotated[
+        int,
+        Meta(description="Uncompressed steps at the beginning (the warm start), after which the basis is taken.", ge=0),
+    ] = 50
+    warmup_share: Annotated[
+        float, Meta(description="Share of the context length that is used in the warm start.", gt=0, le=1)
+    ] = 0.25
     calibration_batches: Annotated[
-        int, Meta(description="Batches from which the activations' second moments are taken.", ge=1)
+        int,
+        Meta(description="Number of batches from which the second moments of K and V are taken for the basis.", ge=1),
     ] = 4
     refresh_every: Annotated[
-        int, Meta(description="Steps between refreshes of the basis; 0 freezes it after the warm start.", ge=0)
+        int, Meta(description="Steps between refreshes of the basis. 0: it stays as it was after the warm start.", ge=0)
     ] = 0
     refresh_decay: Annotated[
-        float, Meta(description="Weight at a refresh of the moments that the one before it used.", ge=0, lt=1)
+        float, Meta(description="Weight that the moments of the previous refresh keep at the next one.", ge=0, lt=1)
     ] = 0.5
     unplug_step: Annotated[
-        int, Meta(description="Last step that compresses: after it K and V are sent whole; 0 is never.", ge=0)
+        int,
+        Meta(
+            description="Last step that compresses; after it, K and V are sent whole (unplugged). 0: compress to the "
+            "end.",
+            ge=0,
+        ),
     ] = 0
     unplug_lr_share: Annotated[
         float,
         Meta(
-            description="Share of train.lr from which it falls after unplugging, at most; 1: the schedule goes on.",
+            description="Upper bound on the learning rate after unplugging, as a share of train.lr; 1 keeps the "
+            "schedule.",
             gt=0,
             le=1,
         ),
@@ -117,11 +165,13 @@ class CompressConfig(Section, frozen=True, kw_only=True):
         if self.subspace == "learned" and (self.rotation != "fixed" or self.refresh_every):
             key, wanted = ("refresh_every", "0") if self.rotation == "fixed" else ("rotation", '"fixed"')
             raise ConfigError(
-                f'{path}{key} = {getattr(self, key)!r}: expected {wanted}, since {path}subspace = "learned" is trained '
-                f"on from the basis of the warm start"
+                f'{path}{key} = {getattr(self, key)!r}: expected {wanted}, since {path}subspace = "learned" trains '
+                f"the basis of the warm start further"
             )
         if self.theta != "chunk" and not self.learns_theta:
-            raise ConfigError(f'{path}theta = {self.theta!r}: expected "chunk", since {turns} has no theta of the data')
+            raise ConfigError(
+                f'{path}theta = {self.theta!r}: expected "chunk", since {turns} takes no theta from the data'
+            )
         if self.rotation == "exact" and self.clip > EXACT_CLIP:
             raise ConfigError(
                 f"{path}clip = {self.clip}: expected at most {EXACT_CLIP}, since beyond it the series of {turns} loses "

@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
-from netem.config import Section
+from netem.config import Section, user_path
 from netem.errors import ConfigError
 
 EMBEDDED_CORPUS = "novels"
@@ -31,38 +31,39 @@ class DataConfig(Section, frozen=True, kw_only=True):
         str,
         Meta(
             min_length=1,
-            description="novels (embedded, offline), recall (made up; its answers lie far back in the context), "
-            "fineweb, c4 or bookcorpus (Hugging Face hub, streamed), "
-            "or a .txt, .jsonl or .parquet file or a folder of them (.txt and .jsonl also .gz, .xz, .zst or .bz2)",
+            description="novels (comes with Isthmus, offline); recall (generated text whose answers lie far back in "
+            "the context); fineweb, c4 or bookcorpus (streamed from the Hugging Face hub); or the path of a .txt, "
+            ".jsonl or .parquet file (.txt and .jsonl also with .gz, .xz, .zst or .bz2), or of a folder of such files.",
         ),
     ] = EMBEDDED_CORPUS
     tokenizer: Annotated[
         Literal["gpt2", "gpt2-2048", "bytes"],
-        Meta(description="gpt2: 50257 tokens; gpt2-2048: the first 2048 of them; bytes: 257 tokens"),
+        Meta(description="gpt2: 50257 tokens; gpt2-2048: the first 2048 of them; bytes: 257 tokens."),
     ] = "gpt2"
     text_field: Annotated[
         str,
         Meta(
             min_length=1,
-            description="the field of a JSONL, Parquet or hub row that holds the document's text",
+            description="Field of a JSONL, Parquet or hub row that holds the document's text.",
         ),
     ] = "text"
     separator: Annotated[
         str,
         Meta(
-            description="text that ends a document within a .txt file, for instance <|endoftext|>; "
-            "empty: each file is one document",
+            description="Text that ends a document within a .txt file, such as <|endoftext|>. "
+            "Empty: each file is one document.",
         ),
     ] = ""
     max_tokens: Annotated[
         int,
         Meta(
             ge=0,
-            description="stop reading after this many tokens; 0: read all, or the first 100 million of a hub corpus",
+            description="Number of tokens after which reading stops. 0: read everything, or the first 100 million "
+            "tokens of a hub corpus.",
         ),
     ] = 0
     cache: Annotated[
-        str, Meta(description="folder of the token store; empty: $ISTHMUS_CACHE, or else ~/.cache/isthmus")
+        str, Meta(description="Folder for the corpus in tokens. Empty: $ISTHMUS_CACHE, or else ~/.cache/isthmus.")
     ] = ""
 
     def check(self, path: str) -> None:
@@ -77,7 +78,4 @@ class DataConfig(Section, frozen=True, kw_only=True):
 def cache_folder(config: DataConfig) -> Path:
     """Where token stores are kept: the setting, else $ISTHMUS_CACHE, else ~/.cache/isthmus."""
     chosen = config.cache or os.environ.get("ISTHMUS_CACHE") or "~/.cache/isthmus"
-    try:
-        return Path(chosen).expanduser()
-    except RuntimeError:
-        raise ConfigError(f"data.cache = {chosen!r}: this user has no home folder; give a full path") from None
+    return user_path(chosen, "data.cache")

@@ -13,17 +13,19 @@ from netem.errors import ConfigError
 class ModelConfig(Section, frozen=True, kw_only=True):
     """[model]: a Llama-3 decoder over a context that is cut into equal chunks."""
 
-    layers: Annotated[int, Meta(description="Decoder layers.", ge=1)] = 4
+    layers: Annotated[int, Meta(description="Number of decoder layers.", ge=1)] = 4
     d_model: Annotated[int, Meta(description="Width of the residual stream.", ge=8)] = 128
-    heads: Annotated[int, Meta(description="Query heads.", ge=1)] = 4
-    kv_heads: Annotated[int, Meta(description="Key and value heads (grouped-query attention).", ge=1)] = 4
-    head_dim: Annotated[int, Meta(description="Width of one head; 0 means d_model / heads.", ge=0)] = 0
-    ffn_dim: Annotated[int, Meta(description="Inner width of the SwiGLU block.", ge=8)] = 384
+    heads: Annotated[int, Meta(description="Number of query heads.", ge=1)] = 4
+    kv_heads: Annotated[int, Meta(description="Number of key and value heads (grouped-query attention).", ge=1)] = 4
+    head_dim: Annotated[int, Meta(description="Width of one head. 0: d_model / heads.", ge=0)] = 0
+    ffn_dim: Annotated[int, Meta(description="Inner width of the feed-forward block (SwiGLU).", ge=8)] = 384
     context: Annotated[int, Meta(description="Tokens in one context (T).", ge=2)] = 1024
-    chunks: Annotated[int, Meta(description="Equal parts of the context (C), the unit of ownership.", ge=1)] = 4
-    rope_theta: Annotated[float, Meta(description="Base of the rotary position embedding.", gt=0)] = 500_000.0
+    chunks: Annotated[
+        int, Meta(description="Number of equal parts of the context (C). Each node owns one or more of them.", ge=1)
+    ] = 4
+    rope_theta: Annotated[float, Meta(description="Base of the rotary position embedding (RoPE).", gt=0)] = 500_000.0
     norm_eps: Annotated[float, Meta(description="Epsilon of RMSNorm.", gt=0)] = 1e-5
-    tied: Annotated[bool, Meta(description="Share the token embedding with the output head.")] = True
+    tied: Annotated[bool, Meta(description="Whether the output head uses the weights of the token embedding.")] = True
 
     def check(self, path: str) -> None:
         if self.context % self.chunks:

@@ -8,19 +8,29 @@ from typing import Annotated
 
 from msgspec import Meta
 
-from netem.config import Section
+from netem.config import Section, user_path
 from netem.errors import ConfigError
 
 
 class RunConfig(Section, frozen=True, kw_only=True):
     """[run]: what the run is called, where it writes, what it computes on."""
 
-    name: Annotated[str, Meta(description="Name of the run; its folder is outputs/NAME.", min_length=1)] = "run"
-    outputs: Annotated[str, Meta(description="Folder that receives the folders of runs.")] = "outputs"
-    seed: Annotated[int, Meta(description="Seed of weights, batches and rotations.", ge=0, le=(1 << 63) - 1)] = 0
-    device: Annotated[str, Meta(description="cpu, cuda, or cuda:N. On cuda the compute runs in bf16.")] = "cpu"
-    threads: Annotated[int, Meta(description="CPU threads of each node; 0 leaves it to torch.", ge=0)] = 0
-    resume: Annotated[bool, Meta(description="Go on from the last complete checkpoint of outputs/NAME.")] = False
+    name: Annotated[str, Meta(description="Name of the run. Its folder is run.outputs/NAME.", min_length=1)] = "run"
+    outputs: Annotated[str, Meta(description="Folder in which each run gets a folder; ~ is your home.")] = "outputs"
+    seed: Annotated[
+        int,
+        Meta(description="Seed of the initial weights, the batches and the random rotations.", ge=0, le=(1 << 63) - 1),
+    ] = 0
+    device: Annotated[str, Meta(description="What a node computes on: cpu, cuda or cuda:N. On cuda, in bfloat16.")] = (
+        "cpu"
+    )
+    threads: Annotated[
+        int,
+        Meta(
+            description="CPU threads of each node. 0: isthmus run shares out the cores; otherwise torch decides.", ge=0
+        ),
+    ] = 0
+    resume: Annotated[bool, Meta(description="Go on from the last complete checkpoint in the run's folder.")] = False
 
     def check(self, path: str) -> None:
         if not re.fullmatch(r"cpu|cuda(:\d+)?", self.device):
@@ -33,4 +43,4 @@ class RunConfig(Section, frozen=True, kw_only=True):
     @property
     def folder(self) -> Path:
         """Where everything of this run is written."""
-        return Path(self.outputs) / self.name
+        return user_path(self.outputs, "run.outputs") / self.name

@@ -13,7 +13,7 @@ from netem.errors import ConfigError
 class TrainConfig(Section, frozen=True, kw_only=True):
     """[train]: optimizer, schedule, and how often things happen."""
 
-    steps: Annotated[int, Meta(description="Optimizer steps, warm start included.", ge=1)] = 300
+    steps: Annotated[int, Meta(description="Optimizer steps, including those of the warm start.", ge=1)] = 300
     batch: Annotated[int, Meta(description="Contexts in one step.", ge=1)] = 1
     micro_batches: Annotated[
         int,
@@ -24,25 +24,45 @@ class TrainConfig(Section, frozen=True, kw_only=True):
         ),
     ] = 1
     lr: Annotated[float, Meta(description="Peak learning rate of AdamW.", gt=0)] = 3e-4
-    lr_warmup_steps: Annotated[int, Meta(description="Steps of linear warm-up.", ge=0)] = 20
-    lr_final_share: Annotated[float, Meta(description="Share of lr left at the last step.", ge=0, le=1)] = 0.1
-    weight_decay: Annotated[float, Meta(description="AdamW weight decay (matrices only).", ge=0)] = 0.01
-    beta1: Annotated[float, Meta(ge=0, lt=1, description="AdamW beta1.")] = 0.9
-    beta2: Annotated[float, Meta(ge=0, lt=1, description="AdamW beta2.")] = 0.95
-    grad_clip: Annotated[float, Meta(description="Bound on the gradient's global norm; 0 is none.", ge=0)] = 1.0
+    lr_warmup_steps: Annotated[
+        int, Meta(description="Steps over which the learning rate rises from 0 to train.lr.", ge=0)
+    ] = 20
+    lr_final_share: Annotated[
+        float,
+        Meta(
+            description="Learning rate at the last step, as a share of train.lr; it falls linearly to that.", ge=0, le=1
+        ),
+    ] = 0.1
+    weight_decay: Annotated[float, Meta(description="Weight decay of AdamW, for matrices only.", ge=0)] = 0.01
+    beta1: Annotated[float, Meta(ge=0, lt=1, description="First beta of AdamW.")] = 0.9
+    beta2: Annotated[float, Meta(ge=0, lt=1, description="Second beta of AdamW.")] = 0.95
+    grad_clip: Annotated[
+        float, Meta(description="Upper bound on the norm of the whole gradient. 0: no bound.", ge=0)
+    ] = 1.0
     sync_every: Annotated[
         int,
-        Meta(description="Steps between averagings (c). 1 averages gradients: exact context parallelism.", ge=1),
+        Meta(
+            description="Steps between averagings of the weights (c). 1: gradients are averaged instead, which is "
+            "exact context parallelism.",
+            ge=1,
+        ),
     ] = 20
     outer_lr: Annotated[
-        float, Meta(description="Rate of the outer step at an averaging of weights; 1 is their mean.", gt=0)
+        float,
+        Meta(
+            description="Learning rate of the outer step, which is taken when weights are averaged. 1: plain "
+            "averaging.",
+            gt=0,
+        ),
     ] = 1.0
-    outer_momentum: Annotated[float, Meta(description="Nesterov momentum of the outer step.", ge=0, lt=1)] = 0.0
-    checkpoint_every: Annotated[int, Meta(description="Steps between checkpoints; 0 is only at the end.", ge=0)] = 0
+    outer_momentum: Annotated[float, Meta(description="Nesterov momentum of the outer step. 0: none.", ge=0, lt=1)] = (
+        0.0
+    )
+    checkpoint_every: Annotated[int, Meta(description="Steps between checkpoints. 0: only at the end.", ge=0)] = 0
     eval_every: Annotated[
-        int, Meta(description="Steps between held-out evaluations; 0 is only at start and end.", ge=0)
+        int, Meta(description="Steps between held-out evaluations. 0: only at the start and the end.", ge=0)
     ] = 0
-    eval_batches: Annotated[int, Meta(description="Held-out batches of one evaluation.", ge=1)] = 8
+    eval_batches: Annotated[int, Meta(description="Number of held-out batches in one evaluation.", ge=1)] = 8
 
     def check(self, path: str) -> None:
         if self.batch % self.micro_batches:

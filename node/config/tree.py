@@ -15,12 +15,14 @@ import msgspec
 
 from coordinator.assignment import Assignment, assign
 from coordinator.config import SECRETS, CoordinatorConfig
-from netem.config import Section, Tree, apply_overrides, convert, describe, dump_toml, load_toml
+from netem.config import Section, Tree, apply_overrides, convert, describe, dump_toml, load_toml, merge
 from netem.errors import ConfigError
+from netem.explain import show
 from netem.profile import NetConfig
 from node.config.compress import CompressConfig
 from node.config.data import RECALL, RECALL_PARTS, DataConfig
 from node.config.model import ModelConfig
+from node.config.presets import load_preset
 from node.config.run import RunConfig
 from node.config.train import TrainConfig
 
@@ -105,8 +107,8 @@ class Config(Section, frozen=True, kw_only=True):
         return len(self.compressed)
 
     def is_unplugged_at(self, step: int) -> bool:
-        """Whether `step` trains, and its checkpoint is, a model that was compressed once and is not any more: without
-        theta and bases, a plain decoder that sends K and V whole."""
+        """Whether compression was taken off before `step`: from then on the model is a plain decoder without theta and
+        bases, which sends K and V whole."""
         return self.compressed_layers > 0 and 0 < self.compress.unplug_step < step
 
     @property
@@ -116,7 +118,7 @@ class Config(Section, frozen=True, kw_only=True):
 
     @property
     def leaks(self) -> bool:
-        """Whether early tokens of a chunk learn of later ones: a mean over all of it turns what they attend to."""
+        """Whether early tokens of a chunk depend on later ones, through a theta that is a mean over the whole chunk."""
         compress = self.compress
         own_mean = compress.theta == "chunk" and compress.learns_theta and compress.clip > 0
         return compress.mode == "subspace" and compress.own == "projected" and own_mean and self.model.chunk_tokens > 1
@@ -142,11 +144,29 @@ class Config(Section, frozen=True, kw_only=True):
         return hashlib.blake2b(dump_toml(tree).encode(), digest_size=16).hexdigest()
 
 
-def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
-    """Read a config file (or the defaults), lay the command line's overrides over it, and check all of it."""
-    tree = load_toml(path) if path else {}
-    texts = {key.path for key in describe(Config) if "str" in key.type_name.split(" | ")}
-    return convert(Config, apply_overrides(tree, overrides, texts))
+def load_config(path: Path | None, overrides: Sequence[str] = (), preset: str = "") -> Config:
+    """Read a config and check all of it: the defaults, under the preset, under the file, under the command line.
+
+    A file may name its preset itself (`preset = "home"`); `preset` takes the place of that.
+    """
+    tree = with_preset(load_toml(path) if path else {}, preset)
+    return convert(Config, apply_overrides(tree, overrides, text_keys()))
+
+
+def with_preset(tree: Tree, preset: str = "") -> Tree:
+    """`tree` laid over the preset called `preset`, or else over the one that it names itself."""
+    own = tree.get("preset", "")
+    tree = {key: value for key, value in tree.items() if key != "preset"}
+    if not isinstance(own, str):
+        raise ConfigError(f"preset = {show(own)}: expected the name of a preset, in quotes")
+    if not preset and not own:
+        return tree
+    return merge((load_preset(preset) if preset else load_preset(own, "preset =")).tree, tree)
+
+
+def text_keys() -> set[str]:
+    """The settings that hold text, and whose numbers are text too (a run named 2024)."""
+    return {key.path for key in describe(Config) if "text" in key.type_name.split(" or ")}
 
 
 def to_tree(config: Section) -> Tree:
@@ -156,10 +176,20 @@ def to_tree(config: Section) -> Tree:
     return tree
 
 
-def save_config(config: Config, path: Path) -> None:
-    """Write the resolved config, without its secrets."""
+def public_tree(config: Config) -> Tree:
+    """The resolved config as plain nested values, without its secrets."""
     tree = to_tree(config)
     for key in SECRETS:
         section, _, name = key.partition(".")
         tree[section].pop(name)
-    path.write_text(dump_toml(tree), encoding="utf-8")
+    return tree
+
+
+def public_toml(config: Config) -> str:
+    """The resolved config as TOML, without its secrets."""
+    return dump_toml(public_tree(config))
+
+
+def save_config(config: Config, path: Path) -> None:
+    """Write the resolved config, without its secrets."""
+    path.write_text(public_toml(config), encoding="utf-8")

@@ -16,7 +16,7 @@ TINY = "configs/tiny.toml"
     [
         (["run", "configs/none.toml"], "configs/none.toml: no such file"),
         (["run", TINY, "--model.chunkz", "4"], "did you mean chunks?"),
-        (["run", TINY, "--model.layers", "two"], 'model.layers = "two": expected `int`'),
+        (["run", TINY, "--model.layers", "two"], 'model.layers = "two": expected a whole number'),
         (["run", TINY, "--model.chunks", "3"], "does not divide"),
         (["run", TINY, "--model.context", "4000000", "--model.chunks", "4"], "needs 4000001"),
         (["run", TINY, "--coordinator.nodes", "9"], "more nodes than chunks"),

@@ -21,9 +21,10 @@ from importlib import resources
 from importlib.resources.abc import Traversable
 from typing import Any
 
-from netem.config import Tree, apply_overrides, convert, load_toml
+from netem.config import Tree, apply_overrides, convert, load_toml, merge
 from netem.errors import ConfigError
 from node.config import Config
+from node.config.tree import with_preset
 
 DENSE, LOCAL = "dense", "local-only"
 _SHARE = re.compile(r"(\d+(?:\.\d+)?) % of train\.steps")
@@ -61,26 +62,18 @@ def base_names() -> list[str]:
     return _names(_tables() / "bases")
 
 
-def load_study(name: str, base: str = "", overrides: Sequence[str] = ()) -> Study:
-    """The study called `name`, on `base` in place of its own, with the command line's settings over all arms.
+def load_study(name: str, base: str = "", overrides: Sequence[str] = (), preset: str = "") -> Study:
+    """The study called `name`, on `base` in place of its own, with the command line's settings over all arms and the
+    preset, if one is named, under the base.
 
     Raises `ConfigError` for a name that is not there, and for any arm whose settings do not make a config.
     """
     tree = _load(_tables(), name, "study")
     assert tree.keys() <= _KEYS and {DENSE, LOCAL} <= tree["arms"].keys(), name  # noqa: PT018
     base = base or tree["base"]
-    shared = merge(_load(_tables() / "bases", base, "base"), tree.get("settings", {}))
+    shared = merge(with_preset(_load(_tables() / "bases", base, "base"), preset), tree.get("settings", {}))
     arms = tuple(_arm(name, arm, shared, settings, overrides) for arm, settings in tree["arms"].items())
     return Study(name, tree["title"], tree["text"], base, arms)
-
-
-def merge(below: Tree, above: Tree) -> Tree:
-    """`above` laid over `below`, table by table."""
-    merged = dict(below)
-    for key, value in above.items():
-        held = merged.get(key)
-        merged[key] = merge(held, value) if isinstance(held, dict) and isinstance(value, dict) else value
-    return merged
 
 
 def _arm(study: str, name: str, shared: Tree, settings: Tree, overrides: Sequence[str]) -> Arm:

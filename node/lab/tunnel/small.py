@@ -51,7 +51,7 @@ def modes_named(names: Sequence[str]) -> list[Mode]:
     return [mode for mode in MODES if mode.name in names or not names]
 
 
-def load_target(name: str, overrides: Sequence[str]) -> Config:
+def load_target(name: str, overrides: Sequence[str], preset: str = "") -> Config:
     """The config at a path, or of this name in configs/. Raises `ConfigError` where the tunnel cannot take it."""
     path = Path(name)
     if path.suffix != ".toml":
@@ -60,7 +60,7 @@ def load_target(name: str, overrides: Sequence[str]) -> Config:
             known = ", ".join(sorted(found.stem for found in CONFIGS.glob("*.toml"))) or "none here"
             raise ConfigError(f"--target {name}: no such config; there are {known}, or give the path of a TOML file")
     # A target listens nowhere, so it needs no token.
-    config = load_config(path, ["--coordinator.address=tcp://127.0.0.1:0", *overrides])
+    config = load_config(path, ["--coordinator.address=tcp://127.0.0.1:0", *overrides], preset)
     if config.coordinator.nodes < 2:
         raise ConfigError(f"--nodes {config.coordinator.nodes}: expected 2 or more; one node sends nothing")
     if config.compress.budget_bytes_per_token:

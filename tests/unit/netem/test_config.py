@@ -6,7 +6,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import Meta
 
-from netem.config import Section, apply_overrides, convert, describe, dump_toml, load_toml
+from netem.config import (
+    Section,
+    apply_overrides,
+    convert,
+    describe,
+    dump_toml,
+    flat,
+    load_toml,
+    merge,
+    toml_value,
+    user_path,
+)
 from netem.errors import ConfigError
 
 
@@ -30,6 +41,9 @@ class Outer(Section, frozen=True, kw_only=True):
     parts: tuple[Part, ...] = ()
     spare: str | Part = "none"
     needed: str
+    ends: tuple[str, str] | None = None
+    label: Annotated[str, Meta(max_length=3)] = ""
+    share: Annotated[float, Meta(ge=0, le=1)] = 0.5
 
 
 QUOTES = "write it in quotes, and a quantity with its unit, such as '300 Mbit/s' or '25 ms'"
@@ -44,29 +58,45 @@ def test_a_tree_becomes_a_section() -> None:
 @pytest.mark.parametrize(
     ("tree", "message"),
     [
-        ({}, "config: object missing required field `needed`"),
-        ({"needed": 1}, f"needed = 1: expected `str`, got `int`; {QUOTES}"),
-        ({"needed": "x", "model": {"chunks": 0}}, "model.chunks = 0: expected `int` >= 1"),
-        ({"needed": "x", "model": {"chunks": "8"}}, 'model.chunks = "8": expected `int`, got `str`'),
+        ({}, "needed: is missing, and has no default"),
+        ({"needed": 1}, f"needed = 1: expected text, not a whole number; {QUOTES}"),
+        ({"needed": "x", "model": {"chunks": 0}}, "model.chunks = 0: expected a whole number of at least 1"),
+        ({"needed": "x", "model": {"chunks": "8"}}, 'model.chunks = "8": expected a whole number, not text'),
         ({"needed": "x", "model": {"chunks": 3}}, "model.chunks = 3: expected an even number"),
         (
             {"needed": "x", "model": {"mode": "sparse"}},
             "model.mode = \"sparse\": expected one of 'dense', 'compressed'",
         ),
         ({"needed": "x", "model": {"chunk": 8}}, "model.chunk = 8: unknown key; did you mean chunks?"),
-        ({"needed": "x", "model": 5}, "model = 5: expected `object`, got `int`"),
-        ({"needed": "x", "zzz": {}}, "zzz: unknown key; known here: model, needed, parts, spare"),
+        ({"needed": "x", "model": 5}, "model = 5: expected a table of settings, not a whole number"),
+        ({"needed": "x", "zzz": {}}, "zzz: unknown key; known here: ends, label, model, needed, parts, share, spare"),
         ({"needed": "x", "parts": [{"nam": "a"}]}, "parts[0].nam = 'a': unknown key; did you mean name?"),
         ({"needed": "x", "spare": {"nam": "a"}}, "spare.nam = 'a': unknown key; did you mean name?"),
-        ({"needed": "x", "parts": [{}, {"name": 1}]}, f"parts[1].name = 1: expected `str`, got `int`; {QUOTES}"),
-        ({"needed": "x", "parts": [{"sizes": [1, "b"]}]}, 'parts[0].sizes[1] = "b": expected `int`, got `str`'),
-        ({"needed": "x", "model": {"rate": float("nan")}}, None),
+        (
+            {"needed": "x", "parts": [{}, {"name": 1}]},
+            f"parts[1].name = 1: expected text, not a whole number; {QUOTES}",
+        ),
+        ({"needed": "x", "parts": [{"sizes": [1, "b"]}]}, 'parts[0].sizes[1] = "b": expected a whole number, not text'),
+        ({"needed": "x", "model": {"rate": float("nan")}}, "model.rate = nan: expected a finite number"),
+        ({"needed": "x", "model": {"rate": float("inf")}}, "model.rate = inf: expected a finite number"),
+        ({"needed": "x", "model": {"rate": float("-inf")}}, "model.rate = -inf: expected a finite number"),
+        (
+            {"needed": "x", "model": {"chunks": 1 << 63}},
+            "model.chunks = 9223372036854775808: expected a whole number of at most 9223372036854775807",
+        ),
+        (
+            {"needed": "x", "parts": [{}, {"sizes": [-(1 << 63) - 1]}]},
+            "parts[1].sizes[0] = -9223372036854775809: expected a whole number of at most 9223372036854775807",
+        ),
+        ({"needed": "x", "model": {"rate": 10**400}}, f"model.rate = {10**400}: expected a smaller number"),
+        ({"needed": "x", "parts": {"name": "a"}}, "parts: expected a list, not a table of settings"),
+        ({"needed": "x", "ends": ["a"]}, 'ends = ["a"]: expected a list of 2 values, not 1'),
+        ({"needed": "x", "ends": 1}, "ends = 1: expected a list, not a whole number"),
+        ({"needed": "x", "label": "too long"}, 'label = "too long": expected text of at most 3 characters'),
+        ({"needed": "x", "share": 1.5}, "share = 1.5: expected a number of at most 1"),
     ],
 )
-def test_a_mistake_is_one_line_with_key_value_and_expectation(tree: dict[str, object], message: str | None) -> None:
-    if message is None:
-        convert(Outer, tree)  # no bound, so legal; bounds refuse it, see below
-        return
+def test_a_mistake_is_one_line_with_key_value_and_expectation(tree: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError) as raised:
         convert(Outer, tree)
     assert str(raised.value) == message
@@ -103,6 +133,7 @@ def test_an_override_that_is_no_literal_is_a_string(text: str) -> None:
     [
         (["train.steps", "3"], "'train.steps': expected --section.key VALUE"),
         (["--train.steps"], "--train.steps: a value is missing"),
+        (["--run.resume", "--train.steps", "3"], "--run.resume: a value is missing; write --run.resume VALUE"),
         (["--needed.deep", "3"], "--needed.deep: needed is a value, not a table"),
         (["--", "3"], "expected --section.key VALUE"),
     ],
@@ -113,14 +144,48 @@ def test_a_broken_override_is_named(arguments: list[str], message: str) -> None:
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
-    broken, binary = tmp_path / "broken.toml", tmp_path / "binary.toml"
+    broken, binary, deep = (tmp_path / f"{name}.toml" for name in ("broken", "binary", "deep"))
     broken.write_text("a = \n")
     binary.write_bytes(b"\xff\xfe")
+    deep.write_text(f"a = {'[' * 100_000}")
     cases = {tmp_path / "gone.toml": "no such file", tmp_path: "is a folder", broken: "not valid", binary: "not valid"}
+    cases[deep] = "nested too deeply"
     cases[broken / "below.toml"] = "cannot be read"
     for path, message in cases.items():
         with pytest.raises(ConfigError, match=message):
             load_toml(path)
+
+
+def test_a_byte_order_mark_is_read_as_if_it_were_not_there(tmp_path: Path) -> None:
+    path = tmp_path / "config.toml"
+    path.write_bytes(b"\xef\xbb\xbfa = 1\n")
+    assert load_toml(path) == {"a": 1}
+
+
+def test_an_override_nested_too_deeply_is_text() -> None:
+    assert apply_overrides({}, ["--a", "[" * 100_000]) == {"a": "[" * 100_000}
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [((1, 2), "[1, 2]"), ({"a": ("x",)}, '{ a = ["x"] }'), ({}, "{}"), ("a\nb", '"a\\nb"'), (1e-5, "1e-05")],
+)
+def test_one_value_on_one_line(value: object, text: str) -> None:
+    assert toml_value(value) == text
+
+
+def test_flat_and_merge() -> None:
+    below, above = {"a": {"b": 1, "c": 2}, "d": 3}, {"a": {"c": 4}, "d": {"e": 5}}
+    assert flat(merge(below, above)) == {"a.b": 1, "a.c": 4, "d.e": 5}
+    assert below == {"a": {"b": 1, "c": 2}, "d": 3}
+
+
+def test_home_is_expanded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/anna")
+    assert user_path("~/runs", "run.outputs") == Path("/home/anna/runs")
+    assert user_path("runs/~", "run.outputs") == Path("runs/~")
+    with pytest.raises(ConfigError, match=r"^run\.outputs = '~nobody-at-all/runs': this user has no home folder"):
+        user_path("~nobody-at-all/runs", "run.outputs")
 
 
 scalars = (
@@ -151,8 +216,8 @@ def test_tables_in_lists_and_missing_values_are_dumped_too(tmp_path: Path) -> No
 
 def test_describe_lists_every_setting_with_its_default() -> None:
     keys = {key.path: key for key in describe(Outer)}
-    assert list(keys) == ["model.chunks", "model.mode", "model.rate", "parts", "spare", "needed"]
-    assert keys["model.chunks"] == ("model.chunks", "int", "4", "parts of a context")
-    assert keys["model.mode"][1:] == ("dense | compressed", "", "what travels")
+    assert list(keys)[:6] == ["model.chunks", "model.mode", "model.rate", "parts", "spare", "needed"]
+    assert keys["model.chunks"] == ("model.chunks", "whole number", "4", "parts of a context", ())
+    assert keys["model.mode"][1:] == ("dense or compressed", "", "what travels", ("dense", "compressed"))
     assert keys["needed"].default == "required"
-    assert keys["spare"].type_name == "str | Part"
+    assert keys["spare"].type_name == "text or table of settings"

@@ -178,7 +178,7 @@ def test_a_schedule_is_saved_as_it_was_given() -> None:
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
-        ({"rate": "1 Mbit/s"}, r"net.profile.schedule\[0\].*`at`"),
+        ({"rate": "1 Mbit/s"}, r"net.profile.schedule\[0\].at: is missing"),
         ({"at": "30"}, r"net.profile.schedule\[0\].at = '30': the unit is missing"),
         ({"at": "1 s"}, r"net.profile.schedule\[0\]: expected either rate or latency, or one of"),
         ({"at": "1 s", "rate": "1 Mbit/s", "reset": True}, r"schedule\[0\]: expected either rate"),

@@ -1,16 +1,35 @@
 import math
+import re
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from netem.errors import ConfigError
-from netem.units import format_rate, format_size, format_time, parse_rate, parse_share, parse_size, parse_time
+from netem.units import (
+    format_rate,
+    format_size,
+    format_time,
+    parse_latency,
+    parse_rate,
+    parse_share,
+    parse_size,
+    parse_time,
+)
 
 
 @pytest.mark.parametrize(
     ("text", "rate_bps"),
-    [("300 Mbit/s", 300e6), ("100Gbit/s", 100e9), ("1.5 kbit/s", 1500.0), (" 8 bit/s ", 8.0), ("unlimited", None)],
+    [
+        ("300 Mbit/s", 300e6),
+        ("100Gbit/s", 100e9),
+        ("1.5 kbit/s", 1500.0),
+        (" 8000 bit/s ", 8000.0),
+        ("1 kbit/s", 1e3),
+        ("1000 Tbit/s", 1e15),
+        ("unlimited", None),
+    ],
 )
 def test_rates(text: str, rate_bps: float | None) -> None:
     assert parse_rate(text) == rate_bps
@@ -36,12 +55,51 @@ def test_shares() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["300", "300 Mb", "300 Mbps", "300 MB/s", "-1 Mbit/s", "0 bit/s", "nan bit/s", "inf bit/s", "", "1e999 bit/s"],
+    [
+        "300",
+        "300 Mb",
+        "0.001 bit/s",
+        "1e9 Tbit/s",
+        "300 Mbps",
+        "300 MB/s",
+        "-1 Mbit/s",
+        "0 bit/s",
+        "nan bit/s",
+        "inf bit/s",
+        "",
+        "1e999 bit/s",
+    ],
 )
 def test_a_rate_that_is_none_names_key_and_value(text: str) -> None:
     with pytest.raises(ConfigError) as raised:
         parse_rate(text, "net.rate")
     assert str(raised.value).startswith(f"net.rate = {text!r}: ")
+
+
+@pytest.mark.parametrize(
+    ("parse", "text", "message"),
+    [
+        (parse_rate, "1e9 Tbit/s", "a rate of at most '1000 Tbit/s', or 'unlimited'"),
+        (parse_rate, "1e999 bit/s", "a rate of at most '1000 Tbit/s', or 'unlimited'"),
+        (
+            parse_rate,
+            "0.001 bit/s",
+            "a rate of at least '1 kbit/s'; to take a link away, leave its node out, or cut the",
+        ),
+        (parse_latency, "61 min", "a time of at most '60 min'"),
+        (parse_time, "100001 min", "a time of at most '100000 min'"),
+        (parse_size, "1e30 GB", "a size of at most '1000 GB'"),
+    ],
+)
+def test_what_is_out_of_bounds_is_told_in_its_own_unit(
+    parse: Callable[[str, str], object], text: str, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=re.escape(f"net.key = {text!r}: expected {message}")):
+        parse(text, "net.key")
+
+
+def test_both_letters_for_micro_are_read() -> None:
+    assert parse_time("25 \u03bcs") == parse_time("25 \u00b5s") == parse_time("25 us")
 
 
 def test_a_wrong_unit_lists_the_right_ones() -> None:
@@ -53,7 +111,7 @@ def test_a_wrong_unit_lists_the_right_ones() -> None:
         parse_size("64 KBit")
 
 
-@given(st.floats(1, 9e14))
+@given(st.floats(1e3, 9e14))
 def test_a_formatted_rate_reads_back(rate_bps: float) -> None:
     back = parse_rate(format_rate(rate_bps))
     assert back is not None

@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import re
 import signal
+import socket
+import subprocess
+import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,11 +18,14 @@ from helpers import ROOT
 import node.cli
 from coordinator.messages import NODE_NAME
 from coordinator.records.folder import CONFIG, EVALUATION, checkpoint_folder, mark_complete
+from netem.config import convert, flat
 from netem.errors import ConfigError, ProtocolError, RunAborted
+from netem.profile import resolve
 from node.cli import main
 from node.commands.node import default_name
 from node.commands.run import check_corpus
 from node.config import Config, load_config, save_config
+from node.config.presets import load_preset, preset_names
 from node.model.exchanged import ExchangedLlama
 from node.train.checkpoint import Checkpoints
 from node.train.optimizer import make_optimizer
@@ -55,12 +61,20 @@ def mistake(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         (["."], ".: is a folder; give the path of a TOML file"),
         ([TINY, "--model.chunkz", "4"], "model.chunkz = 4: unknown key; did you mean chunks?"),
         ([TINY, "--modle.chunks=4"], "modle: unknown key; did you mean model?"),
-        ([TINY, "--train.steps", "many"], 'train.steps = "many": expected `int`, got `str`'),
-        ([TINY, "--train.lr", "-1"], "train.lr = -1: expected `float` > 0.0"),
+        ([TINY, "--train.steps", "many"], 'train.steps = "many": expected a whole number, not text'),
+        ([TINY, "--train.lr", "-1"], "train.lr = -1: expected a number above 0"),
         ([TINY, "--model.context", "1000", "--model.chunks", "3"], "model.context = 1000: does not divide into"),
         ([TINY, "--coordinator.nodes", "5"], "coordinator.nodes = 5: more nodes than chunks (4)"),
         ([TINY, "--train.steps"], "--train.steps: a value is missing; write --train.steps VALUE"),
-        ([TINY, "also.toml"], "'also.toml': expected --section.key VALUE"),
+        ([TINY, "also.toml"], "also.toml: not understood; a setting is given as --section.key VALUE"),
+        ([TINY, "--train.lr", "inf"], "train.lr = inf: expected a finite number"),
+        ([TINY, "--net.rate", "0.001 bit/s"], "net.rate = '0.001 bit/s': expected a rate of at least '1 kbit/s'"),
+        ([TINY, "--net.latency", "2 months"], "net.latency = '2 months': 'months' is not a unit here"),
+        ([TINY, "--coordinator.join_timeout_s", "1e9"], "expected a number of at most 31536000"),
+        (
+            [TINY, "--preset", "hom"],
+            "--preset 'hom': no such preset; there are datacenter, exact, home, paper; did you",
+        ),
         ([TINY, "--run.device", "tpu"], "run.device = 'tpu': expected cpu, cuda or cuda:N"),
         ([TINY, "--coordinator.address", "tcp://0.0.0.0:7070"], "name one interface"),
         ([TINY, "--coordinator.address", "tcp://eth0:7070"], "give a secret token"),
@@ -86,6 +100,17 @@ def test_a_mistake_in_the_config(
             ["settings", "modle"],
             "modle: no such section; there are compress, coordinator, data, model, net, run, train",
         ),
+        (["settings", "--preset", "hom"], "--preset 'hom': no such preset"),
+        (
+            ["net", "set", "--coordinator", "x", "--rate", "1e9 Tbit/s"],
+            "--rate = '1e9 Tbit/s': expected a rate of at most",
+        ),
+        (
+            ["net", "set", "--coordinator", "x", "--latency", "2000 min"],
+            "--latency = '2000 min': expected a time of at most",
+        ),
+        (["node", TINY], "--join: give the coordinator's address, such as tcp://10.0.0.5:7070"),
+        (["study", "--print-config"], "NAME: name a study"),
         (["node", TINY, "--join", "10.0.0.5:7070"], "--join '10.0.0.5:7070': expected the coordinator's address"),
         (["node", TINY, "--join", "tcp://127.0.0.1:*"], "--join = 'tcp://127.0.0.1:*': names no single host and port"),
         (["node", TINY, "--join", "tcp://127.0.0.1:1", "--name", "a b"], "--name 'a b': expected 1 to 64 letters"),
@@ -138,7 +163,7 @@ def test_a_fault_of_our_own_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], ["train"], ["run"], ["node", TINY], ["node", TINY, "--join", "a", "--rank", "x"]]
+    "arguments", [[], ["train"], ["run"], ["completion", "ksh"], ["node", TINY, "--join", "a", "--rank", "x"]]
 )
 def test_what_argparse_refuses_ends_with_code_2_too(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
@@ -147,7 +172,7 @@ def test_what_argparse_refuses_ends_with_code_2_too(arguments: list[str], capsys
     assert "usage: isthmus" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["", "run", "coordinator", "node", "eval", "report", "settings"])
+@pytest.mark.parametrize("command", ["", "run", "coordinator", "node", "eval", "report", "settings", "completion"])
 def test_help_of_every_command(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main([command, "--help"] if command else ["--help"])
@@ -155,13 +180,134 @@ def test_help_of_every_command(command: str, capsys: pytest.CaptureFixture[str])
     assert f"usage: isthmus {command}".strip() in capsys.readouterr().out
 
 
-def test_settings_lists_every_key_with_its_default(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("command", [["node", TINY, "--join"], ["net", "show", "--coordinator"]])
+def test_a_host_that_has_no_address_is_named_at_once(
+    command: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def lookup(host: str, _port: None) -> None:
+        raise socket.gaierror(socket.EAI_NONAME, f"no {host} in the phone book")
+
+    monkeypatch.setattr("netem.sockets.getaddrinfo", lookup)
+    expected = (
+        "tcp://coordinator.invalid:7070: the host coordinator.invalid has no address here (no coordinator.invalid"
+    )
+    assert expected in mistake([*command, "tcp://coordinator.invalid:7070"], capsys)
+
+
+def test_settings_explains_presets_first_and_lists_every_key_with_its_default(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     assert main(["settings"]) == 0
     everything = capsys.readouterr().out
     for text in ("[run]", "[coordinator]", "train.sync_every", "20", "Steps between averagings", "net.profile"):
         assert text in everything
+    presets, _, _ = everything.partition("[run]")
+    assert "defaults < preset < config file < command line" in presets
+    assert all(f"\n  {name} " in presets for name in preset_names())
     assert main(["settings", "model"]) == 0
-    assert "[train]" not in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "[train]" not in out
+    assert "preset" not in out
+
+
+def test_settings_of_a_preset(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["settings", "--preset", "home"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("Nodes in homes")
+    facts = {line.split()[0]: line.split(maxsplit=2)[1:] for line in lines if line.startswith("  ")}
+    assert facts["compress.format"] == ['"bfloat16"', f'default: "{Config().compress.format}"']
+    assert facts.keys() == set(flat(load_preset("home").tree))
+    assert main(["settings", "net", "--preset", "home"]) == 0
+    assert "compress.format" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["run", TINY],
+        ["coordinator", TINY, "--coordinator.token", "s3cret"],
+        ["node", TINY],
+        ["plan", TINY, "--nodes", "2"],
+        ["tunnel", "--target", TINY],
+    ],
+    ids=lambda words: words[0],
+)
+def test_the_resolved_config_is_printed_without_secrets(
+    command: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("ISTHMUS_TOKEN", "s3cret")
+    assert main([*command, "--preset", "home", "--train.steps", "77", "--print-config"]) == 0
+    out = capsys.readouterr().out
+    assert "s3cret" not in out
+    config = convert(Config, tomllib.loads(out))
+    assert (config.train.steps, config.compress.format, config.model.layers) == (77, "bfloat16", 3)
+    expected = load_config(
+        Path(TINY), ["--train.steps", "77", "--coordinator.address", config.coordinator.address], "home"
+    )
+    assert config == expected
+
+
+def test_the_resolved_configs_of_a_study_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["study", "control", "--preset", "home", "--train.steps", "77", "--print-config"]) == 0
+    arms = {name: convert(Config, tree) for name, tree in tomllib.loads(capsys.readouterr().out)["arms"].items()}
+    assert {"dense", "local-only"} <= arms.keys()
+    assert all((arm.train.steps, arm.train.sync_every) == (77, 100) for arm in arms.values())
+    assert arms["dense"].compress.dense_last_layers == 1  # the base's, over the preset's
+
+
+def test_what_the_file_changes_of_a_preset_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    assert main(["run", TINY, "--preset", "exact", "--print-config"]) == 0
+    assert caplog.messages == [f"preset exact: {TINY} takes precedence with train.sync_every = 20, not 1"]
+    caplog.clear()
+    assert main(["run", TINY, "--preset", "exact", "--train.sync_every", "1", "--print-config"]) == 0
+    assert caplog.messages == []
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["--version"])
+    assert caught.value.code == 0
+    assert re.fullmatch(r"isthmus \d+\.\d+\.\d+\S* \(Python 3\.\S+, torch \S+\)\n", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "tcsh"])
+def test_completion_knows_commands_options_settings_and_presets(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["completion", shell]) == 0
+    script = capsys.readouterr().out
+    options = ("print-config", "train.steps", "compress.mode", "net.profile")
+    for word in ("tunnel", "heal", *options, *preset_names(), "geodesic"):
+        assert word in script
+    assert "coordinator.token" not in script
+
+
+def test_bash_completes_settings_and_their_values(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["completion", "bash"]) == 0
+    (tmp_path / "isthmus.bash").write_text(capsys.readouterr().out)
+    ask = """
+        source isthmus.bash
+        COMP_WORDS=("$@"); COMP_CWORD=$(($#-1)); COMP_LINE="$*"; COMP_POINT=${#COMP_LINE}
+        _shtab_isthmus isthmus "${@: -1}" "${@: -2:1}"; echo "${COMPREPLY[@]}"
+    """
+
+    def completed(*words: str) -> str:
+        done = subprocess.run(
+            ["bash", "-c", ask, "bash", "isthmus", *words], capture_output=True, text=True, timeout=20, cwd=tmp_path
+        )
+        return done.stdout.strip()
+
+    assert completed("run", "--train.st") == "--train.steps"
+    assert completed("run", "a.toml", "--compress.mode", "") == "subspace dense local"
+    assert completed("run", "a.toml", "--preset", "h") == "home"
+    assert completed("net", "verify", "--train.st") == ""
+
+
+def test_home_is_expanded_in_every_path_of_the_config(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "lte.toml").write_bytes(b'\xef\xbb\xbfrate = "10 Mbit/s"\n')
+    config = load_config(Path(TINY), ["--run.outputs", "~/runs", "--net.profile", "~/lte.toml"])
+    assert config.run.folder == tmp_path / "runs" / "tiny"
+    assert resolve(config.net).rate_bps == 10e6
 
 
 def test_the_token_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

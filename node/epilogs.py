@@ -1,0 +1,64 @@
+"""What stands below the options in the help of each command: examples, and what to know beside them."""
+
+from __future__ import annotations
+
+from node.config import TOKEN_VARIABLE
+
+SETTINGS = """\
+Every setting of the config can also be given on the command line, before or after the file:
+  --train.steps 100  --compress.mode dense  --net.profile datacenter-100gbps
+`isthmus settings` lists the presets and all settings with their defaults, `isthmus settings train` those of one
+section, and `isthmus settings --preset NAME` what a preset sets. What comes later in this order takes precedence:
+  defaults < preset < config file < command line
+"""
+
+EVAL = """\
+Settings may differ from those of the run, such as --compress.mode dense or --run.device cuda.
+"""
+
+NET = """\
+Settings of the network take the place of the profile's:
+  isthmus net verify --profile datacenter-100gbps --net.dilation 50
+As root on Linux, the same transfers are also made under the kernel's token bucket (tc-tbf), for comparison.
+"""
+
+LIVE = f"""\
+example:
+  export {TOKEN_VARIABLE}=…                                          the run's secret, before the run is started
+  isthmus run configs/demo.toml
+  isthmus net set --coordinator outputs/demo --rate '50 Mbit/s'
+  isthmus net set --coordinator outputs/demo --latency '80 ms' --pair node-0 node-1
+  isthmus net cut node-0 'node-[12]' --coordinator outputs/demo
+  isthmus net heal --coordinator outputs/demo
+Nothing in flight is lost. A cut only delays the run if it is shorter than the time that nodes may be silent.
+"""
+
+TUNNEL = """\
+Settings change the target. The small model has the target's layers, chunks, ownership and [compress]:
+  isthmus tunnel --target paper-800m --nodes 8 --net internet-300mbps --compress.dense_last_layers 0 --run
+Exit code 1: in some run the ratio of communication to compute, the latency or the averaging was more than 10 % off.
+"""
+
+COMPLETION = """\
+Options, settings, presets and files are completed. To set it up:
+  bash:  isthmus completion bash > ~/.local/share/bash-completion/completions/isthmus
+  zsh:   isthmus completion zsh > ~/.zsh/completions/_isthmus       (a folder that is in $fpath)
+  tcsh:  isthmus completion tcsh | sudo tee /etc/profile.d/isthmus.completion.csh
+"""
+
+OVERVIEW = """\
+examples:
+  isthmus run configs/demo.toml                            a coordinator and four nodes on this machine
+  isthmus run configs/tiny.toml --coordinator.nodes 2      the same in small, on two nodes
+  isthmus eval outputs/demo                                held-out loss of its last checkpoint
+  isthmus report outputs/demo outputs/demo-2 --out a.png   two runs in one picture
+  isthmus export outputs/demo hf/demo                      the model, as a folder for transformers
+  isthmus study control                                    a study: how much the far context is worth
+  isthmus plan configs/paper-800m.toml --nodes 8           how long a step would take elsewhere; runs nothing
+  isthmus tunnel --target paper-800m --net lte --run       a small run here with the same ratios as a large one
+  isthmus run configs/demo.toml --preset home              as between homes: `isthmus settings` lists the presets
+
+on several machines:
+  one   $ ISTHMUS_TOKEN=… isthmus coordinator run.toml --coordinator.address tcp://10.0.0.5:7070
+  each  $ ISTHMUS_TOKEN=… isthmus node run.toml --join tcp://10.0.0.5:7070 --bind tcp://eth0:0
+"""
