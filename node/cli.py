@@ -12,6 +12,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
+from netem.children import end_with_parent
 from netem.config import describe
 from netem.errors import ConfigError, IsthmusError
 from node.config import TOKEN_VARIABLE, Config, load_config
@@ -25,6 +26,7 @@ LEAKS = "the chunk's own mean tells its early tokens of later ones (compress.own
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; its exit code."""
+    end_with_parent()
     options, rest = parser().parse_known_args(arguments)
     logging.basicConfig(
         level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S"
@@ -65,7 +67,7 @@ def _run(options: argparse.Namespace, overrides: list[str]) -> None:
 def _coordinator(options: argparse.Namespace, overrides: list[str]) -> None:
     from node.commands.coordinator import run_coordinator
 
-    run_coordinator(_load(options, overrides), watch=sys.stdin.fileno() if options.stop_at_eof else None)
+    run_coordinator(_load(options, overrides))
 
 
 def _node(options: argparse.Namespace, overrides: list[str]) -> None:

@@ -69,7 +69,6 @@ def parser() -> argparse.ArgumentParser:
 
     lead = _command(commands, "coordinator", "the coordinator of a run: rendezvous, barriers, records", _SETTINGS)
     _add_config(lead)
-    lead.add_argument("--stop-at-eof", action="store_true", help="end the run when standard input is closed")
 
     node = _command(commands, "node", "one worker: joins a coordinator and trains until the run ends", _SETTINGS)
     _add_config(node)
