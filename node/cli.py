@@ -7,6 +7,8 @@ What can be said is in `node.options`, what a command does in `node.commands`; t
 from __future__ import annotations
 
 import argparse
+import atexit
+import gc
 import logging
 import os
 import sys
@@ -27,6 +29,7 @@ LEAKS = "the chunk's own mean tells its early tokens of later ones (compress.own
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; its exit code."""
     end_with_parent()
+    atexit.register(gc.freeze)  # or the collector would walk all of torch's objects several times at the exit
     options, rest = parser().parse_known_args(arguments)
     logging.basicConfig(
         level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S"
