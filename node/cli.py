@@ -8,12 +8,15 @@ are one line, without a traceback.
 from __future__ import annotations
 
 import argparse
+import atexit
+import gc
 import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from netem.children import end_with_parent
 from netem.config import flat, load_toml, toml_value
 from netem.errors import ConfigError, IsthmusError
 from node.config import TOKEN_VARIABLE, Config, load_config, public_toml, to_tree
@@ -37,6 +40,8 @@ LEAKS = (
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; its exit code."""
     make_readable()
+    end_with_parent()
+    atexit.register(gc.freeze)  # or the collector would walk all of torch's objects several times at the exit
     logging.basicConfig(
         level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S"
     )
@@ -91,7 +96,7 @@ def _run(options: argparse.Namespace, overrides: list[str]) -> None:
 def _coordinator(options: argparse.Namespace, overrides: list[str]) -> None:
     from node.commands.coordinator import run_coordinator
 
-    run_coordinator(_load(options, overrides), watch=sys.stdin.fileno() if options.stop_at_eof else None)
+    run_coordinator(_load(options, overrides))
 
 
 def _node(options: argparse.Namespace, overrides: list[str]) -> None:

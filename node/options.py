@@ -79,7 +79,6 @@ def parser() -> argparse.ArgumentParser:
         takes_settings=True,
     )
     _add_config(lead)
-    lead.add_argument("--stop-at-eof", action="store_true", help="end the run when standard input is closed")
 
     _add_node(
         _command(

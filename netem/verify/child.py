@@ -3,12 +3,11 @@
 Usage: python -m netem.verify.child endpoint | tcp | busy. Commands come as JSON lines on standard input, each is
 answered by one line, and the process ends with its input; `netem.verify.party` is the other side. `endpoint` carries
 through `netem.endpoint`, `tcp` through plain sockets, as the reference under the kernel's shaping. `busy` keeps one
-core busy for as long as its parent lives. Times are those of the monotonic clock, which all processes share.
+core busy until it is stopped. Times are those of the monotonic clock, which all processes share.
 """
 
 from __future__ import annotations
 
-import os
 import queue
 import socket
 import sys
@@ -18,6 +17,7 @@ from typing import Protocol
 
 import msgspec
 
+from netem.children import end_with_parent
 from netem.endpoint import Endpoint
 from netem.errors import IsthmusError
 from netem.limits import Limits
@@ -225,6 +225,7 @@ class TcpCarrier:
 
 def main() -> None:
     """Obey until the input ends."""
+    end_with_parent()
     kind = sys.argv[1]
     if kind == "busy":
         _spin()
@@ -256,10 +257,8 @@ def main() -> None:
 
 
 def _spin() -> None:
-    parent = os.getppid()
-    while os.getppid() == parent:
-        for _ in range(100_000):
-            pass
+    while True:
+        pass
 
 
 def _sleep_until(at: float) -> None:

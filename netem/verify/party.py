@@ -1,24 +1,22 @@
 """The processes of a measurement, from the side of the one that started them.
 
-`Party` is one `netem.verify.child`; all have ended when their `with` ends, whatever happened in it, and would end of
-themselves if this process were killed: their input closes. `busy_cores` is other work for all cores.
+`Party` is one `netem.verify.child`, which has ended when its `with` ends, whatever happened in it. `busy_cores` keeps
+all cores busy with other work.
 """
 
 from __future__ import annotations
 
 import os
-import signal
-import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Literal
 
 import msgspec
 
+from netem.children import Children
 from netem.errors import IsthmusError
 from netem.profile import Profile
 from netem.verify.child import Answer, Command, Connect, Done, Failed, Open, Opened, Part, Transfer, Transferred
@@ -26,7 +24,6 @@ from netem.verify.child import Answer, Command, Connect, Done, Failed, Open, Ope
 Kind = Literal["endpoint", "tcp"]
 
 _PATIENCE_S = 30.0
-_GRACE_S = 3.0
 
 
 class Party:
@@ -43,13 +40,10 @@ class Party:
         prefix: Sequence[str] = (),
     ) -> None:
         self.name = name
-        self._process = subprocess.Popen(
-            [*prefix, sys.executable, "-m", "netem.verify.child", kind],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            start_new_session=True,  # Ctrl-C is for us, and we end them
-        )
+        self._children = Children()
+        command = [*prefix, sys.executable, "-m", "netem.verify.child", kind]
         try:
+            self._process = self._children.start(f"the measuring process {name}", command, talks=True)
             answer = self._ask(Open(name, host, profile, largest_bytes), _PATIENCE_S)
         except BaseException:
             self.close()
@@ -79,40 +73,17 @@ class Party:
 
     def close(self) -> None:
         """End the process: by closing its input, and where that does not help, by force."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        with suppress(BrokenPipeError):
-            self._process.stdin.close()
-        _end(self._process, _GRACE_S)
-        self._process.stdout.close()
+        self._children.end()
 
     def _ask(self, command: Command, timeout_s: float) -> Answer:
         self._say(command)
         return self._hear(timeout_s)
 
     def _say(self, command: Command) -> None:
-        assert self._process.stdin is not None
-        try:
-            self._process.stdin.write(msgspec.json.encode(command) + b"\n")
-            self._process.stdin.flush()
-        except BrokenPipeError:
-            raise IsthmusError(f"the measuring process {self.name} has ended") from None
+        self._process.tell(msgspec.json.encode(command))
 
     def _hear(self, timeout_s: float) -> Answer:
-        assert self._process.stdout is not None
-        late = threading.Timer(timeout_s, self._process.kill)  # a read of a pipe has no time limit of its own
-        late.start()
-        try:
-            line = self._process.stdout.readline()
-        finally:
-            late.cancel()
-        if not line:
-            code = self._process.wait()
-            raise IsthmusError(
-                f"the measuring process {self.name} did not answer within {timeout_s:.0f} s"
-                if code == -signal.SIGKILL
-                else f"the measuring process {self.name} has ended with exit code {code}"
-            )
+        line = self._process.hear(timeout_s)
         answer: Answer = msgspec.json.decode(line, type=Answer)
         if isinstance(answer, Failed):
             raise IsthmusError(f"{self.name}: {answer.reason}")
@@ -143,22 +114,8 @@ def run_transfer(
 def busy_cores() -> Iterator[None]:
     """While it is entered, each core of this machine has a process that computes without a pause."""
     command = [sys.executable, "-m", "netem.verify.child", "busy"]
-    workers = [
-        subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True) for _ in range(os.cpu_count() or 1)
-    ]
-    try:
-        time.sleep(1.0)  # they have imported what they do not need, and compute
+    with Children() as workers:
+        for core in range(os.cpu_count() or 1):
+            workers.start(f"busy process {core}", command)
+        time.sleep(1.0)  # by now they have imported what they do not need, and compute
         yield
-    finally:
-        for worker in workers:
-            worker.terminate()
-        for worker in workers:
-            _end(worker, _GRACE_S)
-
-
-def _end(process: subprocess.Popen[bytes], grace_s: float) -> None:
-    try:
-        process.wait(grace_s)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()

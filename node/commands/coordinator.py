@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import logging
-import os
 import signal
-import threading
 
 from coordinator.plan import RunPlan
 from coordinator.records.folder import ADDRESS, CONFIG, make_folder, mark_complete
@@ -20,12 +18,8 @@ from node.train.schedule import rounds_for
 log = logging.getLogger("isthmus.coordinator")
 
 
-def run_coordinator(config: Config, watch: int | None = None) -> None:
-    """Serve one run to its end. Raises `RunAborted` where it does not reach its last step.
-
-    `watch`, if given, is a file descriptor that is read until its end, which ends the run: whoever started this
-    process has gone.
-    """
+def run_coordinator(config: Config) -> None:
+    """Serve one run to its end. Raises `RunAborted` where it does not reach its last step."""
     folder = config.run.folder
     done = start_step(config)
     make_folder(folder)
@@ -52,8 +46,6 @@ def run_coordinator(config: Config, watch: int | None = None) -> None:
         (folder / ADDRESS).write_text(server.address + "\n")
         log.info("run %s: waiting for %d nodes at %s", config.run.name, config.coordinator.nodes, server.address)
         _stop_on_signals(server)
-        if watch is not None:
-            threading.Thread(target=_stop_at_end, args=(watch, server), daemon=True).start()
         outcome = server.serve()
     if not outcome.ok:
         raise RunAborted(f"the run ended before its last step: {outcome.reason}")
@@ -63,9 +55,3 @@ def run_coordinator(config: Config, watch: int | None = None) -> None:
 def _stop_on_signals(server: CoordinatorServer) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda received, _frame: server.stop(f"stopped by {signal.Signals(received).name}"))
-
-
-def _stop_at_end(watch: int, server: CoordinatorServer) -> None:
-    while os.read(watch, 1):  # unbuffered: a thread that holds a buffer's lock aborts the interpreter's exit
-        pass
-    server.stop("the process that started the run has ended")

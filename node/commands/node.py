@@ -45,6 +45,7 @@ def default_name(rank: int) -> str:
     return f"node-{host[:40]}-{secrets.token_hex(3)}"
 
 
-def interrupt(_number: int, _frame: FrameType | None) -> None:
-    """A signal handler: SIGTERM ends a process as Ctrl-C does."""
+def interrupt(number: int, _frame: FrameType | None) -> None:
+    """A signal handler: SIGTERM ends a process as Ctrl-C does. A second one must not disturb the ending."""
+    signal.signal(number, signal.SIG_IGN)
     raise KeyboardInterrupt

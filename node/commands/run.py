@@ -1,9 +1,8 @@
 """`isthmus run`: a whole run on this machine, a coordinator and its nodes as child processes.
 
-The parent computes nothing: it starts the children with their logs apart, shows what the coordinator records, and
-sees to it that nothing is left running, however the run ends. Children are in sessions of their own, so Ctrl-C
-reaches only the parent, which ends the run in good order; should the parent itself be killed, the coordinator finds
-its standard input closed and ends the run.
+The parent computes nothing: it starts the children, each with a log of its own, and shows what the coordinator records.
+Ctrl-C reaches only the parent, which ends the run in good order. However the run ends, no process is left running
+(`netem.children`).
 """
 
 from __future__ import annotations
@@ -13,11 +12,9 @@ import logging
 import os
 import secrets
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -25,6 +22,7 @@ import msgspec
 
 from coordinator.records.folder import ADDRESS, CONFIG, LOGS, METRICS, latest_complete, make_folder
 from netem import host
+from netem.children import USER_ERROR, Child, Children, failed_first
 from netem.errors import ConfigError, RunAborted
 from netem.profile import resolve
 from node.commands.node import interrupt
@@ -32,25 +30,16 @@ from node.config import TOKEN_VARIABLE, Config, save_config
 from node.data import open_data
 from node.data.task import check_room
 from node.train.resume import start_step
+from node.watch.console import LastingConsole
 from node.watch.view import View
 
 log = logging.getLogger("isthmus.run")
 
 START_TIMEOUT_S = 30.0
+STOP_S = 1.5
+"""How long the coordinator may take to end the run for all nodes, before each process is terminated."""
 GRACE_S = 10.0
 POLL_S = 0.2
-LOG_LINES_SHOWN = 12
-USER_ERROR = 2
-"""Exit code of a mistake that the user can mend."""
-
-
-@dataclass
-class Child:
-    """One process of the swarm."""
-
-    name: str
-    process: subprocess.Popen[bytes]
-    log_path: Path
 
 
 def run_swarm(config: Config) -> Config:
@@ -65,10 +54,10 @@ def run_swarm(config: Config) -> Config:
     signal.signal(signal.SIGTERM, interrupt)
     try:
         swarm.start()
-        with View(config) as view:
+        with View(config, console=LastingConsole()) as view:
             swarm.follow(view)
     except KeyboardInterrupt:
-        swarm.interrupt()
+        swarm.stop()
         if checkpoint := latest_complete(config.run.folder):
             log.info("%s is complete: go on with --run.name %s --run.resume true", checkpoint, config.run.name)
         raise
@@ -121,18 +110,19 @@ class Swarm:
     def __init__(self, config: Config) -> None:
         self._config = config
         self._folder = config.run.folder
-        self._children: list[Child] = []
-        self._ended: dict[str, float] = {}  # when each was found to have ended, in that order
+        self._children = Children()
+        self._coordinator: Child | None = None
+        self._nodes: list[Child] = []
         token = config.coordinator.token or secrets.token_urlsafe(24)
         self._environment = os.environ | {TOKEN_VARIABLE: token}
 
     def start(self) -> None:
         """Start the coordinator, and when it listens, the nodes."""
         config_path = str(self._folder / CONFIG)
-        self._spawn("coordinator", "coordinator", config_path, "--stop-at-eof")
-        address = self._await_address()
+        self._coordinator = self._spawn("coordinator", "coordinator", config_path)
+        address = self._await_address(self._coordinator)
         for rank in range(self._config.coordinator.nodes):
-            self._spawn(f"node-{rank}", "node", config_path, "--join", address, "--rank", str(rank))
+            self._nodes.append(self._spawn(f"node-{rank}", "node", config_path, "--join", address, "--rank", str(rank)))
 
     def follow(self, view: View) -> None:
         """Show what the coordinator records until all have ended. Raises `RunAborted` where the run fails."""
@@ -144,107 +134,71 @@ class Swarm:
         self._show(records, view)
         self._raise_failures()
 
+    def stop(self) -> None:
+        """Ask the coordinator to end the run for all, and wait a little for that. `end` ends those that remain."""
+        log.info("stopping the run")
+        if self._coordinator is not None:
+            self._coordinator.terminate()
+            self._children.await_all(STOP_S)
+
+    def end(self) -> None:
+        """Leave no process behind."""
+        self._children.end()
+
     def _show(self, records: Iterator[dict[str, Any] | None], view: View) -> None:
         while (record := next(records)) is not None:
             view.feed(record)
 
     def _over(self) -> bool:
-        """Whether all have ended, or those that have not have had their time: the others of a node that failed as long
-        as it takes to find that out, what is left without coordinator or without nodes only `GRACE_S`."""
+        """Whether all have ended, or the rest have had their time to.
+
+        After a failure, the others may take as long as it takes to find that out. What is left without a coordinator,
+        or without nodes, has only `GRACE_S`.
+        """
+        ends_s = [child.ended_s for child in self._all() if child.ended_s is not None]
+        if not ends_s or len(ends_s) == len(self._all()):
+            return bool(ends_s)
         now = time.monotonic()
-        coordinator, *nodes = self._children
-        for child in (*nodes, coordinator):  # one that failed first is found first; the coordinator only tells of it
-            if child.process.poll() is not None and child.name not in self._ended:
-                self._ended[child.name] = now
-        if not self._ended:
-            return False
-        first_s = now - next(iter(self._ended.values()))
-        last_s = now - next(reversed(self._ended.values()))
-        alone = coordinator.name in self._ended or all(node.name in self._ended for node in nodes)
-        failed = any(child.process.poll() for child in self._children)
-        return (
-            len(self._ended) == len(self._children)
-            or (alone and last_s > GRACE_S)
-            or (failed and first_s > self._config.coordinator.heartbeat_timeout_s + GRACE_S)
-        )
+        assert self._coordinator is not None
+        alone = not self._coordinator.running or not any(node.running for node in self._nodes)
+        failed = any(child.failed for child in self._all())
+        patience_s = self._config.coordinator.heartbeat_timeout_s + GRACE_S
+        return (alone and now - max(ends_s) > GRACE_S) or (failed and now - min(ends_s) > patience_s)
 
-    def interrupt(self) -> None:
-        """Ask the coordinator to end the run for all."""
-        log.info("stopping …")
-        if self._children and self._children[0].process.poll() is None:
-            self._children[0].process.send_signal(signal.SIGTERM)
-        self._await_children(GRACE_S)
+    def _all(self) -> list[Child]:
+        return [*self._nodes, *([self._coordinator] if self._coordinator else [])]
 
-    def end(self) -> None:
-        """Leave no process behind: those that still run are terminated, then killed."""
-        for stop in (subprocess.Popen.terminate, subprocess.Popen.kill):
-            running = [child for child in self._children if child.process.poll() is None]
-            for child in running:
-                stop(child.process)
-            self._await_children(5.0)
-        for child in self._children:
-            if child.process.stdin:
-                child.process.stdin.close()
-
-    def _spawn(self, name: str, *arguments: str) -> None:
+    def _spawn(self, name: str, *arguments: str) -> Child:
+        command = [sys.executable, "-m", "node.cli", *arguments]
         log_path = self._folder / LOGS / f"{name}.log"
-        with log_path.open("ab") as out:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "node.cli", *arguments],
-                stdin=subprocess.PIPE if name == "coordinator" else subprocess.DEVNULL,
-                stdout=out,
-                stderr=subprocess.STDOUT,
-                env=self._environment,
-                start_new_session=True,
-            )
-        self._children.append(Child(name, process, log_path))
+        return self._children.start(name, command, log_path=log_path, environment=self._environment)
 
-    def _await_address(self) -> str:
+    def _await_address(self, coordinator: Child) -> str:
         path = self._folder / ADDRESS
         deadline = time.monotonic() + START_TIMEOUT_S
         while time.monotonic() < deadline:
             if path.exists() and (address := path.read_text()).endswith("\n"):
                 return address.strip()
-            if self._children[0].process.poll() is not None:
+            if coordinator.wait(0.02):
                 self._raise_failures()
-            time.sleep(0.02)
-        raise RunAborted(f"the coordinator did not listen within {START_TIMEOUT_S:g} s: {self._children[0].log_path}")
-
-    def _await_children(self, timeout_s: float) -> None:
-        deadline = time.monotonic() + timeout_s
-        while time.monotonic() < deadline and any(child.process.poll() is None for child in self._children):
-            time.sleep(0.02)
+                raise RunAborted(f"the coordinator ended before it listened; its log is {coordinator.log_path}")
+        raise RunAborted(
+            f"the coordinator did not listen within {START_TIMEOUT_S:g} s; its log is {coordinator.log_path}"
+        )
 
     def _raise_failures(self) -> None:
-        """Name the child that failed first: one that was killed could not say why, the others only tell of it."""
-        order = [*self._ended, *(child.name for child in self._children if child.name not in self._ended)]
-        failed = [child for child in self._children if child.process.poll() not in (0, None)]
-        if not failed:
-            if stuck := [child.name for child in self._children if child.process.poll() is None]:
-                raise RunAborted(f"{', '.join(stuck)} did not end, and was stopped; logs are in {self._folder / LOGS}")
+        """Raise what the process says that failed first. Its log's last lines are shown before that."""
+        logs = self._folder / LOGS
+        culprit = failed_first(self._all())
+        if culprit is None:
+            if stuck := [child.name for child in self._all() if child.running]:
+                raise RunAborted(f"{', '.join(stuck)} did not end in time and had to be stopped; logs are in {logs}")
             return
-        culprit = min(
-            failed, key=lambda child: (_code(child) >= 0, _code(child) != USER_ERROR, order.index(child.name))
-        )
-        lines = _tail(culprit.log_path)
-        if _code(culprit) == USER_ERROR and lines:
-            raise ConfigError(f"{culprit.name}: {lines[-1].partition('error: ')[2] or lines[-1]}")
-        shown = "".join(f"\n    {line}" for line in lines)
-        raise RunAborted(f"{culprit.name} ended with {_how(_code(culprit))}; logs are in {self._folder / LOGS}{shown}")
-
-
-def _how(returncode: int) -> str:
-    if returncode < 0:
-        return f"signal {signal.Signals(-returncode).name}"
-    return f"exit code {returncode}"
-
-
-def _code(child: Child) -> int:
-    return child.process.returncode or 0
-
-
-def _tail(path: Path) -> list[str]:
-    return path.read_text(errors="replace").splitlines()[-LOG_LINES_SHOWN:]
+        if culprit.code == USER_ERROR and (reason := culprit.reason()):
+            raise ConfigError(f"{culprit.name}: {reason}")
+        if lines := culprit.tail():
+            log.error("the last lines of %s:%s", culprit.log_path, "".join(f"\n    {line}" for line in lines))
+        raise RunAborted(f"{culprit.describe()}; logs are in {logs}")
 
 
 def _lines(path: Path) -> int:

@@ -35,8 +35,8 @@ from node.worker.meter import Meter
 
 log = logging.getLogger("isthmus.node")
 
-FAREWELL_S = 5.0
-"""How long the last messages may take to leave."""
+FAREWELL_S = 2.0
+"""How long the coordinator may take to acknowledge that this node leaves. It may have gone already."""
 
 MEMBERS_ONLY = Limits(max_strangers=0)
 """A node hears the coordinator and the members that it has dialled. Whoever else calls is counted, and not heard."""
@@ -112,11 +112,14 @@ def _take_part(
             trainer.resume(roster.start_step)
             log.info("resumed after step %d", roster.start_step)
         trainer.run(roster.start_step, session, Meter(wire, inbox, averager, endpoint.counters))
-    except IsthmusError as error:
-        session.fail(str(error))
+    except Exception as error:  # also a fault of our own: the others say then what it was
+        session.fail(str(error) if isinstance(error, IsthmusError) else repr(error))
         raise
     finally:
         session.leave()
+        for peer in endpoint.counters():
+            if peer != COORDINATOR:
+                endpoint.forget(peer)  # the run is over: what a member has not acknowledged, it does not need
         endpoint.flush(FAREWELL_S)
 
 

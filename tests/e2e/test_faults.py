@@ -7,7 +7,6 @@ import time
 from pathlib import Path
 
 import psutil
-import pytest
 from helpers.isthmus_runs import QUICK, await_end, await_records, children, isthmus, records, started
 
 TINY = "configs/tiny.toml"
@@ -57,20 +56,6 @@ def test_a_namesake_with_the_wrong_token_ends_nothing(tmp_path: Path, cache: Pat
     told = (tmp_path / "namesake.log").read_text().splitlines()[-1]
     assert "refuses this node: node-1 does not have this run's token" in told
     assert "stopped by SIGTERM" in (run / "logs" / "node-1.log").read_text().splitlines()[-1]
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_end_of_the_parent_ends_all(tmp_path: Path, cache: Path, number: signal.Signals) -> None:
-    with started(cache, tmp_path / "log", "run", TINY, *QUICK, *LONG, "--run.outputs", tmp_path) as process:
-        await_records(tmp_path / "tiny", 3, process)
-        family = list(children(process).values())
-        process.send_signal(number)
-        await_end(process, DEADLINE_S)
-        _, alive = psutil.wait_procs(family, timeout=DEADLINE_S)
-        assert not alive
-    assert "Traceback" not in (tmp_path / "log").read_text()
-    for log in (tmp_path / "tiny" / "logs").iterdir():
-        assert "Traceback" not in log.read_text(), log.read_text()
 
 
 def test_kill_of_the_coordinator_ends_all(tmp_path: Path, cache: Path) -> None:

@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import tomllib
 from pathlib import Path
 
 import pytest
 import torch
-from helpers.isthmus_runs import QUICK, await_end, await_records, isthmus, records, started
+from helpers import ROOT
+from helpers.isthmus_runs import (
+    QUICK,
+    await_end,
+    await_records,
+    command,
+    environment,
+    isthmus,
+    records,
+    started,
+)
 from helpers.small import largest_difference
 from safetensors.torch import load_file
 
@@ -39,9 +50,13 @@ def test_a_run_writes_what_it_promises(tmp_path: Path, cache: Path) -> None:
     measured = json.loads((checkpoint / "evaluation.json").read_text())
     assert measured["step"] == 6
     assert measured["loss"] == pytest.approx(records(run)[-1]["heldout_loss"], rel=1e-5)
-    # The same name again does not write over the first.
-    again = isthmus(cache, "run", TINY, *QUICK, "--run.outputs", tmp_path, "--train.steps", "3")
-    assert again.returncode == 0, again.stderr
+    # The same name again does not write over the first; and a reader that goes (`| head -1`) does not end the run.
+    again = command("run", TINY, *QUICK, "--run.outputs", tmp_path, "--train.steps", "3")
+    with subprocess.Popen(again, cwd=ROOT, env=environment(cache), stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith(b"tiny-2")
+        process.stdout.close()
+        assert await_end(process, 60) == 0
     assert len(records(tmp_path / "tiny-2")) == 3
     assert len(records(run)) == 6
 

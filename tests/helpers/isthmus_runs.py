@@ -20,6 +20,7 @@ QUICK = [
     *("--train.steps", "6", "--compress.warmup_steps", "2", "--train.eval_batches", "2", "--train.sync_every", "3"),
     *("--compress.calibration_batches", "1", "--model.context", "64", "--net.latency", "1 ms"),
     *("--coordinator.heartbeat_timeout_s", "4", "--coordinator.heartbeat_interval_s", "0.5"),
+    *("--data.max_tokens", "40000"),  # the evaluation at the end takes all held-out tokens, up to 65536
 ]
 
 
@@ -98,6 +99,8 @@ def children(process: subprocess.Popen[bytes]) -> dict[str, psutil.Process]:
     found = {}
     for child in psutil.Process(process.pid).children():
         line = child.cmdline()
-        name = "coordinator" if "coordinator" in line else f"node-{line[line.index('--rank') + 1]}"
-        found[name] = child
+        if "coordinator" in line:
+            found["coordinator"] = child
+        elif "--rank" in line:  # one that has only been forked still has its parent's command line
+            found[f"node-{line[line.index('--rank') + 1]}"] = child
     return found

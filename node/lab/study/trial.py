@@ -13,7 +13,6 @@ import os
 import platform
 import sys
 import tempfile
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -23,6 +22,7 @@ import torch
 
 from coordinator.assignment import assign
 from coordinator.records.folder import whole_file
+from netem.children import end_with_parent
 from netem.config import convert
 from netem.errors import ConfigError, RunAborted
 from node.config import Config, to_tree
@@ -173,7 +173,7 @@ def _binned(values_T: torch.Tensor) -> list[float]:
 def main() -> int:
     """Run the job file's config; 2 for a mistake in it, 1 for a failure, as `isthmus` itself."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S")
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
     torch.set_num_threads(1)
     job_path, result_path = Path(sys.argv[1]), Path(sys.argv[2])
     job = json.loads(job_path.read_text())
@@ -191,12 +191,6 @@ def main() -> int:
     with whole_file(result_path) as unfinished:
         unfinished.write_text(json.dumps({"digest": job["digest"], "code": job["code"], **result}) + "\n")
     return 0
-
-
-def _end_with_parent() -> None:
-    """The parent holds our standard input open for as long as it lives."""
-    os.read(sys.stdin.fileno(), 1)  # not through the buffer, whose lock would be held at our own end
-    os._exit(1)
 
 
 if __name__ == "__main__":

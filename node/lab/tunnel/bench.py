@@ -11,18 +11,17 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean, median
-from typing import IO, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from netem.errors import RunAborted
+from netem.children import Child, Children
+from netem.errors import IsthmusError, RunAborted
 from node.config import Config
 from node.lab.plan.costs import Costs
 from node.lab.plan.lines import Lines
@@ -33,7 +32,6 @@ from node.lab.tunnel.similitude import Body, kinds_of
 COLD_STEPS = 1
 REPEATS = 3
 LIMIT_S = 1800.0
-LOG_LINES_SHOWN = 6
 MODES = ("subspace", "dense")
 
 
@@ -62,17 +60,18 @@ def measure(
 ) -> dict[str, Bench]:
     """Measure `config`, saved at `config_path`, by compress.mode. Raises `RunAborted` where a rank fails."""
     taken: dict[str, list[Repeat]] = {mode: [] for mode in modes}
-    with log_path.open("wb") as log, _ranks(config, config_path, log) as ranks:
+    log_path.unlink(missing_ok=True)
+    deadline = time.monotonic() + LIMIT_S
+    with Children() as children:
+        ranks = [_start(children, config_path, log_path, rank) for rank in range(config.coordinator.nodes)]
         try:
             for rank in ranks:
-                _answer(rank)  # it is ready
+                _answer(rank, deadline)  # it is ready
             for _ in range(COLD_STEPS + repeats):
                 for mode, so_far in taken.items():
-                    so_far.append(_repeat(ranks, mode))
-        except (BrokenPipeError, EOFError):
-            lines = log_path.read_text(errors="replace").splitlines()[-LOG_LINES_SHOWN:]
-            shown = "".join(f"\n    {line}" for line in lines)
-            raise RunAborted(f"a rank of the bench ended, or all took over {LIMIT_S:g} s: {log_path}{shown}") from None
+                    so_far.append(_repeat(ranks, mode, deadline))
+        except IsthmusError as error:
+            raise RunAborted(f"{error} (the log of all ranks is {log_path})") from None
     return {mode: bench_of(mode_of(config, mode), so_far[COLD_STEPS:]) for mode, so_far in taken.items()}
 
 
@@ -115,62 +114,26 @@ def unlimited_lines(model: Model) -> Lines:
     return Lines(np.full((ranks, ranks), np.inf), np.zeros((ranks, ranks)), free, free)
 
 
-def _repeat(ranks: Sequence[subprocess.Popen[str]], mode: str) -> Repeat:
+def _repeat(ranks: Sequence[Child], mode: str, deadline: float) -> Repeat:
     alone = []
     for rank in ranks:
-        _tell(rank, mode)
-        alone.append(_times(_answer(rank)))
+        rank.tell(mode.encode())
+        alone.append(_times(_answer(rank, deadline)))
     for rank in ranks:
-        _tell(rank, mode)
-    return Repeat(alone, [_times(_answer(rank)) for rank in ranks])
+        rank.tell(mode.encode())
+    return Repeat(alone, [_times(_answer(rank, deadline)) for rank in ranks])
 
 
-@contextmanager
-def _ranks(config: Config, config_path: Path, log: IO[bytes]) -> Iterator[list[subprocess.Popen[str]]]:
-    """The child processes; killed after `LIMIT_S`, and at the end."""
-    command = [sys.executable, "-m", "node.lab.tunnel.bench_node", str(config_path)]
-    children: list[subprocess.Popen[str]] = []
-
-    def stop() -> None:
-        for child in children:
-            child.kill()
-
-    clock = threading.Timer(LIMIT_S, stop)
-    clock.daemon = True
-    try:
-        for rank in range(config.coordinator.nodes):
-            child = subprocess.Popen(
-                [*command, str(rank)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                text=True,
-                env=os.environ | {"OMP_WAIT_POLICY": "PASSIVE"},
-                start_new_session=True,
-            )
-            children.append(child)
-        clock.start()
-        yield children
-    finally:
-        clock.cancel()
-        stop()
-        for child in children:
-            child.communicate()
+def _start(children: Children, config_path: Path, log_path: Path, rank: int) -> Child:
+    command = [sys.executable, "-m", "node.lab.tunnel.bench_node", str(config_path), str(rank)]
+    environment = os.environ | {"OMP_WAIT_POLICY": "PASSIVE"}
+    return children.start(f"rank {rank} of the bench", command, log_path=log_path, environment=environment, talks=True)
 
 
-def _tell(rank: subprocess.Popen[str], mode: str) -> None:
-    assert rank.stdin
-    rank.stdin.write(f"{mode}\n")
-    rank.stdin.flush()
+def _answer(rank: Child, deadline: float) -> bytes:
+    """Its next line. Raises `IsthmusError` where it ends, or all have taken more than `LIMIT_S`."""
+    return rank.hear(max(0.0, deadline - time.monotonic()))
 
 
-def _answer(rank: subprocess.Popen[str]) -> str:
-    """Its next line. Raises `EOFError` where it has ended."""
-    assert rank.stdout
-    if not (line := rank.stdout.readline()):
-        raise EOFError
-    return line
-
-
-def _times(answer: str) -> StepTimes:
+def _times(answer: bytes) -> StepTimes:
     return StepTimes(**json.loads(answer))

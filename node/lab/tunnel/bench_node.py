@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from coordinator.messages import Go
+from netem.children import end_with_parent
 from node.config import Config, load_config
 from node.data import open_data
 from node.exchange.chunks import ChunkExchange
@@ -140,6 +141,7 @@ def mode_of(config: Config, mode: str) -> Config:
 
 def main(arguments: list[str]) -> int:
     """Step whenever told to, until standard input ends."""
+    end_with_parent()
     config, rank = load_config(Path(arguments[0])), int(arguments[1])
     torch.set_num_threads(config.run.threads)
     benches = {mode: Rank(mode_of(config, mode), rank) for mode in ("subspace", "dense")}
