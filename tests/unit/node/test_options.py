@@ -18,7 +18,7 @@ from node.options import parse, split_settings
         ("run --train.steps=5 tiny.toml --run.name a.b", "tiny.toml", "--train.steps=5 --run.name a.b"),
         ("plan --net.profile ./lte.toml tiny.toml", "tiny.toml", "--net.profile ./lte.toml"),
         ("--train.lr -1 run tiny.toml", "tiny.toml", "--train.lr -1"),
-        ("coordinator --net.profile=./lte.toml tiny.toml --stop-at-eof", "tiny.toml", "--net.profile=./lte.toml"),
+        ("coordinator --net.profile=./lte.toml tiny.toml", "tiny.toml", "--net.profile=./lte.toml"),
     ],
 )
 def test_settings_before_the_config_file(words: str, config: str, settings: str) -> None:
