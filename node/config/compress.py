@@ -112,9 +112,11 @@ class CompressConfig(Section, frozen=True, kw_only=True):
             ge=0,
         ),
     ] = 0
-    format: Annotated[
-        FormatName, Meta(description="Number format in which compressed K and V and their gradients are sent.")
-    ] = "float32"
+    format: Annotated[FormatName, Meta(description="Number format in which compressed K and V are sent.")] = "float32"
+    grad_format: Annotated[
+        Literal["same", FormatName],
+        Meta(description="Number format in which the gradients of all payloads return. same: as the payload went."),
+    ] = "same"
     dense_format: Annotated[
         Literal["same", FormatName],
         Meta(

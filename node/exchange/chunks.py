@@ -203,16 +203,17 @@ class Pass:
     def pack_gradient(self, layer: int, chunk: int, grads: Payload) -> Packed:
         """What crosses for the gradient that this node's chunks have for `chunk`. It has a stream of draws of its own,
         which is named by the first of these chunks, whatever rank owns them."""
-        return self.exchange.payload.pack(layer, self.spec, grads, self._draws(layer, chunk, grads[0].device))
+        draws = self._draws(layer, chunk, grads[0].device)
+        return self.exchange.payload.pack(layer, self.spec, grads, "grad", draws)
 
     def own_gradients(self, layer: int, grads_C: Payload) -> Payload:
         """The gradients that this node's chunks have for the own chunks before them, as if they had crossed."""
         draws = [self._draws(layer, chunk, grads_C[0].device) for chunk in self.exchange.shared(layer)]
-        return self.unpack(layer, self.exchange.payload.pack(layer, self.spec, grads_C, draws))
+        return self.unpack(layer, self.exchange.payload.pack(layer, self.spec, grads_C, "grad", draws), "grad")
 
-    def unpack(self, layer: int, packed: Packed) -> Payload:
-        """Back from `pack`."""
-        return self.exchange.payload.unpack(layer, self.spec, packed)
+    def unpack(self, layer: int, packed: Packed, kind: str = "kv") -> Payload:
+        """Back from `pack`, or from `pack_gradient`."""
+        return self.exchange.payload.unpack(layer, self.spec, packed, kind)
 
     def send(self, rank: int, kind: str, layer: int, chunk: int, tensors: Packed) -> None:
         """Hand tensors over for `rank`."""
@@ -222,8 +223,9 @@ class Pass:
     def take(self, kind: str, layer: int, chunk: int, rank: int, device: torch.device) -> Payload:
         """Wait for a payload, or for its gradient, and unpack it."""
         assert self.exchange.wire
-        specs = self.exchange.payload.tensors(layer, self.spec)
-        return self.unpack(layer, self.exchange.wire.take(kind, layer, chunk, rank, self.key.number, specs, device))
+        specs = self.exchange.payload.tensors(layer, self.spec, kind)
+        packed = self.exchange.wire.take(kind, layer, chunk, rank, self.key.number, specs, device)
+        return self.unpack(layer, packed, kind)
 
     def take_theta(self, kind: str, layer: int, chunk: int, rank: int, device: torch.device) -> Tensor:
         """Wait for a neighbour's θ, or for its gradient."""

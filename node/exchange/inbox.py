@@ -256,7 +256,7 @@ class Inbox:
         spec = PassSpec(tag.tokens, tag.compressed)
         if spec not in self._payload.passes:
             raise ProtocolError(f"chunks of {tag.tokens} tokens, compressed={tag.compressed}: unexpected", peer=peer)
-        if tag.format != (name := self._payload.format_name(tag.layer, spec)):
+        if tag.format != (name := self._payload.format_name(tag.layer, spec, tag.kind)):
             raise ProtocolError(f"numbers in {tag.format}, expected {name}", peer=peer)
         tensors = self._payload.message(tag.kind, tag.layer, spec)
         if tensors is None:

@@ -2,8 +2,8 @@
 
 A compressed layer sends, for K and for V, Zcomp [B, n, G·r] and θ [B, G·m]; any other layer sends K and V whole,
 [B, n, d_kv] each; a layer that sees only its own chunk sends nothing. Gradients of the same shapes come back. A chunk
-goes once to each node that owns a later chunk.
-Each of these tensors crosses in its format (`node.exchange.formats`), which makes one or two tensors of it; θ, a few
+goes once to each node that owns a later chunk. Each of these tensors crosses in its format (`node.exchange.formats`),
+gradients in one of their own where `compress.grad_format` says so, which makes one or two tensors of it; θ, a few
 numbers on which a whole chunk hangs, is always float32.
 
 Where θ is that of the chunk before (`compress.theta = "previous"`), its owner hands it on to the owner of the next
@@ -13,6 +13,7 @@ wherever the two owners differ.
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import NamedTuple
 
 import torch
@@ -58,6 +59,7 @@ class PayloadFormat:
         self.seed = config.run.seed
         self._d_kv = config.model.d_kv
         self._format, self._dense_format = formats_of(config.compress)
+        self._grad_format = None if config.compress.grad_format == "same" else config.compress.grad_format
         self._full = PassSpec(config.model.chunk_tokens, config.compressed_layers > 0)
         self._hands_on = config.hands_theta_on
         self.budget_bytes = config.compress.budget_bytes_per_token * self.batch * config.model.chunk_tokens
@@ -70,7 +72,7 @@ class PayloadFormat:
             self._others.add(self._full._replace(compressed=False))
         if self.ranks and self.budget_bytes:
             self._check_budget(config)
-        used = {self._dense_format} | ({self._format} if self.ranks else set())
+        used = {self._dense_format, self._grad_format or self._dense_format} | ({self._format} if self.ranks else set())
         self._plain = FORMATS["float32" if used == {"float32"} else "bfloat16"]
 
     @property
@@ -91,18 +93,22 @@ class PayloadFormat:
         layer = self._local_layers
         return layer, "dtheta" if layer < self.layers and self.message("dtheta", layer, spec) else "grad"
 
-    def format_name(self, layer: int, spec: PassSpec) -> FormatName:
-        """The format of this layer's payload (θ apart), which its tag names."""
+    def format_name(self, layer: int, spec: PassSpec, kind: str = "kv") -> FormatName:
+        """The format of this layer's payload, or of its gradient (θ apart), which its tag names."""
+        if kind == "grad" and self._grad_format:
+            return self._grad_format
         return self._format if spec.compressed and self.compresses(layer) else self._dense_format
 
-    def parts(self, layer: int, spec: PassSpec) -> tuple[Part, ...]:
-        """The float tensors that one chunk of one layer shows its readers: those of K, then those of V; if any."""
+    def parts(self, layer: int, spec: PassSpec, kind: str = "kv") -> tuple[Part, ...]:
+        """The float tensors that one chunk of one layer shows its readers ("kv"), those of K, then those of V, if any;
+        or the gradients of these ("grad")."""
         if not self.exchanges(layer):
             return ()
-        format = FORMATS[self.format_name(layer, spec)]
+        format = FORMATS[self.format_name(layer, spec, kind)]
         if not (spec.compressed and self.compresses(layer)):
             return (Part((self.batch, spec.tokens, self._d_kv), format),) * 2
-        return tuple(part for kind in "kv" for part in self._codec_parts(self.ranks[layer, kind], spec.tokens))
+        shapes = (self.ranks[layer, "k"], self.ranks[layer, "v"])
+        return tuple(part for shape in shapes for part in self._codec_parts(shape, spec.tokens, format))
 
     def theta(self, layer: int) -> TensorSpec:
         """What the owner of a chunk hands on to the owner of the next, where θ is of the chunk before: θ of K and V."""
@@ -114,35 +120,35 @@ class PayloadFormat:
         if kind == "done":
             return ()
         if kind in ("kv", "grad"):
-            return self.tensors(layer, spec) or None
+            return self.tensors(layer, spec, kind) or None
         return (self.theta(layer),) if self._hands_on and spec.compressed and self.compresses(layer) else None
 
     def codec_bytes(self, key: Key, rank: int) -> int:
         """Payload bytes of one full chunk of one layer's K, or V, at this rank."""
-        parts = self._codec_parts(self.ranks[key]._replace(rank=rank), self._full.tokens)
+        parts = self._codec_parts(self.ranks[key]._replace(rank=rank), self._full.tokens, FORMATS[self._format])
         return sum(tensor.nbytes for part in parts for tensor in part.format.specs(part.shape))
 
-    def tensors(self, layer: int, spec: PassSpec) -> tuple[TensorSpec, ...]:
+    def tensors(self, layer: int, spec: PassSpec, kind: str = "kv") -> tuple[TensorSpec, ...]:
         """The tensors that cross for one chunk of one layer."""
-        return tuple(tensor for part in self.parts(layer, spec) for tensor in part.format.specs(part.shape))
+        return tuple(tensor for part in self.parts(layer, spec, kind) for tensor in part.format.specs(part.shape))
 
-    def pack(self, layer: int, spec: PassSpec, payload: Payload, draws: Draws = None) -> Packed:
+    def pack(self, layer: int, spec: PassSpec, payload: Payload, kind: str = "kv", draws: Draws = None) -> Packed:
         """What crosses for a payload [..., B, …] of one chunk, or of several; rounded at random with `draws`."""
-        pairs = zip(self.parts(layer, spec), payload, strict=True)
+        pairs = zip(self.parts(layer, spec, kind), payload, strict=True)
         return tuple(tensor for part, x in pairs for tensor in part.format.pack(x, draws))
 
-    def unpack(self, layer: int, spec: PassSpec, packed: Packed) -> Payload:
+    def unpack(self, layer: int, spec: PassSpec, packed: Packed, kind: str = "kv") -> Payload:
         """Back from `pack`: what every reader sees."""
         rest, payload = list(packed), []
-        for part in self.parts(layer, spec):
+        for part in self.parts(layer, spec, kind):
             count = len(part.format.specs(part.shape))
             payload.append(part.format.unpack(tuple(rest[:count]), part.shape[-1]))
             del rest[:count]
         return tuple(payload)
 
-    def chunk_bytes(self, layer: int, spec: PassSpec) -> int:
-        """Payload bytes of one chunk of one layer, one way, to one reader."""
-        return sum(tensor.nbytes for tensor in self.tensors(layer, spec))
+    def chunk_bytes(self, layer: int, spec: PassSpec, kind: str = "kv") -> int:
+        """Payload bytes of one chunk of one layer to one reader, or of the gradient that the reader returns."""
+        return sum(tensor.nbytes for tensor in self.tensors(layer, spec, kind))
 
     def theta_bytes(self, layer: int, spec: PassSpec) -> int:
         """Bytes of the θ that is handed on for one chunk of one layer, one way; 0 where none is."""
@@ -154,9 +160,9 @@ class PayloadFormat:
         """
         return sum(tensor.nbytes for tensor in self._plain.specs((2, self.batch, spec.tokens, self._d_kv)))
 
-    def _codec_parts(self, shape: CodecShape, tokens: int) -> list[Part]:
-        """Zcomp in the run's format, and θ, where there is one, in float32."""
-        formats = (FORMATS[self._format], FORMATS["float32"])
+    def _codec_parts(self, shape: CodecShape, tokens: int, format: Format) -> list[Part]:
+        """Zcomp in this format, and θ, where there is one, in float32."""
+        formats = (format, FORMATS["float32"])
         return [Part(*pair) for pair in zip(shape.payload_shapes(self.batch, tokens), formats, strict=False)]
 
     def _check_budget(self, config: Config) -> None:
@@ -193,16 +199,18 @@ def step_bytes(payload: PayloadFormat, assignment: Assignment, rank: int, spec: 
     chunks = range(assignment.n_chunks)
     sent = sum(len(assignment.readers_of(chunk)) for chunk in chunks if assignment.owner(chunk) == rank)
     returned = sum(rank in assignment.readers_of(chunk) for chunk in chunks)
-    sizes, theta_bytes = {True: 0, False: 0}, 0
+    sizes, theta_bytes = Counter[tuple[bool, str]](), 0
     for layer in range(payload.layers):
-        sizes[spec.compressed and payload.compresses(layer)] += payload.chunk_bytes(layer, spec)
+        compressed = spec.compressed and payload.compresses(layer)
+        for kind in ("kv", "grad"):
+            sizes[compressed, kind] += payload.chunk_bytes(layer, spec, kind)
         theta_bytes += payload.theta_bytes(layer, spec)
     borders = [(assignment.owner(chunk - 1), assignment.owner(chunk)) for chunk in chunks[1:]]
     onward = sum(rank == one != other for one, other in borders)
     back = sum(rank == other != one for one, other in borders)
     return StepBytes(
-        sent * sizes[True] + onward * theta_bytes,
-        returned * sizes[True] + back * theta_bytes,
-        sent * sizes[False],
-        returned * sizes[False],
+        sent * sizes[True, "kv"] + onward * theta_bytes,
+        returned * sizes[True, "grad"] + back * theta_bytes,
+        sent * sizes[False, "kv"],
+        returned * sizes[False, "grad"],
     )

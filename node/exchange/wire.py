@@ -54,7 +54,7 @@ class Wire:
     def send(self, rank: int, kind: str, layer: int, chunk: int, key: PassKey, tensors: tuple[Tensor, ...]) -> None:
         spec = key.spec
         shapes = tuple(tuple(tensor.shape) for tensor in tensors)
-        name = self._payload.format_name(layer, spec)
+        name = self._payload.format_name(layer, spec, kind)
         tag = ChunkTag(kind, key.number, layer, chunk, *spec, name, shapes)  # type: ignore[arg-type]
         if not key.trains:
             self._send(rank, tag, tensors, "evaluation")

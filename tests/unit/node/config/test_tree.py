@@ -231,7 +231,7 @@ def other_value(key: str, current: Any) -> Any:
         return (LOCAL | OTHER)[key]
     choices = {"compress.mode": "local", "compress.scope": "head", "compress.basis": "weights"}
     choices |= {"compress.rotation": "random", "compress.generator_norm": "spectral"}
-    choices |= {"compress.format": "int8", "compress.dense_format": "int4"}
+    choices |= {"compress.format": "int8", "compress.dense_format": "int4", "compress.grad_format": "int8"}
     choices |= {"compress.theta": "first", "compress.own": "projected"}
     if key in choices:
         return choices[key]
@@ -253,7 +253,7 @@ def keys() -> list[str]:
 def test_the_digest_tells_every_setting_but_those_of_one_node(key: str) -> None:
     section, _, name = key.partition(".")
     net = {"profile": "internet-300mbps"}
-    plain = convert(Config, {"coordinator": {"nodes": 4}, "net": net, "compress": SUBSPACE})
+    plain = convert(Config, {"coordinator": {"nodes": 4}, "net": net, "compress": SUBSPACE, "train": {"batch": 2}})
     tree = to_tree(plain)
     tree[section][name] = other_value(key, tree[section][name])
     changed = convert(Config, tree)

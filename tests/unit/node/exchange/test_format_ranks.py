@@ -17,9 +17,11 @@ from helpers.threads import ThreadWire, run_ranks
 from helpers.worlds import WORLDS, Loop, exchange_of, full_spec, logits_of, loss_and_gradients, tiny_config
 from torch import Tensor
 
-from node.config import Config
+from coordinator.assignment import Assignment
+from node.config import Config, to_tree
 from node.exchange.chunks import Wire
 from node.exchange.formats import FORMATS
+from node.exchange.payload import PayloadFormat, step_bytes
 from node.train.passes import loss_sum, own_tokens
 
 GRADIENTS_WITHIN = {"float32": 1e-6, "bfloat16": 3e-3, "int8": 0.01, "fp8": 0.05, "int4": 0.15, "topk10": 0.5}
@@ -159,3 +161,31 @@ def test_a_token_changes_nothing_before_it(name: str, mode: str, world: str) -> 
         assert torch.equal(changed[:, :place], base[:, :place]), f"token {place} is seen before it"
         seen = (changed != base).any(-1).any(0)
         assert bool(seen[place:].all()), f"token {place} is not seen after it"
+
+
+@pytest.mark.parametrize("mode", ["dense", "geodesic"])
+def test_gradients_may_have_a_format_of_their_own(mode: str) -> None:
+    """What others see stays as it is, and the gradients are as near as their format allows, over four nodes."""
+    exact = config_of("float32", mode)
+    config = tiny_config(compress=to_tree(exact)["compress"] | {"grad_format": "int8"})
+    assert torch.equal(all_logits(config), all_logits(exact))
+    _, wanted = loss_and_gradients(exact, WORLDS["1"], contexts(exact))
+    _, found = loss_and_gradients(config, WORLDS["4"], contexts(config))
+    assert 1e-4 < relative_difference(found, wanted) < GRADIENTS_WITHIN["int8"]
+
+
+@pytest.mark.parametrize("mode", ["dense", "geodesic"])
+def test_the_wire_carries_the_bytes_of_both_formats(mode: str) -> None:
+    config = tiny_config(compress=to_tree(config_of("bfloat16", mode))["compress"] | {"grad_format": "int4"})
+    payload, spec = PayloadFormat(config), full_spec(config)
+    world = WORLDS["2x2"]
+
+    def work(rank: int, wire: ThreadWire) -> dict[str, int]:
+        loss_sum(small_model(config), exchange_of(config, world, rank, wire), contexts(config), spec).backward()
+        return dict(wire.sent_bytes)
+
+    formula = [step_bytes(payload, Assignment(world), rank, spec) for rank in range(2)]
+    sent = run_ranks(2, work)
+    assert sent[0]["kv"] == formula[0].compressed_forward + formula[0].dense_forward
+    assert sent[1]["grad"] == formula[1].compressed_backward + formula[1].dense_backward
+    assert sent[1]["grad"] < sent[0]["kv"]
