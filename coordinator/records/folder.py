@@ -2,11 +2,15 @@
 
 outputs/<run>/
     config.toml           the resolved config, without secrets
+    coordinator.address   where the coordinator listens
     metrics.jsonl         one line a step: the run's figures and each node's
     tensorboard/          the same as TensorBoard events
     report.png            loss over steps and wall-clock, traffic of each node
     logs/                 what coordinator and nodes printed (of `isthmus run`)
     checkpoint/step-N/    valid only with COMPLETE.json in it (`node.train.checkpoint`)
+
+What is read back is checked: another program, a crash or a full disk may have left something else there. `metrics`
+reads metrics.jsonl; `lock` keeps two processes from writing to one folder.
 """
 
 from __future__ import annotations
@@ -14,9 +18,11 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 from netem.errors import ConfigError
 
@@ -81,11 +87,56 @@ def latest_complete(run_folder: Path) -> Path | None:
 
 
 def step_of(checkpoint: Path) -> int:
-    """How many steps were done when a checkpoint was made: the number in its folder's name."""
-    match = re.fullmatch(r"step-(\d+)", checkpoint.name)
+    """How many steps were done when a checkpoint was made: the number in its folder's name; −1 for another name."""
+    match = re.fullmatch(r"step-(\d{1,18})", checkpoint.name, re.ASCII)
     return int(match.group(1)) if match else -1
 
 
-def nodes_of(checkpoint: Path) -> int:
-    """How many nodes wrote a complete checkpoint."""
-    return int(json.loads((checkpoint / _COMPLETE).read_text())["nodes"])
+class Mark(NamedTuple):
+    """What the mark of a complete checkpoint says."""
+
+    step: int
+    nodes: int
+    """How many nodes wrote it."""
+
+
+def read_mark(checkpoint: Path) -> Mark:
+    """Read the mark of a complete checkpoint. Raises `ConfigError` where it is damaged, or is of another step."""
+    path = checkpoint / _COMPLETE
+    try:
+        said = json.loads(path.read_bytes())
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError):
+        said = None
+    step, nodes = (said.get("step"), said.get("nodes")) if isinstance(said, dict) else (None, None)
+    if type(step) is not int or type(nodes) is not int or min(step, nodes) < 0:
+        raise ConfigError(
+            f'{path}: damaged; expected {{"step": …, "nodes": …}}; move {checkpoint} away to go on from the checkpoint '
+            "before it"
+        )
+    if step != step_of(checkpoint):
+        right = checkpoint_folder(Path(), step).name
+        raise ConfigError(
+            f"{path}: is of step {step}, and the folder's name says otherwise; rename {checkpoint} to {right}"
+        )
+    return Mark(step, nodes)
+
+
+def read_address(run_folder: Path) -> str:
+    """The address that the coordinator of a run has written. Raises `ConfigError` where there is none."""
+    path = run_folder / ADDRESS
+    try:
+        return path.read_text(encoding="ascii").strip()
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}); has the run's coordinator started?") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: holds no address; give the coordinator's, such as tcp://10.0.0.5:7070") from None
+
+
+def discard_unstarted(run_folder: Path) -> None:
+    """Remove the folder of a new run that failed before its first step. One that holds a step or a checkpoint stays."""
+    metrics = run_folder / METRICS
+    recorded = metrics.exists() and metrics.stat().st_size > 0
+    if not recorded and not (run_folder / "checkpoint").exists():
+        shutil.rmtree(run_folder, ignore_errors=True)

@@ -17,7 +17,7 @@ from netem.verify.promise import TOLERANCE
 Record = Mapping[str, Any]
 
 LEAST_MISSED_S = 0.03
-"""Lateness of a link, over a whole run, that says something: what may be missed of one second of transfers."""
+"""The least lateness of a link over a whole run that counts: less is within what one second of transfers may miss."""
 
 PAYLOADS = ("compressed_bytes", "dense_bytes", "averaging_bytes")
 
@@ -27,7 +27,7 @@ PAUSE_S = 60.0
 
 
 class Compression(NamedTuple):
-    """Shares of payload bytes that were not sent, of 1. Averaging is no part of it."""
+    """Shares of payload bytes that were not sent, between 0 and 1. Averaging is not counted."""
 
     all_layers: float
     compressed_layers: float | None
@@ -110,7 +110,10 @@ def sent_bps(records: Sequence[Record], node: str | None = None) -> float | None
 
 
 def time_share(records: Sequence[Record], key: str) -> float | None:
-    """Share of the steps' time, of 1, that nodes spent on `key` (exposed_s, averaging_s): the mean over nodes."""
+    """Share of the steps' time, of 1, that nodes spent on `key` (exposed_s, averaging_s): the mean over nodes.
+
+    Steps are without the held-out evaluations after them, whose time and waiting have keys of their own.
+    """
     names: Sequence[str | None] = node_names(records) or [None]
     spent_s = math.fsum(total(records, key, name) for name in names)
     step_s = math.fsum(total(records, "step_s", name) for name in names)
@@ -145,8 +148,8 @@ def saved_in_all_steps(records: Sequence[Record]) -> float | None:
 def missed_links(records: Sequence[Record]) -> list[MissedLink]:
     """The links whose emulated rate this host did not keep, worst first; empty where the run can be trusted.
 
-    Of each link, over all records: by how much longer its messages took than the profile has it, as a share of the
-    time that they took. Less than `LEAST_MISSED_S` in all says nothing.
+    A link's share is taken over all records: by how much longer its messages took than the profile says, divided by
+    the time that they took. A link that was late by less than `LEAST_MISSED_S` in all is left out.
     """
     promised_s: dict[tuple[str, str], float] = {}
     missed_s: dict[tuple[str, str], float] = {}
@@ -187,6 +190,11 @@ def network_changes(records: Sequence[Record]) -> list[NetworkChange]:
         for change in changes
         if isinstance(change, Mapping)
     ]
+
+
+def skipped_steps(records: Sequence[Record]) -> int:
+    """How many steps were not taken because a loss or a gradient was not finite (`train.nonfinite`)."""
+    return sum(number(record, "skipped") > 0 for record in records)
 
 
 def full_context(records: Sequence[Record]) -> list[Record]:

@@ -9,38 +9,39 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from tensorboardX import SummaryWriter
-
 from coordinator.events import PER_LINK, Record
-
-_METRICS: Final = "metrics.jsonl"
+from coordinator.records.board import Board
+from coordinator.records.folder import METRICS
+from coordinator.records.metrics import cut_torn_line, describe_steps, missing_steps, read_records
 
 # A loss is per token of all nodes: Σ numerator / Σ denominator.
 LOSSES: Final = {
     "loss": ("loss_sum", "tokens"),
     "heldout_loss": ("heldout_loss_sum", "heldout_tokens"),
 }
-# The first ending that fits decides; what fits none is averaged.
+# The first ending that fits decides; a key without such an ending is averaged.
 _RULES: Final[tuple[tuple[str, Callable[[list[float]], float]], ...]] = (
     ("_bytes", math.fsum),
     ("tokens", math.fsum),
     ("_sum", math.fsum),
     ("_per_s", math.fsum),
     ("_bps", math.fsum),
-    ("_s", max),  # of times the slowest node's counts
+    ("_s", max),  # a step takes as long as its slowest node
 )
 
 
 def aggregate(nodes: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
     """One value a key over all nodes that report it.
 
-    Sums of bytes, tokens, sums and rates; the maximum of times (``_s``); means of all else. `LOSSES` are
-    added where their parts are there and the denominator is not 0. Keys of single links are left out.
+    Sums of bytes, tokens, sums and rates; the maximum of times (``_s``); means of all else; NaN where a node's value is
+    not finite. `LOSSES` are added where their parts are there and the denominator is not 0. Keys of single links are
+    left out.
     """
     keys = sorted({key for values in nodes.values() for key in values if not key.startswith(PER_LINK)})
     totals = {key: _combine(key, [values[key] for values in nodes.values() if key in values]) for key in keys}
@@ -53,24 +54,32 @@ def aggregate(nodes: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
 class Recorder:
     """Writes ``metrics.jsonl`` and TensorBoard events (``tensorboard/``) under `folder`; appends.
 
-    A last line that was not written to its end, because the process was killed, is taken away first.
+    `done` is how many steps were done before. A last line that was not written to its end, because the process was
+    killed, is cut off, and `missing` names the steps up to `done` that have no record. Raises `ConfigError` where
+    metrics.jsonl holds something else than records, `OSError` where the disk fails or the folder is no longer there.
 
     A line is ``{"step", "time", "generation", key: value …, "nodes": {name: {key: value …}}}`` and is
     flushed, so that a parent can follow the file. `time` is Unix time in seconds. Values that are not
     finite are null: JSON has no others. Where the network was changed since the line before, ``"network"`` is a list
-    of ``{"at_s", "change"}``, in seconds since the run's start and in words. Raises `OSError` where the disk does.
+    of ``{"at_s", "change"}``, in seconds since the run's start and in words.
 
     All times and rates are of the wall clock. Under time dilation (`netem.network`) each line says so with
     ``dilation``, and has ``emulated_step_s`` beside ``step_s``: the same on the emulated network's clock.
     """
 
-    def __init__(self, folder: Path, clock: Callable[[], float] = time.time, *, dilation: float = 1.0) -> None:
+    def __init__(
+        self, folder: Path, clock: Callable[[], float] = time.time, *, done: int = 0, dilation: float = 1.0
+    ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._dilation = dilation
         self._clock = clock
-        _drop_torn_line(folder / _METRICS)
-        self._lines = (folder / _METRICS).open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(folder / "tensorboard"))
+        self._path = folder / METRICS
+        before = read_records(self._path) if self._path.exists() else []
+        cut_torn_line(self._path)
+        self.missing = describe_steps(missing_steps(before, done))
+        self._failed = False
+        self._lines = self._path.open("a", encoding="utf-8")
+        self._board = Board(folder / "tensorboard", done + 1, clock())
 
     def __enter__(self) -> Recorder:
         return self
@@ -94,28 +103,45 @@ class Recorder:
         }
         if record.changes:
             line["network"] = [{"at_s": change.at_s, "change": change.text} for change in record.changes]
-        self._lines.write(json.dumps(line, allow_nan=False) + "\n")
-        self._lines.flush()
-        for key, value in totals.items():
-            self._board.add_scalar(key, value, global_step=record.step, walltime=now_s)
+        self._failed = True  # until it is written
+        self._check_there()
+        try:
+            self._lines.write(json.dumps(line, allow_nan=False) + "\n")
+            self._lines.flush()
+            self._board.add(totals, record.step, now_s)
+        except OSError as error:  # one of a write names no file
+            raise OSError(error.errno, error.strerror, str(self._path.parent)) from None
+        self._failed = False
 
     def close(self) -> None:
-        """Flush and close both."""
-        self._lines.close()
-        self._board.close()
+        """Flush and close both. A failure that `record` has raised is not raised again."""
+        for file in (self._lines, self._board):
+            try:
+                file.close()
+            except OSError:
+                if not self._failed:
+                    raise
 
-
-def _drop_torn_line(path: Path) -> None:
-    if path.exists():
-        with path.open("r+b") as file:
-            file.truncate(file.read().rfind(b"\n") + 1)
+    def _check_there(self) -> None:
+        """A file that was deleted can still be written to, and nobody would see what is."""
+        try:
+            same = os.path.samestat(self._path.stat(), os.fstat(self._lines.fileno()))
+        except FileNotFoundError:
+            same = False
+        if not same:
+            raise FileNotFoundError(f"{self._path} was deleted or moved while the run went on")
 
 
 def _combine(key: str, values: list[float]) -> float:
-    for ending, rule in _RULES:
-        if key.endswith(ending):
-            return rule(values)
-    return math.fsum(values) / len(values)
+    if not all(map(math.isfinite, values)):
+        return math.nan
+    try:
+        for ending, rule in _RULES:
+            if key.endswith(ending):
+                return rule(values)
+        return math.fsum(values) / len(values)
+    except OverflowError:
+        return math.nan
 
 
 def _finite(value: float) -> float | None:

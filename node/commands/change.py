@@ -6,7 +6,7 @@ from pathlib import Path
 
 from coordinator.messages import Answer
 from coordinator.operator import ask
-from coordinator.records.folder import ADDRESS
+from coordinator.records.folder import ADDRESS, read_address
 from netem.changes import Change, ChangeConfig, change_of
 from netem.errors import ConfigError
 from netem.sockets import check_host, parse_address
@@ -41,12 +41,11 @@ def as_text(answer: Answer, change: Change | None) -> str:
 
 def _address(where: str) -> str:
     if not where.startswith("tcp://"):
-        try:
-            where = (Path(where) / ADDRESS).read_text().strip()
-        except OSError:
+        if not (Path(where) / ADDRESS).exists():
             raise ConfigError(
                 f"--coordinator {where}: expected the coordinator's address, such as tcp://10.0.0.5:7070, "
                 "or the folder of a run that goes on here, such as outputs/demo"
-            ) from None
+            )
+        where = read_address(Path(where))
     check_host(parse_address(where, "--coordinator", dial=True), f"--coordinator {where}")
     return where

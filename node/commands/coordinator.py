@@ -6,23 +6,44 @@ import logging
 import signal
 
 from coordinator.plan import RunPlan
-from coordinator.records.folder import ADDRESS, CONFIG, make_folder, mark_complete
+from coordinator.records.folder import ADDRESS, CONFIG, METRICS, discard_unstarted, make_folder, mark_complete
+from coordinator.records.lock import SERVING, locked
 from coordinator.records.recorder import Recorder
 from coordinator.server import CoordinatorServer
-from netem.errors import RunAborted
+from netem.errors import ConfigError, RunAborted
 from netem.profile import resolve_schedule
 from node.config import Config, save_config
-from node.train.resume import start_step
+from node.train.resume import check_can_start, log_changes, start_step
 from node.train.schedule import rounds_for
 
 log = logging.getLogger("isthmus.coordinator")
 
 
 def run_coordinator(config: Config) -> None:
-    """Serve one run to its end. Raises `RunAborted` where it does not reach its last step."""
+    """Serve one run to its end. Raises `RunAborted` where it does not reach its last step.
+
+    The run's folder is locked meanwhile: `ConfigError` where another process serves it.
+    """
+    folder = config.run.folder
+    check_can_start(config)  # before anything is written
+    is_new = not folder.exists()
+    make_folder(folder)
+    with locked(folder, SERVING):
+        try:
+            _serve(config)
+        except OSError as error:
+            raise RunAborted(f"the coordinator cannot write its files: {error}") from None
+        except ConfigError:
+            if is_new:
+                discard_unstarted(folder)
+            raise
+
+
+def _serve(config: Config) -> None:
     folder = config.run.folder
     done = start_step(config)
-    make_folder(folder)
+    log_changes(config)
+    (folder / ADDRESS).unlink(missing_ok=True)
     save_config(config, folder / CONFIG)
     schedule = resolve_schedule(config.net)
     plan = RunPlan(
@@ -36,7 +57,9 @@ def run_coordinator(config: Config) -> None:
         start_cursor=done * config.train.batch,
         schedule=schedule,
     )
-    with Recorder(folder, dilation=schedule.profile.dilation) as recorder:
+    with Recorder(folder, done=done, dilation=schedule.profile.dilation) as recorder:
+        if recorder.missing:
+            log.warning("%s: steps without a record: %s; they are not done again", folder / METRICS, recorder.missing)
         server = CoordinatorServer(
             config.coordinator,
             plan,

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from coordinator.records.folder import CONFIG, EVALUATION, is_complete, latest_complete, step_of
+from coordinator.records.folder import CONFIG, EVALUATION, is_complete, latest_complete, read_mark, step_of, whole_file
 from netem.config import apply_overrides, convert, load_toml
-from netem.errors import ConfigError
+from netem.errors import ConfigError, IsthmusError
 from node.config import Config
 
 
@@ -21,7 +21,7 @@ class Evaluation(NamedTuple):
     loss: float
     tokens: int
     leaks: bool = False
-    """Tokens were told of later ones (`Config.leaks`)."""
+    """Whether tokens were told of later ones (`Config.leaks`)."""
 
     @property
     def perplexity(self) -> float:
@@ -32,12 +32,20 @@ def evaluate(path: Path, batches: int, overrides: Sequence[str] = ()) -> Evaluat
     """Evaluate a checkpoint, or the last complete one of a run, and write `evaluation.json` beside it.
 
     `batches` bounds the walk over the held-out tokens; 0 walks them all. The mode is the checkpoint's: compressed
-    from the end of its warm start until it is unplugged.
+    from the end of its warm start until it is unplugged. Raises `ConfigError` for a checkpoint that is not sound or was
+    trained on another corpus, and `IsthmusError` where the loss is not finite; `evaluation.json` is not written then.
     """
     checkpoint = find_checkpoint(path)
     result = _evaluate(checkpoint_config(checkpoint, overrides), checkpoint, batches)
+    if not math.isfinite(result.loss):
+        raise IsthmusError(f"{checkpoint}: the held-out loss is {result.loss}; use an earlier checkpoint")
     facts = result._asdict() | {"perplexity": result.perplexity}
-    (checkpoint / EVALUATION).write_text(json.dumps(facts) + "\n")
+    path = checkpoint / EVALUATION
+    try:
+        with whole_file(path) as unfinished:
+            unfinished.write_text(json.dumps(facts, allow_nan=False) + "\n")
+    except OSError as error:
+        raise IsthmusError(f"{path}: cannot be written: {error.strerror}") from None
     return result
 
 
@@ -48,15 +56,17 @@ def find_checkpoint(path: Path) -> Path:
     if step_of(path) >= 0:
         if not is_complete(path):
             raise ConfigError(f"{path}: is not complete (a node had not saved its part); use another checkpoint")
+        read_mark(path)
         return path
     found = latest_complete(path)
     if found is None:
         raise ConfigError(f"{path}: holds no complete checkpoint; give outputs/RUN, or outputs/RUN/checkpoint/step-N")
+    read_mark(found)
     return found
 
 
 def checkpoint_config(checkpoint: Path, overrides: Sequence[str] = ()) -> Config:
-    """The config that a checkpoint was trained with, for one node that owns all chunks, whoever trained it."""
+    """The config that a checkpoint was trained with, for one node that owns all chunks, however many trained it."""
     tree = apply_overrides(load_toml(checkpoint.parent.parent / CONFIG), overrides)
     tree["coordinator"] = {}
     return convert(Config, tree)
@@ -77,7 +87,7 @@ def _evaluate(config: Config, checkpoint: Path, batches: int) -> Evaluation:
     device = choose_device(config)
     task = open_data(config.data)
     model = ExchangedLlama(config, task.vocab_size).to(device)
-    load_model(checkpoint, model)
+    load_model(checkpoint, model, task.fingerprint)
     exchange = ChunkExchange(assign(config.model.chunks, 1), 0, PayloadFormat(config, model.ranks))
     spec = pass_spec(config, step_of(checkpoint))
     total, tokens = heldout_loss(model, exchange, task, spec, config.train.batch, batches or 1 << 60)

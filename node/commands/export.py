@@ -21,7 +21,8 @@ class Exported(NamedTuple):
 def export(path: Path, folder: Path) -> Exported:
     """Write the model of a checkpoint, or of the last complete one of a run, to a new folder.
 
-    Raises `ConfigError` where the model is no plain Llama (`node.export.plain`), or the folder is not empty.
+    Raises `ConfigError` where the model is no plain Llama (`node.export.plain`), the checkpoint is not sound
+    (`node.train.tensor_files`), or the folder is not empty.
     """
     checkpoint = find_checkpoint(path)
     config, step = checkpoint_config(checkpoint), step_of(checkpoint)
@@ -32,6 +33,7 @@ def export(path: Path, folder: Path) -> Exported:
     from node.export.tokenizer import tokenizer_files
     from node.model.exchanged import ExchangedLlama
     from node.train.checkpoint import load_model, vocab_size_of
+    from node.train.finite import require_finite
 
     check_free(folder)
     check_plain(config, step)
@@ -39,6 +41,7 @@ def export(path: Path, folder: Path) -> Exported:
     model = ExchangedLlama(config, vocab_size)
     load_model(checkpoint, model)
     weights = plain_weights(config, model, step)
+    require_finite(weights, f"{checkpoint}: no export")
     speaks = config.data.corpus != RECALL
     files = model_files(config.model, vocab_size, vocab_size - 1 if speaks else None)
     files |= tokenizer_files(config.data.tokenizer, config.model.context) if speaks else {}

@@ -15,12 +15,22 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
 import msgspec
 
-from coordinator.records.folder import ADDRESS, CONFIG, LOGS, METRICS, latest_complete, make_folder
+from coordinator.records.folder import (
+    ADDRESS,
+    CONFIG,
+    LOGS,
+    METRICS,
+    discard_unstarted,
+    latest_complete,
+    make_folder,
+)
+from coordinator.records.lock import STARTING, locked
 from netem import host
 from netem.children import USER_ERROR, Child, Children, failed_first
 from netem.errors import ConfigError, RunAborted
@@ -29,7 +39,7 @@ from node.commands.node import interrupt
 from node.config import TOKEN_VARIABLE, Config, save_config
 from node.data import open_data
 from node.data.task import check_room
-from node.train.resume import start_step
+from node.train.resume import check_can_start, log_changes
 from node.watch.console import LastingConsole
 from node.watch.view import View
 
@@ -47,9 +57,14 @@ def run_swarm(config: Config) -> Config:
     # Several processes share the cores here: a thread that spins while it waits takes them from the others.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     check_corpus(config)
-    config = prepare(config)
     if text := host.warning(resolve(config.net), config.coordinator.nodes):
         log.warning("%s", text)
+    with prepared(config) as config:
+        _run(config)
+    return config
+
+
+def _run(config: Config) -> None:
     swarm = Swarm(config)
     signal.signal(signal.SIGTERM, interrupt)
     try:
@@ -63,7 +78,6 @@ def run_swarm(config: Config) -> Config:
         raise
     finally:
         swarm.end()
-    return config
 
 
 def check_corpus(config: Config) -> None:
@@ -71,13 +85,30 @@ def check_corpus(config: Config) -> None:
     check_room(open_data(config.data), config.model.context, config.train.batch)
 
 
-def prepare(config: Config) -> Config:
-    """Give a new run a folder of its own, and write its config there. A folder in use is never written over."""
+@contextmanager
+def prepared(config: Config) -> Iterator[Config]:
+    """Hold the run's folder, with the config written there; a new run gets a folder of its own.
+
+    Raises `ConfigError` where the folder is in use. A new run that fails by a `ConfigError` leaves no folder behind.
+    """
     if config.run.resume:
-        start_step(config)  # before anything is written: a mistake must leave the run as it is
-        make_folder(config.run.folder / LOGS)
+        check_can_start(config)  # before anything is written: a mistake must leave the run as it is
     else:
         config = _claim_folder(config)
+    try:
+        with locked(config.run.folder, STARTING):
+            yield _prepare(config)
+    except ConfigError:
+        if not config.run.resume:
+            discard_unstarted(config.run.folder)
+        raise
+
+
+def _prepare(config: Config) -> Config:
+    if config.run.resume:
+        check_can_start(config)
+        log_changes(config)
+        make_folder(config.run.folder / LOGS)
     if not config.run.threads:
         threads = max(1, (os.cpu_count() or 1) // config.coordinator.nodes)
         config = _with_run(config, threads=threads)
@@ -92,11 +123,12 @@ def _claim_folder(config: Config) -> Config:
     while True:
         named = _with_run(config, name=name)
         try:
-            make_folder(named.run.folder / LOGS, exist_ok=False)
+            make_folder(named.run.folder, exist_ok=False)
         except FileExistsError:
             number += 1
             name = f"{config.run.name}-{number}"
         else:
+            make_folder(named.run.folder / LOGS)
             return named
 
 
@@ -189,6 +221,8 @@ class Swarm:
     def _raise_failures(self) -> None:
         """Raise what the process says that failed first. Its log's last lines are shown before that."""
         logs = self._folder / LOGS
+        if not logs.is_dir():
+            raise RunAborted(f"{self._folder} was deleted or moved while the run went on")
         culprit = failed_first(self._all())
         if culprit is None:
             if stuck := [child.name for child in self._all() if child.running]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from msgspec import Meta
 
@@ -62,6 +62,10 @@ class TrainConfig(Section, frozen=True, kw_only=True):
     eval_every: Annotated[
         int, Meta(description="Steps between held-out evaluations. 0: only at the start and the end.", ge=0)
     ] = 0
+    nonfinite: Annotated[
+        Literal["stop", "skip"],
+        Meta(description="A step whose loss or gradient is not finite: stop the run, or skip the step on all nodes."),
+    ] = "stop"
     eval_batches: Annotated[int, Meta(description="Number of held-out batches in one evaluation.", ge=1)] = 8
 
     def check(self, path: str) -> None:

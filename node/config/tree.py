@@ -15,6 +15,7 @@ import msgspec
 
 from coordinator.assignment import Assignment, assign
 from coordinator.config import SECRETS, CoordinatorConfig
+from coordinator.records.folder import whole_file
 from netem.config import Section, Tree, apply_overrides, convert, describe, dump_toml, load_toml, merge
 from netem.errors import ConfigError
 from netem.explain import show
@@ -191,5 +192,9 @@ def public_toml(config: Config) -> str:
 
 
 def save_config(config: Config, path: Path) -> None:
-    """Write the resolved config, without its secrets."""
-    path.write_text(public_toml(config), encoding="utf-8")
+    """Write the resolved config, without its secrets; whole or not at all. Raises `ConfigError` for a failing disk."""
+    try:
+        with whole_file(path) as unfinished:
+            unfinished.write_text(public_toml(config), encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be written: {error.strerror}") from None

@@ -11,24 +11,28 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from coordinator.records.folder import CONFIG
 from netem.errors import ConfigError
 from node.config import Config
 from node.exchange.payload import formats_of
 from node.model.exchanged import ExchangedLlama
 from node.subspace.codec import Codec
 
+UNPLUGGED_SHARE = 0.1
+"""Steps without compression that a refusal proposes, as a share of those of the run."""
+
 ROUNDING = ("bfloat16", "int8", "fp8")
-"""Formats that round what other chunks see, by little: a model trained through them is the same without."""
+"""Formats that round what other chunks see, but little: the exported model, which does not round, is close to it."""
 
 
 def compresses(config: Config, step: int) -> bool:
-    """Whether what a checkpoint after `step` steps attends to goes through subspaces."""
+    """Whether K and V of a checkpoint after `step` steps go through subspaces."""
     meets_it = config.model.chunks > 1 or config.compress.own == "projected"
     return config.compressed_layers > 0 and meets_it and not config.is_unplugged_at(step)
 
 
 def check_plain(config: Config, step: int) -> None:
-    """Raise `ConfigError`, with the reason, where a checkpoint after `step` steps is no plain Llama."""
+    """Raise `ConfigError`, with the reason and the mend, where a checkpoint after `step` steps is no plain Llama."""
     if step <= config.warmup_steps:
         raise ConfigError(
             f"step {step}: lies in the warm start (compress.warmup_steps = {config.warmup_steps}), which saw "
@@ -56,19 +60,22 @@ def _check_folds(config: Config) -> None:
     compress = config.compress
     if compress.own == "exact":
         reason = (
-            'own = "exact": a token sees its own chunk as it is and others through the subspace, so that no one matrix '
+            'own = "exact": a token sees its own chunk as it is and others through the subspace, so no single matrix '
             "makes its keys"
         )
     elif compress.rotation != "fixed" and compress.clip > 0:
         whose = "with the data" if compress.learns_theta else "from chunk to chunk"
-        reason = f"rotation = {compress.rotation!r}: the subspace turns {whose}, so that no one matrix makes K or V"
+        reason = f"rotation = {compress.rotation!r}: the subspace turns {whose}, so no single matrix makes K or V"
     elif formats_of(compress)[0] != "float32":
         reason = f"format = {formats_of(compress)[0]!r}: what crosses between chunks is rounded, within them it is not"
     else:
         return
+    steps = config.train.steps
+    more = max(1, round(UNPLUGGED_SHARE * steps))
     raise ConfigError(
-        f"this model is still plugged, and compress.{reason}; "
-        f"train its last steps unplugged (compress.unplug_step), and export that"
+        f"this model still compresses, and cannot be exported exactly: compress.{reason}. Train it on for some steps "
+        f"without compression, and export that: isthmus run {config.run.folder / CONFIG} --run.resume true "
+        f"--train.steps {steps + more} --compress.unplug_step {steps}"
     )
 
 

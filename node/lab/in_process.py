@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Hashable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -171,3 +172,6 @@ class Session:
 
     def step_metrics(self) -> Metrics:
         return {}
+
+    def evaluation(self) -> AbstractContextManager[None]:
+        return nullcontext()

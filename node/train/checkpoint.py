@@ -7,25 +7,26 @@
                               (each node writes its own)
         COMPLETE.json         written last, by the coordinator, when every node has saved (`coordinator.records.folder`)
 
-Each node's file is enough for that node, so machines need not share a disk. Tensors only; nothing is unpickled.
+Each node's file is enough for that node, so machines need not share a disk. `node.train.tensor_files` reads and writes
+them.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-import safetensors
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from coordinator.records.folder import checkpoint_folder, whole_file
-from netem.errors import ConfigError, IsthmusError
+from coordinator.records.folder import checkpoint_folder
+from netem.errors import ConfigError
 from node.model.exchanged import ExchangedLlama
 from node.subspace.basis import Moments
 from node.subspace.codec import Codec
 from node.train.basis import restore_basis
+from node.train.finite import require_finite
 from node.train.outer import OuterStep
+from node.train.tensor_files import CORPUS, MODEL, read_sound, vocab_size_in, write_tensors
 
 _RUNNING = "running."
 """Before the layer and kind of a running second moment."""
@@ -37,11 +38,15 @@ _OTHER_MODEL = "it was made with other [model] or [compress] settings"
 
 
 class Checkpoints:
-    """The checkpoints of one run, as one node sees them."""
+    """The checkpoints of one run, as one node sees them.
 
-    def __init__(self, run_folder: Path, rank: int) -> None:
+    `corpus` is the fingerprint of the tokens that are trained on; empty where it is not compared.
+    """
+
+    def __init__(self, run_folder: Path, rank: int, corpus: str = "") -> None:
         self._run_folder = run_folder
         self._rank = rank
+        self._corpus = corpus
 
     def save(
         self,
@@ -51,25 +56,30 @@ class Checkpoints:
         running: Moments | None = None,
         outer: OuterStep | None = None,
     ) -> None:
-        """Write this node's part of the checkpoint after `step` steps."""
+        """Write this node's part of the checkpoint after `step` steps.
+
+        Raises `RunAborted` where a tensor is not finite, before anything is written; `IsthmusError` where the disk
+        fails.
+        """
         folder = checkpoint_folder(self._run_folder, step)
-        folder.mkdir(parents=True, exist_ok=True)
         weights = {name: tensor.detach().cpu().contiguous() for name, tensor in _weights(model).items()}
-        if self._rank == 0:
-            _write(weights, folder / "model.safetensors", {"step": str(step)})
         moments = _optimizer_tensors(model, optimizer)
         for (layer, kind), moment in (running or {}).items():
             moments[f"{_RUNNING}{layer}.{kind}"] = moment.cpu().contiguous()
         if outer is not None and outer.velocity is not None:
             moments[_VELOCITY] = outer.velocity
-        _write({**weights, **moments}, folder / f"node-{self._rank}.safetensors", {"step": str(step)})
+        require_finite({**weights, **moments}, f"step {step}: no checkpoint")
+        about = {"step": str(step)} | ({CORPUS: self._corpus} if self._corpus else {})
+        if self._rank == 0:
+            write_tensors(weights, folder / MODEL, about)
+        write_tensors({**weights, **moments}, folder / _part(self._rank), about)
 
     def load(
         self, step: int, model: ExchangedLlama, optimizer: torch.optim.Optimizer, outer: OuterStep | None = None
     ) -> Moments:
         """Load this node's part of the checkpoint after `step` steps; returns its running second moments, if any.
-        Raises `ConfigError` where it is not there."""
-        tensors = _read(checkpoint_folder(self._run_folder, step) / f"node-{self._rank}.safetensors")
+        Raises `ConfigError` where it is not there, is not finite, or is of another step or corpus."""
+        tensors = read_sound(checkpoint_folder(self._run_folder, step) / _part(self._rank), self._corpus)
         load_weights(model, tensors)
         _load_optimizer(model, optimizer, tensors)
         if outer is not None and outer.has_momentum:
@@ -116,21 +126,19 @@ def _rank_with(codec: Codec, columns: int) -> int:
     return next((rank for rank in range(columns + 1) if codec.columns(rank) == columns), 0)
 
 
-def load_model(folder: Path, model: ExchangedLlama) -> None:
-    """Load the agreed weights of one checkpoint folder."""
-    load_weights(model, _read(folder / "model.safetensors"))
+def load_model(folder: Path, model: ExchangedLlama, corpus: str = "") -> None:
+    """Load the agreed weights of one checkpoint folder. Raises `ConfigError` where they are not finite, or `corpus`, if
+    given, is not the fingerprint of what they were trained on."""
+    load_weights(model, read_sound(folder / MODEL, corpus))
 
 
 def vocab_size_of(folder: Path) -> int:
     """How many tokens the model of a checkpoint folder knows: the rows of its embedding."""
-    path = folder / "model.safetensors"
-    try:
-        with safetensors.safe_open(path, "pt") as tensors:
-            return int(tensors.get_slice("embed_tokens.weight").get_shape()[0])
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: is missing; the node of rank 0 wrote it on its own machine") from None
-    except (safetensors.SafetensorError, OSError) as error:
-        raise ConfigError(f"{path}: not a whole safetensors file: {error}") from None
+    return vocab_size_in(folder / MODEL)
+
+
+def _part(rank: int) -> str:
+    return f"node-{rank}.safetensors"
 
 
 def _weights(model: ExchangedLlama) -> dict[str, Tensor]:
@@ -171,22 +179,3 @@ def _running_moments(model: ExchangedLlama, tensors: dict[str, Tensor]) -> Momen
     device = model.embed_tokens.weight.device
     named = {key: f"{_RUNNING}{key[0]}.{key[1]}" for key, _ in model.codecs()}
     return {key: tensors[name].to(device) for key, name in named.items() if name in tensors}
-
-
-def _write(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
-    """Write a file, whole or not at all. Raises `IsthmusError` for a full disk."""
-    try:
-        with whole_file(path) as unfinished:
-            save_file(tensors, unfinished, metadata={"format": "pt", **metadata})
-    except (safetensors.SafetensorError, OSError) as error:
-        raise IsthmusError(f"{path}: cannot be written: {error}") from None
-
-
-def _read(path: Path) -> dict[str, Tensor]:
-    try:
-        tensors: dict[str, Tensor] = load_file(path)
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: is missing; every node resumes from the file that it wrote itself") from None
-    except (safetensors.SafetensorError, OSError) as error:
-        raise ConfigError(f"{path}: not a whole safetensors file: {error}") from None
-    return tensors

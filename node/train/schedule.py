@@ -10,6 +10,8 @@ from node.config import Config
 from node.exchange.passes import PassSpec
 
 MOMENTS, RANKS, BASIS, GRADIENTS, WEIGHTS = "moments", "ranks", "basis", "gradients", "weights"
+FINITE = "finite"
+"""A round of one number: on how many nodes this step's loss or gradient is not finite."""
 
 MOMENT_SAMPLES = 16
 """Training passes between two refreshes in which second moments are taken, about: each costs about as much as K and V
@@ -22,7 +24,8 @@ def rounds_for(config: Config, step: int) -> list[str]:
     The step after the warm start begins with the basis: the activations' moments are summed, ranks are chosen if there
     is a budget for them, and rank 0's basis is copied to all. A refresh does so again, with the ranks as they are. With
     sync_every = 1 gradients are averaged in each step (exact context parallelism), otherwise weights every sync_every
-    steps, at the end of the warm start, and at the end.
+    steps, at the end of the warm start, and at the end. Steps that are not finite are skipped by all nodes or by none:
+    where gradients are averaged all nodes see the same one, otherwise a round of one number tells them.
     """
     rounds = []
     first = config.compressed_layers > 0 and step == config.warmup_steps + 1
@@ -33,7 +36,9 @@ def rounds_for(config: Config, step: int) -> list[str]:
     every = config.train.sync_every
     if every == 1:
         rounds.append(GRADIENTS)
-    elif step % every == 0 or step in (config.warmup_steps, config.train.steps):
+    elif config.train.nonfinite == "skip":
+        rounds.append(FINITE)
+    if every > 1 and (step % every == 0 or step in (config.warmup_steps, config.train.steps)):
         rounds.append(WEIGHTS)
     return rounds
 

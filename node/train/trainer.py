@@ -7,12 +7,13 @@ carries payloads inside forward and backward; everything measured goes to the co
 from __future__ import annotations
 
 import time
+from contextlib import AbstractContextManager
 from typing import Protocol
 
 import torch
+from torch import Tensor
 
 from coordinator.messages import Go, Round, Stop
-from netem.errors import RunAborted
 from node.config import Config
 from node.config.seeds import derive
 from node.data import Task
@@ -25,11 +26,13 @@ from node.train import basis
 from node.train.averaging import Averager, flatten, unflatten_into
 from node.train.checkpoint import Checkpoints
 from node.train.evaluate import heldout_loss
+from node.train.finite import StepGuard, poison, require_finite
 from node.train.optimizer import clip_gradients, make_optimizer, set_learning_rate
 from node.train.outer import OuterStep
 from node.train.passes import loss_sum
 from node.train.schedule import (
     BASIS,
+    FINITE,
     GRADIENTS,
     MOMENTS,
     RANKS,
@@ -58,6 +61,9 @@ class Meter(Protocol):
 
     def step_metrics(self) -> Metrics: ...
 
+    def evaluation(self) -> AbstractContextManager[None]:
+        """What is measured meanwhile is the evaluation's, not the step's."""
+
 
 class Trainer:
     """One node's training. `share` is this node's part of all tokens."""
@@ -81,6 +87,7 @@ class Trainer:
         self._parameters = list(model.parameters())
         self._agreed = flatten(self._parameters)
         self._outer = OuterStep(config.train)
+        self._guard = StepGuard(config.train)
         self._share = len(exchange.own) / config.model.chunks
         self._running = basis.RunningMoments(config.compress.refresh_decay)
         # What nodes must have in common, compared at the next barrier.
@@ -107,7 +114,8 @@ class Trainer:
                 if "weights" not in self._digests:  # an averaging of weights has just taken it
                     self._digests["weights"] = digest([flatten(self._parameters)])
             if evaluates(self._config, done):
-                metrics |= self.evaluate(done)
+                with meter.evaluation():
+                    metrics |= self.evaluate(done)
             metrics |= meter.step_metrics()
 
     def step(self, go: Go) -> Metrics:
@@ -118,27 +126,28 @@ class Trainer:
         sampler = self._sampler(spec.tokens)
         metrics: Metrics = {}
         if BASIS in rounds:
-            metrics |= self._take_basis(rounds, go.cursor, refresh=refreshes(config, number))
+            metrics |= self._take_basis(rounds, go.cursor, number)
 
         contexts = sampler.contexts(go.cursor)
         probe = MomentProbe(self.model.ranks.groups) if samples_moments(config, number) else None
         loss = loss_sum(self.model, self._exchange, contexts, spec, probe, draw=(number,))
-        if not torch.isfinite(loss.detach()):
-            raise RunAborted(f"step {number}: the loss is {loss.item()}; a lower train.lr may help")
-        if probe is not None:
-            self._running.add(probe.moments)
+        self._guard.check_loss(number, loss.detach())
         tokens = count_asked(contexts)
         self.optimizer.zero_grad()
         (loss / tokens).backward()
 
-        self._scale_or_average_gradients(rounds.get(GRADIENTS))
-        norm = clip_gradients(self.model, config.train.grad_clip)
+        norm, takes = self._settle_gradients(number, loss.detach(), rounds)
         lr = learning_rate(config, number)
         set_learning_rate(self.optimizer, lr)
-        self.optimizer.step()
+        if takes:
+            self.optimizer.step()
+            if probe is not None:
+                self._running.add(probe.moments)
         if WEIGHTS in rounds:
-            self._average_weights(rounds[WEIGHTS])
+            self._average_weights(number, rounds[WEIGHTS])
         metrics |= {"loss_sum": loss.item(), "tokens": tokens * self._share, "grad_norm": float(norm), "lr": lr}
+        if not takes:
+            metrics["skipped"] = 1.0
         if config.leaks and spec.compressed:
             metrics["leaks"] = 1.0
         return metrics
@@ -151,9 +160,9 @@ class Trainer:
         )
         return {"heldout_loss_sum": total, "heldout_tokens": count} | report.metrics()
 
-    def _take_basis(self, rounds: dict[str, Round], cursor: int, refresh: bool) -> Metrics:
+    def _take_basis(self, rounds: dict[str, Round], cursor: int, number: int) -> Metrics:
         """End the warm start, or refresh: from moments to a basis that all nodes share (`node.train.basis`)."""
-        config, rank = self._config, self._exchange.rank
+        config, rank, refresh = self._config, self._exchange.rank, refreshes(self._config, number)
         moments: Moments
         if MOMENTS not in rounds:
             moments = basis.weight_moments(self.model)
@@ -162,6 +171,8 @@ class Trainer:
         else:
             sampler = self._sampler(config.warmup_chunk_tokens, derive(config.run.seed, "calibration"))
             moments = basis.activation_moments(config, self.model, self._exchange, sampler, cursor)
+        named = {f"the second moment of layer {layer}'s {kind}": moment for (layer, kind), moment in moments.items()}
+        require_finite(named, f"step {number}: no basis")
         if MOMENTS in rounds:
             basis.sum_moments(moments, self._averager, rounds[MOMENTS].round_id)
         metrics: Metrics = {}
@@ -177,6 +188,21 @@ class Trainer:
             self._agreed, self._outer.velocity = flatten(self._parameters), None
         return metrics | basis.energies(self.model, moments)
 
+    def _settle_gradients(self, number: int, loss: Tensor, rounds: dict[str, Round]) -> tuple[Tensor, bool]:
+        """Average or scale the gradients, and clip them; their norm, and whether the optimizer takes them
+        (`node.train.finite`)."""
+        named = {name: p.grad for name, p in self.model.named_parameters() if p.grad is not None}
+        fault = self._guard.fault(number, loss, named)
+        if fault:
+            poison(list(named.values()))
+        self._scale_or_average_gradients(rounds.get(GRADIENTS))
+        norm = clip_gradients(self.model, self._config.train.grad_clip)
+
+        def vote(faulty: float) -> float:
+            return float(self._averager.total(rounds[FINITE].round_id, torch.tensor([faulty])))
+
+        return norm, self._guard.takes(number, fault, norm, vote if FINITE in rounds else None)
+
     def _scale_or_average_gradients(self, entry: Round | None) -> None:
         """This node's gradient is a part of the global sum. With a round, all get the sum; without, each takes its
         part times 1 / share, so that the mean over nodes, weighted by their shares, is the global gradient."""
@@ -186,11 +212,12 @@ class Trainer:
         else:
             torch._foreach_mul_(gradients, 1.0 / self._share)
 
-    def _average_weights(self, entry: Round) -> None:
+    def _average_weights(self, number: int, entry: Round) -> None:
         """W ← W₀ + outer step of Σ wᵢ (Wᵢ − W₀), with W₀ the last agreed weights. What is sent is the difference."""
         weight = entry.weights[self._exchange.rank]
         change = (flatten(self._parameters) - self._agreed) * weight
         self._agreed += self._outer(self._averager.total(entry.round_id, change))
+        require_finite({"their average": self._agreed}, f"step {number}: no agreed weights")
         with torch.no_grad():
             unflatten_into(self._agreed, self._parameters)
         self._digests["weights"] = digest([self._agreed])

@@ -1,16 +1,14 @@
 """The picture of a run, or of several together, drawn from what they have written: metrics.jsonl and config.toml.
 
-Works on a run that has ended as on one that goes on. Where a resumed run did steps again, the later ones count, and
-the pause between is no part of its wall-clock. matplotlib is imported here only, without its global state (pyplot).
+It draws a run that has ended or one that still goes on. Where a resumed run did steps again, the later ones count, and
+the pause between is left out of its wall-clock. matplotlib is imported here only, without its global state (pyplot).
 The figures in the captions are those of `coordinator.records.rates`; `coordinator.records.folder` names the files.
 """
 
 from __future__ import annotations
 
 import itertools
-import json
 import math
-import tomllib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,8 +22,9 @@ from matplotlib.figure import Figure
 
 from coordinator.records import rates
 from coordinator.records.folder import CONFIG, METRICS, REPORT, whole_file
+from coordinator.records.metrics import describe_steps, missing_steps, read_records, without_repeats
 from coordinator.records.rates import Record, number
-from netem.config import convert
+from netem.config import convert, load_toml
 from netem.errors import ConfigError
 from netem.profile import NetConfig, resolve_schedule
 from netem.units import format_size
@@ -129,13 +128,7 @@ def draw_comparison(run_folders: Sequence[Path], path: Path) -> Path:
 def read_run(folder: Path) -> RunRecords:
     """Read a run's files. Raises `ConfigError` where there is no run, or none of its steps is recorded yet."""
     path = folder / METRICS
-    if not path.is_file():
-        raise ConfigError(f"{path}: no such file; give the folder of a run, such as outputs/demo")
-    records: list[Record] = []
-    for record in _parse(path):
-        while records and number(records[-1], "step") >= number(record, "step"):
-            records.pop()
-        records.append(record)
+    records: list[Record] = [*without_repeats(read_records(path))]
     if not any(isinstance(record.get("loss"), int | float) for record in records):
         raise ConfigError(f"{path}: holds no step with a loss; there is nothing to draw yet")
     elapsed_s = list(itertools.accumulate(rates.durations_s(records)))
@@ -147,7 +140,7 @@ def read_run(folder: Path) -> RunRecords:
 
 
 def caption(run: RunRecords) -> str:
-    """The run in a few lines: what was done, sent, saved and waited for, over which network, and if that was true."""
+    """The run in a few lines: steps, bytes, waiting, the network, and whether the emulated network kept its rates."""
     records = run.records
     steps, nodes = int(number(records[-1], "step")), rates.node_names(records)
     done = f"{steps} steps, {rates.total(records, 'tokens'):,.0f} tokens in {format_duration(run.elapsed_s[-1])}"
@@ -167,6 +160,10 @@ def caption(run: RunRecords) -> str:
     exposed = rates.time_share(records, "exposed_s")
     if exposed is not None:
         more.append(f"exposed communication: {exposed:.1%} of step time")
+    if skipped := rates.skipped_steps(records):
+        more.append(f"steps skipped, not finite: {skipped}")
+    if gaps := missing_steps(records, steps):
+        more.append(f"steps without a record: {describe_steps(gaps)}")
     how = f"mode {run.mode}, network {run.network}" if run.mode else f"network {run.network}"
     lines = (" · ".join(parts), " · ".join(more), how, _network_changes(records), rates.untrusted(records))
     return "\n".join(line for line in lines if line)
@@ -191,29 +188,19 @@ def smooth(values: Sequence[float], width: int) -> list[float]:
     return means
 
 
-def _parse(path: Path) -> Iterator[Record]:
-    """The whole lines of the file. The last one may just be being written."""
-    lines = path.read_text(encoding="utf-8").split("\n")
-    for place, line in enumerate(lines[:-1], start=1):
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ConfigError(f"{path}, line {place}: no JSON ({error.msg}); is this the metrics file?") from None
-        if not isinstance(record, dict) or "step" not in record:
-            raise ConfigError(f"{path}, line {place}: expected a record with a step; is this the metrics file?")
-        yield record
-
-
 def _config_tree(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, tomllib.TOMLDecodeError):
-        return {}
+    """The run's config as it was written, by whatever version; empty where there is none."""
+    return load_toml(path) if path.exists() else {}
+
+
+def _section(tree: dict[str, Any], name: str) -> dict[str, Any]:
+    section = tree.get(name, {})
+    return section if isinstance(section, dict) else {}
 
 
 def _mode(tree: dict[str, Any]) -> str:
     """What is sent, and in which steps it is not compressed."""
-    compress = tree.get("compress", {})
+    compress = _section(tree, "compress")
     parts = [str(compress.get("mode", ""))]
     if parts == ["subspace"]:
         warmup_steps, unplug_step = compress.get("warmup_steps"), compress.get("unplug_step")
@@ -223,7 +210,8 @@ def _mode(tree: dict[str, Any]) -> str:
 
 
 def _dilation(tree: dict[str, Any]) -> float:
-    return float(tree.get("net", {}).get("dilation", 1.0))
+    dilation = _section(tree, "net").get("dilation", 1.0)
+    return float(dilation) if isinstance(dilation, int | float) and 0 < dilation < math.inf else 1.0
 
 
 def _speed(tokens_per_s: float, run: RunRecords) -> str:
@@ -238,7 +226,7 @@ def _network(tree: dict[str, Any]) -> str:
     try:
         return describe_network(resolve_schedule(convert(NetConfig, tree["net"], "net")))
     except ConfigError:  # the profile's own file may be gone by now
-        return f"emulated {tree['net'].get('profile')}"
+        return f"emulated {_section(tree, 'net').get('profile')}"
 
 
 def _networks(runs: Sequence[RunRecords]) -> str:

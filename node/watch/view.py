@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from rich.cells import cell_len
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.panel import Panel
@@ -30,6 +31,10 @@ from node.train.schedule import phase
 WINDOW_S = 20.0
 PLAIN_INTERVAL_S = 5.0
 REDRAW_INTERVAL_S = 0.25
+LEAST_BAR = 12
+"""Columns of the progress bar with its gaps, at the least; with less room it has a line of its own."""
+
+PROCESS_FIGURES = ("sent", "now", "payload/step", "exposed/step", "CPU", "memory")
 
 
 class View:
@@ -49,6 +54,7 @@ class View:
         self._sent_bytes: dict[str, float] = {}
         self._heldout: tuple[int, float] | None = None
         self._changed = ""
+        self._skipped = 0
         live = self._console.is_terminal and not self._console.is_dumb_terminal
         self._live = Live(console=self._console, auto_refresh=False, transient=False) if live else None
 
@@ -77,6 +83,7 @@ class View:
             self._sent_bytes[name] = self._sent_bytes.get(name, 0.0) + number(values, "sent_wire_bytes")
         if isinstance(record.get("heldout_loss"), int | float):
             self._heldout = int(number(record, "step")), number(record, "heldout_loss")
+        self._skipped += rates.skipped_steps([record])
         if changes := rates.network_changes([record]):
             self._changed = f"{changes[-1].text} (step {changes[-1].step})"
         self.tick()
@@ -93,13 +100,16 @@ class View:
 
     def render(self) -> RenderableType:
         """The panel."""
-        body = [self._progress(), self._figures(), self._processes()] if self._window else [self._waiting()]
+        body = [*self._progress(), *self._figures(), *self._processes()] if self._window else [self._waiting()]
         body += [Text(f"network: {self._changed}", style="yellow")] if self._changed else []
+        # A border's text is cut where it is too long; inside the panel it is wrapped.
+        fits = max(cell_len(self._title), cell_len(self._subtitle)) <= self._width
+        body = body if fits else [Text(self._title, style="bold"), Text(self._subtitle, style="dim"), *body]
         spaced = [part for entry in body for part in (entry, Text())][:-1]
         return Panel(
             Group(*spaced),
-            title=Text(self._title, style="bold"),
-            subtitle=Text(self._subtitle, style="dim"),
+            title=Text(self._title, style="bold") if fits else None,
+            subtitle=Text(self._subtitle, style="dim") if fits else None,
             title_align="left",
             subtitle_align="left",
             padding=(1, 2),
@@ -131,31 +141,40 @@ class View:
         nodes = self._config.coordinator.nodes
         return Text(f"{_count(nodes, 'node')} starting, joining, and computing the first step … {waited}")
 
-    def _progress(self) -> RenderableType:
+    @property
+    def _width(self) -> int:
+        """Columns between the panel's borders and their padding."""
+        return self._console.width - 6
+
+    def _progress(self) -> list[RenderableType]:
         records, steps = list(self._window), self._config.train.steps
         step = int(number(records[-1], "step"))
         now = phase(self._config, step)
+        elapsed = format_duration(self._clock() - self._began_s)
+        done = Text.assemble((f"step {step}", "bold"), f" of {steps}", (f"  {now}" if now else "", "yellow"))
+        left = Text.assemble(f"{elapsed} gone, ", (f"{format_duration(rates.eta_s(records, steps))} to go", "bold"))
+        bar = ProgressBar(total=steps, completed=step)
+        if done.cell_len + left.cell_len + LEAST_BAR > self._width:
+            return [Group(done, left, bar)]
         grid = Table.grid(padding=(0, 2), expand=True)
         grid.add_column(no_wrap=True)
         grid.add_column(ratio=1)
         grid.add_column(justify="right", no_wrap=True)
-        elapsed = format_duration(self._clock() - self._began_s)
-        grid.add_row(
-            Text.assemble((f"step {step}", "bold"), f" of {steps}", (f"  {now}" if now else "", "yellow")),
-            ProgressBar(total=steps, completed=step),
-            Text.assemble(f"{elapsed} gone, ", (f"{format_duration(rates.eta_s(records, steps))} to go", "bold")),
-        )
-        return grid
+        grid.add_row(done, bar, left)
+        return [grid]
 
-    def _figures(self) -> RenderableType:
+    def _figures(self) -> list[RenderableType]:
         figures = [("loss", _loss(self._window[-1].get("loss")))]
         if self._heldout:
             figures.append((f"held-out, {self._heldout[0]}", f"{self._heldout[1]:.3f}"))
         figures += self._window_figures()
-        grid = Table.grid(padding=(0, 3))
-        grid.add_row(*[Text(label, style="dim") for label, _ in figures])
-        grid.add_row(*[Text(value, style="bold") for _, value in figures])
-        return grid
+        grids: list[RenderableType] = []
+        for row in _rows([max(cell_len(label), cell_len(value)) + 3 for label, value in figures], self._width + 3):
+            grid = Table.grid(padding=(0, 3))
+            grid.add_row(*[Text(figures[place][0], style="dim") for place in row])
+            grid.add_row(*[Text(figures[place][1], style="bold") for place in row])
+            grids.append(grid)
+        return grids
 
     def _window_figures(self) -> list[tuple[str, str]]:
         records = list(self._window)
@@ -171,35 +190,61 @@ class View:
         if saved is not None and saved.compressed_layers is not None:
             figures.append(("compression", _percent(saved.compressed_layers)))
             figures.append(("over all layers", _percent(saved.all_layers)))
+        if self._skipped:
+            figures.append(("steps skipped", str(self._skipped)))
         if missed := rates.missed_links(records):
             figures.append(("untrusted, network late by", _percent(missed[0].share)))
         return figures
 
-    def _processes(self) -> RenderableType:
+    def _processes(self) -> list[RenderableType]:
+        """One line a node; on a narrow terminal the columns follow each other in several tables."""
         records = list(self._window)
-        last = rates.nodes_of(records[-1])
-        table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-        table.add_column("process")
-        for label in ("sent", "now", "payload/step", "exposed/step", "CPU", "memory"):
-            table.add_column(label, justify="right")
-        for name in rates.node_names(records):
-            values = last.get(name)
-            if values is None:
-                table.add_row(name, *["–"] * 6, style="dim")
-                continue
-            bps = rates.sent_bps(records, name)
-            payload_bytes = sum(rates.total(records, key, name) for key in rates.PAYLOADS) / len(records)
-            exposed_s = rates.total(records, "exposed_s", name) / len(records)
-            table.add_row(
-                name,
-                format_size(self._sent_bytes.get(name, 0.0)),
-                "–" if bps is None else f"{bps / 1e6:.1f} Mbit/s",
-                format_size(payload_bytes),
-                f"{exposed_s:.2f} s",
-                f"{number(values, 'cpu_percent'):.0f} %" if "cpu_percent" in values else "–",
-                f"{number(values, 'rss_bytes') / 1e6:.0f} MB" if "rss_bytes" in values else "–",
-            )
-        return table
+        names = rates.node_names(records)
+        columns = [(label, [self._process_figure(records, name, label) for name in names]) for label in PROCESS_FIGURES]
+        first = max(map(cell_len, ("process", *names))) + 2
+        widths = [max(map(cell_len, (label, *values))) + 2 for label, values in columns]
+        tables: list[RenderableType] = []
+        for row in _rows(widths, self._width + 2 - first):
+            table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+            table.add_column("process", no_wrap=True)
+            for place in row:
+                table.add_column(columns[place][0], justify="right", no_wrap=True)
+            for index, name in enumerate(names):
+                gone = name not in rates.nodes_of(records[-1])
+                table.add_row(name, *[columns[place][1][index] for place in row], style="dim" if gone else None)
+            tables.append(table)
+        return tables
+
+    def _process_figure(self, records: list[Record], name: str, label: str) -> str:
+        values = rates.nodes_of(records[-1]).get(name)
+        if values is None:
+            return "–"
+        match label:
+            case "sent":
+                return format_size(self._sent_bytes.get(name, 0.0))
+            case "now":
+                bps = rates.sent_bps(records, name)
+                return "–" if bps is None else f"{bps / 1e6:.1f} Mbit/s"
+            case "payload/step":
+                return format_size(sum(rates.total(records, key, name) for key in rates.PAYLOADS) / len(records))
+            case "exposed/step":
+                return f"{rates.total(records, 'exposed_s', name) / len(records):.2f} s"
+            case "CPU":
+                return f"{number(values, 'cpu_percent'):.0f} %" if "cpu_percent" in values else "–"
+        return f"{number(values, 'rss_bytes') / 1e6:.0f} MB" if "rss_bytes" in values else "–"
+
+
+def _rows(widths: Sequence[int], room: int) -> list[range]:
+    """Places of things of these widths, side by side as long as they fit, in as many rows as it takes."""
+    rows: list[range] = []
+    used = room
+    for place, width in enumerate(widths):
+        if used + width > room:
+            rows.append(range(place, place))
+            used = 0
+        rows[-1] = range(rows[-1].start, place + 1)
+        used += width
+    return rows
 
 
 def title(config: Config) -> str:

@@ -7,7 +7,9 @@ where the run sends nothing else: `PayloadFormat.uncompressed_bytes`), `replaced
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 
 import psutil
 
@@ -33,6 +35,8 @@ class Meter:
         self._inbox = inbox
         self._averager = averager
         self._links = links
+        self._evaluation_s = 0.0
+        self._evaluation_exposed_s = 0.0
         self._process = psutil.Process()
         self._process.cpu_percent()  # the first call only starts the clock
         self._before = self._totals()
@@ -45,6 +49,14 @@ class Meter:
         late_s = max((link.lateness_max_s for link in self._links().values()), default=0.0)
         process = {"cpu_percent": self._process.cpu_percent(), "rss_bytes": float(self._process.memory_info().rss)}
         return metrics | process | {"lateness_s": late_s}
+
+    @contextmanager
+    def evaluation(self) -> Iterator[None]:
+        """Time and waiting inside the block count as the held-out evaluation's, not as the step's."""
+        began, waited_s = time.monotonic(), self._inbox.waited_s
+        yield
+        self._evaluation_s += time.monotonic() - began
+        self._evaluation_exposed_s += self._inbox.waited_s - waited_s
 
     def _kept(self) -> dict[str, float]:
         """How well this host kept each link's rate (`LinkCounters.promised_s`), for `rates.missed_links`."""
@@ -62,7 +74,9 @@ class Meter:
             | {
                 "uncompressed_bytes": float(sent.get("uncompressed", 0)),
                 "replaced_bytes": float(sent.get("replaced", 0)),
-                "exposed_s": self._inbox.waited_s,
+                "exposed_s": self._inbox.waited_s - self._evaluation_exposed_s,
+                "evaluation_s": self._evaluation_s,
+                "evaluation_exposed_s": self._evaluation_exposed_s,
                 "averaging_s": self._averager.elapsed_s,
                 "sent_wire_bytes": float(sum(link.wire_bytes for link in links)),
                 "received_wire_bytes": float(sum(link.received_wire_bytes for link in links)),

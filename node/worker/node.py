@@ -107,7 +107,8 @@ def _take_part(
         assignment = Assignment(roster.assignment)
         exchange = ChunkExchange(assignment, rank, payload, wire)
         averager = Averager(rank, assignment.n_ranks, wire, session)
-        trainer = Trainer(config, task, model, exchange, averager, Checkpoints(config.run.folder, rank))
+        checkpoints = Checkpoints(config.run.folder, rank, task.fingerprint)
+        trainer = Trainer(config, task, model, exchange, averager, checkpoints)
         if roster.start_step:
             trainer.resume(roster.start_step)
             log.info("resumed after step %d", roster.start_step)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -93,6 +94,9 @@ class Still:
 
     def step_metrics(self) -> Metrics:
         return {"sent_wire_bytes": 0.0}
+
+    def evaluation(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
 
 def make_trainer(

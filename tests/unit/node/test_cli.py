@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import ROOT
+from safetensors.torch import load_file, save_file
 
 import node.cli
 from coordinator.messages import NODE_NAME
@@ -357,6 +358,39 @@ def test_eval_of_a_complete_checkpoint(trained: Callable[..., Path], capsys: pyt
     facts = json.loads((checkpoint / EVALUATION).read_text())
     assert facts["tokens"] == 3 * 2 * 64
     assert main(["eval", str(folder), "--batches", "3", "--compress.mode", "dense"]) == 0
+
+
+def test_eval_refuses_another_corpus_and_writes_no_loss_that_is_not_finite(
+    trained: Callable[..., Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = trained()
+    mark_complete(folder, 25, nodes=2)
+    evaluation = checkpoint_folder(folder, 25) / EVALUATION
+    with monkeypatch.context() as patched:
+        patched.setattr("node.train.evaluate.heldout_loss", lambda *_: (float("nan"), 7))
+        assert main(["eval", str(folder)]) == 1
+    assert "step-000025: the held-out loss is nan; use an earlier checkpoint" in capsys.readouterr().err
+    assert not evaluation.exists()
+    path = checkpoint_folder(folder, 25) / "model.safetensors"
+    save_file(load_file(path), path, metadata={"step": "25", "corpus": "another"})
+    assert "was trained on another corpus (fingerprint another, here " in mistake(["eval", str(folder)], capsys)
+    assert not evaluation.exists()
+
+
+@pytest.mark.parametrize("command", ["eval", "export"])
+def test_weights_that_are_not_finite_are_refused(
+    command: str, trained: Callable[..., Path], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    folder = trained("--compress.mode", "dense")
+    mark_complete(folder, 25, nodes=2)
+    path = checkpoint_folder(folder, 25) / "model.safetensors"
+    tensors = load_file(path)
+    tensors["norm.weight"][0] = float("inf")
+    save_file(tensors, path)
+    arguments = [command, str(folder), *([str(tmp_path / "hf")] if command == "export" else [])]
+    said = mistake(arguments, capsys)
+    assert "norm.weight is not finite; no checkpoint before it is sound; train anew with a lower train.lr" in said
+    assert not (tmp_path / "hf").exists()
 
 
 @pytest.mark.parametrize("subspace", ["frozen", "learned"])

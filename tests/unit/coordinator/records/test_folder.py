@@ -2,7 +2,14 @@
 
 from pathlib import Path
 
-from coordinator.records.folder import checkpoint_folder, is_complete, latest_complete, mark_complete, nodes_of, step_of
+from coordinator.records.folder import (
+    checkpoint_folder,
+    is_complete,
+    latest_complete,
+    mark_complete,
+    read_mark,
+    step_of,
+)
 
 
 def test_a_checkpoint_counts_once_it_is_marked(tmp_path: Path) -> None:
@@ -15,7 +22,7 @@ def test_a_checkpoint_counts_once_it_is_marked(tmp_path: Path) -> None:
     mark_complete(tmp_path, 200, nodes=4)
     assert is_complete(folder)
     assert latest_complete(tmp_path) == folder
-    assert (step_of(folder), nodes_of(folder)) == (200, 4)
+    assert (step_of(folder), *read_mark(folder)) == (200, 200, 4)
     assert sorted(path.name for path in folder.iterdir()) == ["COMPLETE.json", "node-0.safetensors"]
 
 
@@ -38,4 +45,4 @@ def test_a_run_without_checkpoints_has_none(tmp_path: Path) -> None:
 def test_marking_twice_is_harmless(tmp_path: Path) -> None:
     mark_complete(tmp_path, 5, nodes=2)
     mark_complete(tmp_path, 5, nodes=3)
-    assert nodes_of(checkpoint_folder(tmp_path, 5)) == 3
+    assert read_mark(checkpoint_folder(tmp_path, 5)).nodes == 3

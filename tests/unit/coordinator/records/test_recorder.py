@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import shutil
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
+from tensorboardX.proto.event_pb2 import Event
 
 from coordinator.events import NetworkChange, Record
 from coordinator.records.recorder import Recorder, aggregate
+from netem.errors import ConfigError
 
 NODES = {
     "node-0": {"loss_sum": 6.0, "tokens": 3.0, "sent_bytes": 10.0, "exposed_s": 0.5, "lr": 0.1, "tokens_per_s": 5.0},
@@ -94,3 +100,87 @@ def test_under_time_dilation_a_line_has_both_clocks(tmp_path: Path) -> None:
     with Recorder(tmp_path / "plain") as recorder:
         recorder.record(Record(1, 1, {"node-0": {"step_s": 5.0}}))
     assert "dilation" not in json.loads((tmp_path / "plain" / "metrics.jsonl").read_text())
+
+
+def test_a_resumed_run_says_which_steps_have_no_record(tmp_path: Path) -> None:
+    with Recorder(tmp_path) as recorder:
+        for step in (1, 2, 3):
+            recorder.record(Record(step, 1, NODES))
+        assert recorder.missing == ""
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(path.read_bytes()[:-9])  # killed while it wrote
+    with Recorder(tmp_path, done=3) as recorder:
+        assert recorder.missing == "3"
+    with Recorder(tmp_path, done=2) as recorder:  # step 3 is done again
+        assert recorder.missing == ""
+
+
+def test_what_is_no_metrics_file_is_not_added_to(tmp_path: Path) -> None:
+    (tmp_path / "a" / "metrics.jsonl").mkdir(parents=True)
+    with pytest.raises(ConfigError, match="is a folder in place of the metrics file"):
+        Recorder(tmp_path / "a")
+    (tmp_path / "metrics.jsonl").write_bytes(b"\xff\n")
+    with pytest.raises(ConfigError, match="line 1: not UTF-8"):
+        Recorder(tmp_path)
+    assert (tmp_path / "metrics.jsonl").read_bytes() == b"\xff\n"
+
+
+def test_tensorboard_drops_the_steps_that_are_done_again(tmp_path: Path) -> None:
+    def purged(done: int) -> list[int]:
+        with Recorder(tmp_path / str(done), done=done) as recorder:
+            recorder.record(Record(done + 1, 1, NODES))
+        (path,) = (tmp_path / str(done) / "tensorboard").iterdir()
+        return [event.step for event in events(path) if event.HasField("session_log")]
+
+    assert purged(0) == []
+    assert purged(6) == [7]
+
+
+def events(path: Path) -> list[Any]:
+    """The events of a TensorBoard file: an eight-byte length, its checksum, the event, its checksum."""
+    content, found = path.read_bytes(), []
+    while content:
+        end = 12 + int.from_bytes(content[:8], "little")
+        found.append(Event.FromString(content[12:end]))
+        content = content[end + 4 :]
+    return found
+
+
+@pytest.mark.parametrize("what", ["folder", "file"])
+def test_a_folder_that_is_deleted_is_noticed_at_the_next_step(tmp_path: Path, what: str) -> None:
+    with Recorder(tmp_path / "run") as recorder:
+        recorder.record(Record(1, 1, NODES))
+        if what == "folder":
+            shutil.rmtree(tmp_path / "run")
+        else:
+            (tmp_path / "run" / "metrics.jsonl").unlink()
+        with pytest.raises(OSError, match=r"metrics\.jsonl was deleted or moved while the run went on"):
+            recorder.record(Record(2, 1, NODES))
+
+
+def test_a_full_disk_is_said_once_with_its_place(tmp_path: Path) -> None:
+    """Linux has a file that is always full. What is left in buffers fails again when the files are closed."""
+    recorder = Recorder(tmp_path)
+    recorder._lines.close()
+    (tmp_path / "metrics.jsonl").unlink()
+    (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
+    recorder._lines = Path("/dev/full").open("a")  # noqa: SIM115 (the recorder closes it)
+    with pytest.raises(OSError, match=f"No space left on device: '{tmp_path}'") as caught:
+        recorder.record(Record(1, 1, NODES))
+    assert caught.value.errno == errno.ENOSPC
+    recorder.close()
+
+
+def test_no_board_writes_in_a_thread_of_its_own(tmp_path: Path) -> None:
+    """There a full disk would be a traceback of which the run is not told."""
+    before = threading.active_count()
+    with Recorder(tmp_path):
+        assert threading.active_count() == before
+
+
+def test_values_that_are_not_finite_or_too_large_to_add_are_null(tmp_path: Path) -> None:
+    huge, inf = {"a_sum": 1e308, "b_s": float("inf")}, {"a_sum": 1e308, "b_s": 1.0, "c_sum": -float("inf")}
+    with Recorder(tmp_path) as recorder:
+        recorder.record(Record(1, 1, {"x": huge | {"c_sum": float("inf")}, "y": inf}))
+    (line,) = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
+    assert (line["a_sum"], line["b_s"], line["c_sum"]) == (None, None, None)

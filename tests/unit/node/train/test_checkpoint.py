@@ -163,7 +163,7 @@ def test_a_file_is_whole_or_not_there(monkeypatch: pytest.MonkeyPatch, tmp_path:
         target.write_bytes(b"half")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("node.train.checkpoint.save_file", half)
+    monkeypatch.setattr("node.train.tensor_files.save_file", half)
     with pytest.raises(KeyboardInterrupt):
         Checkpoints(tmp_path, 0).save(STEP, model, optimizer)
     assert path.read_bytes() == before

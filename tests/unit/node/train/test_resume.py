@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import logging
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
-from coordinator.records.folder import CONFIG, METRICS, checkpoint_folder, mark_complete
+from coordinator.records.folder import CONFIG, METRICS, checkpoint_folder, is_complete, mark_complete
+from coordinator.records.lock import SERVING, STARTING, locked
 from netem.errors import ConfigError
-from node.commands.run import prepare
+from node.commands.run import prepared
 from node.config import Config, load_config, save_config
 from node.train.resume import start_step
 
@@ -55,14 +58,85 @@ def test_another_run_is_refused_and_nothing_is_written(run: Path, override: str,
     if "steps=40" in override:
         save_config(config(run.parent, "--compress.warmup_steps=10"), run / CONFIG)
         before = (run / CONFIG).read_bytes()
-    with pytest.raises(ConfigError, match=expected):
-        prepare(asked)
+    with pytest.raises(ConfigError, match=expected), prepared(asked):
+        pass
     assert (run / CONFIG).read_bytes() == before
 
 
 def test_a_new_run_takes_the_next_free_name(tmp_path: Path) -> None:
-    names = [prepare(config(tmp_path)).run.name for _ in range(3)]
+    names = []
+    for _ in range(3):
+        with prepared(config(tmp_path)) as claimed:
+            names.append(claimed.run.name)
     assert names == ["a", "a-2", "a-3"]
+
+
+def test_a_failed_start_leaves_no_folder_and_a_resumed_run_keeps_its_own(run: Path, tmp_path: Path) -> None:
+    for asked in (config(tmp_path), resumed(run)):
+        claimed = ExitStack()
+        claimed.enter_context(prepared(asked))
+        assert (tmp_path / "a-2").is_dir() == (not asked.run.resume)
+        with pytest.raises(ConfigError, match="no such profile"), claimed:
+            raise ConfigError("no such profile")
+        assert not (tmp_path / "a-2").exists()
+    assert is_complete(checkpoint_folder(run, 40))
+
+
+@pytest.mark.parametrize("name", [SERVING, STARTING])
+def test_a_run_that_goes_on_is_not_resumed_a_second_time(run: Path, name: str) -> None:
+    before = (run / CONFIG).read_bytes()
+    with locked(run, name):
+        refused = pytest.raises(ConfigError, match="another process is running this run now")
+        with refused, prepared(resumed(run, "--train.steps=500")):
+            pass
+    assert (run / CONFIG).read_bytes() == before
+    with prepared(resumed(run)):  # and again once it is free
+        pass
+
+
+def test_what_may_change_and_does_is_in_the_log(run: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    with prepared(resumed(run, "--train.lr=0.0001", "--run.threads=1", "--compress.unplug_step=200")):
+        pass
+    assert sorted(caplog.messages) == [
+        "compress.unplug_step = 200 from here on; it was 0 before",
+        "train.lr = 0.0001 from here on; it was 0.0003 before",
+    ]
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["--train.lr_warmup_steps=3", "--train.lr_final_share=0.5", "--compress.unplug_step=39"],
+)
+def test_what_would_change_the_steps_done_may_not(run: Path, override: str) -> None:
+    """A key that begins like one that may change is another key; an unplugging that lies behind would be too late."""
+    save_config(config(run.parent, "--compress.warmup_steps=20"), run / CONFIG)
+    with pytest.raises(ConfigError, match="give it as it was"):
+        start_step(resumed(run, override, "--compress.warmup_steps=20"))
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"", "COMPLETE.json: damaged"),
+        (b"\xff\x00", "COMPLETE.json: damaged"),
+        (b"[1, 2]", "COMPLETE.json: damaged"),
+        (b'{"step": "40", "nodes": 2}', "COMPLETE.json: damaged"),
+        (b'{"step": 40}', "COMPLETE.json: damaged"),
+        (b"[" * 100_000, "COMPLETE.json: damaged"),
+        (b'{"step": 30, "nodes": 2}', "is of step 30, and the folder's name says otherwise; rename .* to step-000030"),
+    ],
+)
+def test_a_mark_that_is_damaged_or_of_another_step_is_refused(run: Path, content: bytes, expected: str) -> None:
+    (checkpoint_folder(run, 40) / "COMPLETE.json").write_bytes(content)
+    with pytest.raises(ConfigError, match=expected):
+        start_step(resumed(run))
+
+
+def test_metrics_that_are_none_are_refused_before_anything_starts(run: Path) -> None:
+    (run / METRICS).write_bytes(b"\x00\xff\xfe\n")
+    with pytest.raises(ConfigError, match=r"metrics\.jsonl, line 1: not UTF-8 text"):
+        start_step(resumed(run))
 
 
 def test_a_coordinator_by_hand_does_not_write_over_a_run(run: Path) -> None:

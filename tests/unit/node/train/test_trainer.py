@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers.coordinated import Coordinator, Session, corpus, make_trainer, train
+from helpers.coordinated import Coordinator, Session, Still, corpus, make_trainer, train
 from helpers.small import largest_difference, small_model
 from helpers.threads import ThreadWire, run_ranks
 from helpers.worlds import MODES, WORLDS, exchange_of, full_spec, tiny_config
@@ -155,7 +155,7 @@ def test_a_run_resumed_without_its_moments_would_not(tmp_path: Path) -> None:
         trainer = make_trainer(config, WORLDS["1"], rank, wire, Session(shared, rank), tmp_path)
         trainer.resume(4)
         trainer.optimizer.state.clear()
-        trainer.run(4, Session(shared, rank), type("None", (), {"step_metrics": lambda _: {}})())
+        trainer.run(4, Session(shared, rank), Still())
 
     run_ranks(1, work)
     assert shared.losses()[0] == whole.losses()[4]

@@ -130,7 +130,7 @@ def test_a_line_that_is_being_written_is_left_for_later(tmp_path: Path) -> None:
     [
         ([], "nothing to draw"),
         (['{"step": 1, "loss": null}\n'], "nothing to draw"),
-        ([line(1), "not JSON\n"], "line 2: no JSON"),
+        ([line(1), "not JSON\n"], "line 2: not JSON"),
         (["[1]\n"], "line 1: expected a record"),
     ],
 )

@@ -236,3 +236,45 @@ def test_the_last_change_of_the_network_is_shown_and_stays() -> None:
     view.feed(record(2, network=changes))
     view.feed(record(3))
     assert "network: all cuts healed (step 2)" in view.line()
+
+
+@pytest.mark.parametrize("width", [50, 60, 79, 200])
+def test_a_narrow_terminal_shows_every_figure_whole(width: int) -> None:
+    config = convert(Config, {"run": {"name": "demo"}, "coordinator": {"nodes": 2}, "net": {"dilation": 4.0}})
+    records = [record(step) for step in range(30, 33)] + [record(33, heldout_loss=5.25)]
+    panel = shown(*records, config=config, width=width)
+    text = panel[panel.index("╭") :]  # a plain line goes before it
+    assert "…" not in text
+    assert max(map(len, text.splitlines())) <= width
+    labels = ("loss", "held-out, 33", "tokens/s", "emulated tokens/s", "exposed", "averaging", "compression", "sent")
+    for part in (*labels, "step 33 of 300", "warm start, uncompressed", "to go", "0.5 Mbit/s", "104 KB", "0.10 s"):
+        assert part in text, part
+    for part in ("payload/step", "exposed/step", "CPU", "memory", "400 MB", "node-0", "node-1"):
+        assert part in text, part
+
+
+def test_a_run_whose_reader_has_gone_goes_on() -> None:
+    """As in `isthmus run | head -1`: rich itself would end the process."""
+    code = (
+        "import sys; from node.watch.console import LastingConsole\n"
+        "from node.watch.view import View; from node.config import Config\n"
+        "with View(Config(), console=LastingConsole(), clock=lambda: 0.0) as view:\n"
+        "    for step in range(1, 50): view.feed({'step': step}); view._print_line()\n"
+        "print('more', flush=True); print('alive', file=sys.stderr)"
+    )
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == "alive\n"
+        assert process.wait(timeout=60) == 0
+
+
+def test_steps_that_were_skipped_are_counted() -> None:
+    view = View(Config(), console=Console(file=io.StringIO(), width=200), clock=Clock())
+    view.feed(record(1))
+    assert "skipped" not in view.line()
+    for step in (2, 3, 4):
+        view.feed(record(step, skipped=1.0) if step != 3 else record(step))
+    assert "steps skipped 2" in view.line()
