@@ -143,9 +143,16 @@ def _report(options: argparse.Namespace, _rest: list[str]) -> None:
 
 
 def _study(options: argparse.Namespace, overrides: list[str]) -> None:
-    from node.commands.study import Wish, run_study, show_checkpoint, show_studies
+    from node.commands.study import Wish, redraw, run_study, show_checkpoint, show_studies
+    from node.lab.study.record import Recipe
 
-    if options.checkpoint is not None:
+    recipe = Recipe(options.name, options.base, options.seeds, tuple(overrides), options.preset)
+    if options.redraw:
+        if overrides or options.preset or options.checkpoint is not None:
+            raise ConfigError("--redraw: takes a study's name, --base and --out, and nothing else")
+        for page in redraw(recipe.stem, options.out):
+            print(f"study:       {page}")
+    elif options.checkpoint is not None:
         if options.name != "spectrum" or overrides:
             raise ConfigError("--checkpoint: goes with `isthmus study spectrum`, and with nothing else")
         show_checkpoint(options.checkpoint)
@@ -154,10 +161,7 @@ def _study(options: argparse.Namespace, overrides: list[str]) -> None:
             raise ConfigError(f"{' '.join(overrides)}: name a study; `isthmus study` lists them")
         show_studies()
     else:
-        wish = Wish(
-            options.name, options.base, options.seeds, options.jobs, options.out, tuple(overrides), options.preset
-        )
-        print(f"study:       {run_study(wish)}")
+        print(f"study:       {run_study(Wish(recipe, options.jobs, options.out))}")
 
 
 def _net(options: argparse.Namespace, overrides: list[str]) -> int:

@@ -182,6 +182,9 @@ def _add_study(study: argparse.ArgumentParser) -> None:
     study.add_argument("--jobs", type=int, default=0, help="runs at the same time (default: 0, the number of cores)")
     study.add_argument("--out", type=Path, default=Path("docs/study"), help="folder to write to (default: %(default)s)")
     study.add_argument(
+        "--redraw", action="store_true", help="run nothing: make pages and pictures anew from the .jsonl files in --out"
+    )
+    study.add_argument(
         "--checkpoint", type=Path, help="with `spectrum` only: a Hugging Face folder whose weights are examined instead"
     )
     _add_preset(study)
