@@ -12,12 +12,12 @@ import msgspec
 
 from netem.errors import ConfigError
 from node.config import Config
+from node.lab.measured import read_measured
 from node.lab.plan.compare import NODES as NODES_COMPARED
 from node.lab.plan.compare import RATES_BPS, over_bandwidth, with_context
 from node.lab.plan.costs import Costs, stated
 from node.lab.plan.devices import Device, device
 from node.lab.plan.fit import case, fit
-from node.lab.plan.measured import read_measured
 from node.lab.plan.picture import draw_curves
 from node.lab.plan.predict import Plan, predict
 from node.lab.plan.text import assumptions, contexts_table, curves_table, describe

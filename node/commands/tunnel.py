@@ -20,11 +20,12 @@ from coordinator.records.folder import make_folder
 from node.commands.node import interrupt
 from node.commands.run import check_corpus, run_swarm
 from node.config import Config, load_config, save_config
+from node.lab.measured import read_measured
 from node.lab.plan.costs import stated
 from node.lab.plan.devices import device
 from node.lab.study.trial import host_line
 from node.lab.tunnel.bench import measure
-from node.lab.tunnel.check import judge, read_measured
+from node.lab.tunnel.check import judge
 from node.lab.tunnel.design import Design, Goal, design, first_design, goal
 from node.lab.tunnel.network import profile_toml
 from node.lab.tunnel.page import Facts, Part, as_object, document, verdict_line
@@ -114,8 +115,7 @@ def _run(out: Path, part: Part, small: Config) -> Part:
     """Run one mode until its numbers are the target's, `ATTEMPTS` times at most."""
     for attempt in range(1, ATTEMPTS + 1):
         config = run_swarm(_write(out, part, small))
-        measured = read_measured(config.run.folder, config, part.bench.rank)
-        verdict = judge(part.goal, part.design, part.bench.body, measured)
+        verdict = judge(part.goal, part.design, part.bench, read_measured(config.run.folder))
         part = part._replace(verdict=verdict)
         print(verdict_line(part), flush=True)
         if verdict.held or attempt == ATTEMPTS:

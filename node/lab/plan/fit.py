@@ -16,9 +16,9 @@ import numpy as np
 
 from netem.errors import ConfigError
 from netem.profile import resolve
+from node.lab.measured import Measured
 from node.lab.plan.costs import Costs
 from node.lab.plan.lines import Lines, lines_of
-from node.lab.plan.measured import Measured
 from node.lab.plan.predict import Model
 from node.lab.plan.work import Array
 

@@ -13,8 +13,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from node.lab.measured import read_measured
 from node.lab.plan.fit import case
-from node.lab.plan.measured import read_measured
 from node.lab.plan.validate import table, validate
 from node.lab.study.trial import host_line
 

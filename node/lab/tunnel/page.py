@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from netem.network import Profile
 from netem.units import format_rate
 from node.config import Config, ModelConfig
+from node.lab.measured import Measured
 from node.lab.plan.paper import CENTRALIZED, COMPRESSED, UNCOMPRESSED
 from node.lab.plan.predict import Model
 from node.lab.plan.text import markdown, seconds
@@ -255,9 +256,13 @@ def _part(part: Part) -> dict[str, Any]:
             "step_s": verdict.step_s,
             "target_step_s": verdict.target_step_s,
             "tokens_per_s": verdict.tokens_per_s,
-            "measured": verdict.measured._asdict(),
+            "measured": _figures(verdict.measured),
         }
     return found
+
+
+def _figures(measured: Measured) -> dict[str, Any]:
+    return {key: value for key, value in measured._asdict().items() if key not in ("name", "config")}
 
 
 def _backward(body: Body) -> float:

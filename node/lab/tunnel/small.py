@@ -18,13 +18,11 @@ from netem.errors import ConfigError
 from netem.profile import NetConfig
 from node.config import Config, ModelConfig, load_config, to_tree
 from node.exchange.payload import PayloadFormat
+from node.lab.measured import COLD_STEPS, LEAST_STEPS
 
 CONFIGS = Path("configs")
 WIDTH, HEAD_SIZE = 128, 64
 """Of the built-in shape: wide enough that ranks of 2 % and 5 % are not all rounding."""
-COLD_STEPS = 3
-"""After the first step: they do not count, since allocators and caches are cold."""
-LEAST_STEPS = 3
 
 
 class Mode(NamedTuple):
