@@ -14,7 +14,7 @@ from typing import Any
 
 from netem.errors import ConfigError
 from node.config import TOKEN_VARIABLE
-from node.epilogs import COMPLETION, EVAL, LIVE, NET, OVERVIEW, SETTINGS, TUNNEL
+from node.epilogs import COMPLETION, EVAL, LIVE, NET, OVERVIEW, PLAN, SETTINGS, TUNNEL
 
 _SETTING = re.compile(r"--[^=.\s-][^=.\s]*\.[^=]*(?P<value>=.*)?", re.DOTALL)
 
@@ -129,7 +129,7 @@ def parser() -> argparse.ArgumentParser:
             commands,
             "plan",
             "how long a step would take on other machines; runs nothing",
-            SETTINGS,
+            PLAN,
             takes_settings=True,
         )
     )

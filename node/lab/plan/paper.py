@@ -13,12 +13,13 @@ import numpy as np
 
 from netem.network import Scope
 from netem.profile import resolve
+from netem.tables import markdown_table
 from node.config import Config, load_config
 from node.lab.plan.costs import Costs, stated
 from node.lab.plan.devices import device
 from node.lab.plan.lines import lines_of
 from node.lab.plan.predict import Model, needed_bps, predict, unlimited
-from node.lab.plan.text import markdown, rate, seconds
+from node.lab.plan.text import rate, seconds
 
 CONFIG = Path("configs/paper-800m.toml")
 DOCUMENT = Path("docs/netem/paper.md")
@@ -130,13 +131,13 @@ def document() -> str:
         parts += [
             f"## {ownership[0].upper()}{ownership[1:]}",
             f"The centralized run makes {CENTRALIZED:,.0f} tokens/s at an MFU of {mfu:.0%}{note}. At that MFU:",
-            "\n".join(_table(owned, stated(device("a100"), min(mfu, 1.0)))),
+            _table(owned, stated(device("a100"), min(mfu, 1.0))),
         ]
-    parts += ["## Our own configuration", OURS_INTRODUCTION, "\n".join(_ours())]
+    parts += ["## Our own configuration", OURS_INTRODUCTION, _ours()]
     return "\n\n".join([*parts, READING]) + "\n"
 
 
-def _table(owned: tuple[str, ...], costs: Costs) -> list[str]:
+def _table(owned: tuple[str, ...], costs: Costs) -> str:
     head = [
         "what, at 300 Mbit/s",
         "rate of each",
@@ -163,10 +164,10 @@ def _table(owned: tuple[str, ...], costs: Costs) -> list[str]:
                     "no bandwidth" if line.needs_bps is None else rate(line.needs_bps),
                 ]
             )
-    return markdown(head, rows)
+    return markdown_table(head, rows)
 
 
-def _ours() -> list[str]:
+def _ours() -> str:
     head = ["what", "rate of each", "step", "tokens/s", "utilisation", "paper", "for 90 %", "bottleneck"]
     on, rows = device("a100"), []
     for setting in OURS:
@@ -187,7 +188,7 @@ def _ours() -> list[str]:
                     plan.bottleneck.partition(" ")[0],
                 ]
             )
-    return markdown(head, rows)
+    return markdown_table(head, rows)
 
 
 INTRODUCTION = """# The paper's throughputs, planned

@@ -96,7 +96,7 @@ class Remedy(NamedTuple):
     step_s: float
 
 
-class Plan(msgspec.Struct, frozen=True, kw_only=True):
+class Prediction(msgspec.Struct, frozen=True, kw_only=True):
     """What is predicted, per step; times in seconds."""
 
     network: str
@@ -139,6 +139,11 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         return self.tokens / self.step_s
 
     @property
+    def fits(self) -> bool:
+        """Whether the fullest node's device has the memory."""
+        return self.memory.device <= self.memory_limit_bytes
+
+    @property
     def exposed_s(self) -> float:
         """Communication that compute does not hide, averaging included: what a network without limits would save."""
         return self.step_s - self.free_s
@@ -148,8 +153,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         return self.free_s / self.step_s
 
 
-def predict(config: Config, costs: Costs, device: Device) -> Plan:
-    """Plan a config. Raises `ConfigError` where the network or the payloads are no good."""
+def predict(config: Config, costs: Costs, device: Device) -> Prediction:
+    """Predict a config. Raises `ConfigError` where the network or the payloads are no good."""
     profile = resolve(config.net)
     model = Model(config)
     lines = lines_of(profile, config.coordinator.nodes)
@@ -158,7 +163,7 @@ def predict(config: Config, costs: Costs, device: Device) -> Plan:
     round_s = model.averaging_s(lines)
     step_s = outcome.step_s + round_s / config.train.sync_every
     remedies = _remedies(model, costs, lines, outcome.step_s, round_s)
-    return Plan(
+    return Prediction(
         network=str(profile),
         scope=profile.scope,
         dilation=profile.dilation,

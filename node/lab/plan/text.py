@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from netem.tables import markdown_table
 from netem.units import format_rate, format_size
 from node.lab.plan.compare import Curve
 from node.lab.plan.costs import Costs
-from node.lab.plan.predict import Plan
+from node.lab.plan.predict import Prediction
 
 MOST_NODES = 16
 """Nodes in the table; of more, the first, the last, and some between."""
@@ -30,11 +31,10 @@ def size(nbytes: float) -> str:
     return format_size(float(f"{nbytes:.3g}")) if nbytes >= 1 else "0 B"
 
 
-def describe(plan: Plan) -> str:
+def describe(plan: Prediction) -> str:
     """The plan, some twenty lines."""
     fullest, emptiest = max(plan.compute_s), min(plan.compute_s)
     memory = plan.memory
-    over = "  (more than the device has)" if memory.device > plan.memory_limit_bytes else ""
     lines = [
         f"model:       {plan.parameters / 1e6:,.4g} M parameters, {plan.context:,} tokens of context in {plan.chunks} "
         f"chunks on {plan.nodes} {'node' if plan.nodes == 1 else 'nodes'}; {plan.flops:.3g} FLOPs a step",
@@ -53,13 +53,14 @@ def describe(plan: Plan) -> str:
             f"    {remedy.what + ':':24} {seconds(remedy.step_s)} a step ({remedy.step_s / plan.step_s - 1:+.1%})"
             for remedy in plan.remedies
         ),
-        f"memory:      {size(memory.device)} on the fullest device of {size(plan.memory_limit_bytes)}{over}: weights, "
+        f"memory:      {size(memory.device)} on the fullest device of {size(plan.memory_limit_bytes)}: weights, "
         f"gradients and Adam {size(memory.weights + memory.gradients + memory.adam)}, activations "
         f"{size(memory.activations)}, others' keys and values {size(memory.remote)}, logits {size(memory.logits)}; "
         f"payloads {size(memory.payloads)} in host memory",
+        *([] if plan.fits else [_too_large(plan)]),
         *([f"bandwidth:   for {_needs(plan)} ({_of_what(plan)})"] if plan.bandwidths else []),
         "",
-        *_table(plan),
+        _table(plan),
     ]
     return "\n".join(lines)
 
@@ -98,7 +99,7 @@ def assumptions(costs: Costs, device: str, source: str, dilation: float) -> list
     ]
 
 
-def curves_table(curves: Sequence[Curve], rates_bps: Sequence[float], every: int = 2) -> list[str]:
+def curves_table(curves: Sequence[Curve], rates_bps: Sequence[float], every: int = 2) -> str:
     """Tokens/s by nodes and bandwidth, as Markdown."""
     chosen = range(0, len(rates_bps), every)
     head = ["tokens/s (utilisation)", *(rate(rates_bps[place]) for place in chosen)]
@@ -106,10 +107,10 @@ def curves_table(curves: Sequence[Curve], rates_bps: Sequence[float], every: int
         [f"{curve.nodes} nodes", *(f"{curve.tokens_per_s[p]:,.0f} ({curve.utilisation[p]:.0%})" for p in chosen)]
         for curve in curves
     ]
-    return markdown(head, rows)
+    return markdown_table(head, rows)
 
 
-def contexts_table(plans: Sequence[Plan]) -> list[str]:
+def contexts_table(plans: Sequence[Prediction]) -> str:
     """Plans by context, as Markdown."""
     head = ["context", "step", "tokens/s", "utilisation", "exposed", "memory", "for 90 %", "bottleneck"]
     rows = [
@@ -119,34 +120,31 @@ def contexts_table(plans: Sequence[Plan]) -> list[str]:
             f"{plan.tokens_per_s:,.0f}",
             f"{plan.utilisation:.1%}",
             seconds(plan.exposed_s),
-            size(plan.memory.device),
+            size(plan.memory.device) + ("" if plan.fits else ", does not fit"),
             next((rate(need.rate_bps) for need in plan.bandwidths if need.utilisation == 0.9), "none"),
             plan.bottleneck,
         ]
         for plan in plans
     ]
-    return markdown(head, rows)
+    return markdown_table(head, rows)
 
 
-def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """A Markdown table, its columns aligned so that it reads as text too."""
-    widths = [max(len(row[place]) for row in (head, *rows)) for place in range(len(head))]
-
-    def line(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)) + " |"
-
-    return [line(head), "|" + "|".join("-" * (width + 2) for width in widths) + "|", *map(line, rows)]
+def _too_large(plan: Prediction) -> str:
+    return (
+        f"too large:   the fullest device needs {size(plan.memory.device)} and has {size(plan.memory_limit_bytes)}; "
+        "take more nodes, another --device, or a smaller model.context or train.batch"
+    )
 
 
-def _needs(plan: Plan) -> str:
+def _needs(plan: Prediction) -> str:
     return ", ".join(f"{need.utilisation:.0%} utilisation {rate(need.rate_bps)}" for need in plan.bandwidths)
 
 
-def _of_what(plan: Plan) -> str:
+def _of_what(plan: Prediction) -> str:
     return f"of each {'NIC' if plan.scope == 'nic' else 'link'}; where lines differ, of the slowest, the others alike"
 
 
-def _table(plan: Plan) -> list[str]:
+def _table(plan: Prediction) -> str:
     count = plan.nodes
     shown = range(count) if count <= MOST_NODES else sorted({*range(0, count, count // 8), count - 1})
     rows = []
@@ -164,4 +162,4 @@ def _table(plan: Plan) -> list[str]:
                 f"{size(sent[most])} to node-{most}" if sent[most] else "none",
             ]
         )
-    return markdown(["node", "computes", "waits", "sends a step", "receives", "its busiest link"], rows)
+    return markdown_table(["node", "computes", "waits", "sends a step", "receives", "its busiest link"], rows)

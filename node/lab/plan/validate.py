@@ -14,10 +14,11 @@ from typing import NamedTuple
 
 from netem.errors import ConfigError
 from netem.profile import Profile, resolve
+from netem.tables import markdown_table
 from netem.units import format_rate, format_time
 from node.lab.plan.costs import Costs
 from node.lab.plan.fit import Case, fit
-from node.lab.plan.text import markdown, seconds, terms
+from node.lab.plan.text import seconds, terms
 
 LEAST_RUNS = 2
 TIE = 0.10
@@ -96,7 +97,7 @@ def table(validation: Validation) -> str:
     unseen = [row for row in validation.rows if not row.fitted]
     worst = max(unseen, key=lambda row: abs(row.error))
     lines = [
-        *markdown(head, rows),
+        markdown_table(head, rows),
         "",
         f"Median error of the step over {len(unseen)} runs that the fit has not seen: {validation.median_error:.1%}; "
         f"the largest is {worst.error:+.1%} ({worst.case.measured.name}).",

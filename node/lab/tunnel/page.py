@@ -7,12 +7,13 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 from netem.network import Profile
+from netem.tables import markdown_table
 from netem.units import format_rate
 from node.config import Config, ModelConfig
 from node.lab.measured import Measured
 from node.lab.plan.paper import CENTRALIZED, COMPRESSED, UNCOMPRESSED
 from node.lab.plan.predict import Model
-from node.lab.plan.text import markdown, seconds
+from node.lab.plan.text import seconds
 from node.lab.tunnel.bench import Bench, body_flops
 from node.lab.tunnel.check import TOLERANCE, Verdict
 from node.lab.tunnel.design import Design, Goal
@@ -64,10 +65,10 @@ def document(facts: Facts, parts: Sequence[Part]) -> str:
         about,
         "## The numbers\n\nCommunication over compute by layer; latency over a layer's compute; averaging over that of "
         "the steps between.",
-        "\n".join(_numbers_table(parts)),
+        _numbers_table(parts),
         "## The networks",
-        "\n".join(_networks_table(parts)),
-        *(["## The runs", RUNS, "\n".join(_runs_table(facts, parts)), "\n".join(_verdicts(parts))] if ran else []),
+        _networks_table(parts),
+        *(["## The runs", RUNS, _runs_table(facts, parts), "\n".join(_verdicts(parts))] if ran else []),
         "## What is not kept",
         "\n".join(f"- {line}" for line in not_kept(facts, parts)),
     ]
@@ -165,7 +166,7 @@ def shape_line(config: Config) -> str:
     return f"{model.layers} layers of {model.d_model}, {model.context:,} tokens of context in {model.chunks} chunks"
 
 
-def _numbers_table(parts: Sequence[Part]) -> list[str]:
+def _numbers_table(parts: Sequence[Part]) -> str:
     ran = any(part.verdict for part in parts)
     rows = []
     for part in parts:
@@ -179,7 +180,7 @@ def _numbers_table(parts: Sequence[Part]) -> list[str]:
                 # A run is timed as a whole: how its compute divides between the ways is known from the bench alone.
                 row += [f"{had[name]:.4g}" if name in had and off is not None else "", judged]
             rows.append(row)
-    return markdown(["mode", "number", "target", "tunnel", *(["run", "off"] if ran else [])], rows)
+    return markdown_table(["mode", "number", "target", "tunnel", *(["run", "off"] if ran else [])], rows)
 
 
 def _flat(numbers: Numbers) -> dict[str, float]:
@@ -190,7 +191,7 @@ def _flat(numbers: Numbers) -> dict[str, float]:
     return found | {"latency": numbers.latency, "averaging": numbers.averaging}
 
 
-def _networks_table(parts: Sequence[Part]) -> list[str]:
+def _networks_table(parts: Sequence[Part]) -> str:
     rows = [
         [
             part.goal.mode.name,
@@ -204,10 +205,10 @@ def _networks_table(parts: Sequence[Part]) -> list[str]:
         for part in parts
     ]
     head = ["mode", "target's network", "tunnel's", "rate of each", "target's layer", "tunnel's", "averages every"]
-    return markdown(head, rows)
+    return markdown_table(head, rows)
 
 
-def _runs_table(facts: Facts, parts: Sequence[Part]) -> list[str]:
+def _runs_table(facts: Facts, parts: Sequence[Part]) -> str:
     target = facts.target
     setting = (target.run.name, target.coordinator.nodes, target.model.layers, target.model.context)
     papers = setting == PAPER_SETTING
@@ -231,7 +232,7 @@ def _runs_table(facts: Facts, parts: Sequence[Part]) -> list[str]:
             ]
         )
     head = ["mode", "runs", "steps", "step, wall clock", "target's clock", "tokens/s there", "planned", "off"]
-    return markdown([*head, *(["paper"] if papers else []), "numbers"], rows)
+    return markdown_table([*head, *(["paper"] if papers else []), "numbers"], rows)
 
 
 def _part(part: Part) -> dict[str, Any]:
