@@ -1,4 +1,4 @@
-"""`isthmus plan`: what a step would take, without running it; or the planner against runs that were."""
+"""`isthmus plan`: predict a step without running it, or test the planner on runs that were made."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ TOO_LARGE = 3
 
 @dataclass(frozen=True)
 class Question:
-    """What the command line asks, beside the config."""
+    """The options of the command line, beside the config."""
 
     device: str
     mfu: float
@@ -63,13 +63,13 @@ def plan_config(config: Config, question: Question) -> int:
 
 
 def check_against(runs: Sequence[Path]) -> None:
-    """Fit to half of the runs, predict the others, print all."""
+    """Fit to half of the runs, predict the others, and print both."""
     print(table(validate([case(read_measured(path)) for path in runs])))
 
 
 def _costs(on: Device, question: Question) -> tuple[Costs, str]:
     if not question.fit:
-        return stated(on, question.mfu), f"MFU {question.mfu:g}, stated"
+        return stated(on, question.mfu), f"MFU {question.mfu:g}, assumed"
     costs = fit([case(read_measured(path)) for path in question.fit])
     if not question.json:
         print(f"{fitted(costs)}\n")

@@ -1,4 +1,4 @@
-"""`isthmus study`: run a named study, or what is left of it, and write its page, picture and raw figures.
+"""`isthmus study`: run a named study, or the runs of it that are missing, and write its page, picture and raw figures.
 
 With `--redraw` nothing is run: pages and pictures are made again from the figures that are kept beside them.
 """
@@ -24,7 +24,7 @@ RESULTS = Path("outputs/study")
 
 @dataclass(frozen=True)
 class Wish:
-    """What the command line asks for."""
+    """The options of the command line."""
 
     recipe: Recipe
     jobs: int
@@ -86,7 +86,7 @@ def show_checkpoint(folder: Path) -> None:
 
 
 def _check(study: Study) -> None:
-    """Faults that only the payloads' shapes show."""
+    """Raise `ConfigError` for faults that only the shapes of payloads show."""
     from node.exchange.payload import PayloadFormat
 
     for arm in study.arms:

@@ -1,4 +1,4 @@
-"""A plan in words: figures, the table of nodes, and what was assumed."""
+"""A plan in words: its figures, the table of nodes, and the assumptions."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from node.lab.plan.costs import Costs
 from node.lab.plan.predict import Prediction
 
 MOST_NODES = 16
-"""Nodes in the table; of more, the first, the last, and some between."""
+"""Most nodes in the table; of more nodes it has the first, the last, and some between."""
 
 
 def seconds(value: float) -> str:
@@ -24,7 +24,9 @@ def seconds(value: float) -> str:
 
 def rate(rate_bps: float | None) -> str:
     """ "490 Mbit/s" in two digits."""
-    return "none is enough, at this latency" if rate_bps is None else format_rate(float(f"{rate_bps:.2g}"))
+    return (
+        "no bandwidth (latency alone exceeds the target)" if rate_bps is None else format_rate(float(f"{rate_bps:.2g}"))
+    )
 
 
 def size(nbytes: float) -> str:
@@ -40,14 +42,14 @@ def describe(plan: Prediction) -> str:
         f"chunks on {plan.nodes} {'node' if plan.nodes == 1 else 'nodes'}; {plan.flops:.3g} FLOPs a step",
         f"network:     {plan.network}",
         f"step:        {seconds(plan.step_s)}, {plan.tokens_per_s:,.0f} tokens/s; "
-        f"{plan.utilisation:.1%} of what these devices would do on a network without limits",
+        f"{plan.utilisation:.1%} of the speed of these devices on a network without limits",
         f"compute:     {seconds(fullest)} on the fullest node, {seconds(emptiest)} on the emptiest; "
-        f"{seconds(plan.free_s)} a step where only nodes wait for nodes",
+        f"{seconds(plan.free_s)} a step on a network without limits",
         f"exchange:    {seconds(plan.communication_s)} on its busiest line; an ordinary step takes "
         f"{seconds(plan.exchange_step_s)}",
         f"averaging:   {seconds(plan.averaging_s)} a round, {size(plan.averaging_bytes)} sent by each node; "
-        f"every {plan.sync_every} steps: {seconds(plan.averaging_s / plan.sync_every)} a step",
-        f"exposed:     {seconds(plan.exposed_s)} a step, averaging included",
+        f"one round in {plan.sync_every} steps adds {seconds(plan.averaging_s / plan.sync_every)} a step",
+        f"exposed:     {seconds(plan.exposed_s)} a step of communication not hidden by compute, averaging included",
         f"bottleneck:  {plan.bottleneck}",
         *(
             f"    {remedy.what + ':':24} {seconds(remedy.step_s)} a step ({remedy.step_s / plan.step_s - 1:+.1%})"
@@ -66,7 +68,7 @@ def describe(plan: Prediction) -> str:
 
 
 def terms(costs: Costs) -> str:
-    """All costs but that of matrix products, by name."""
+    """All costs except that of matrix products, by name."""
     return (
         f"{costs.element_s * 1e9:.3g} ns a number outside matrix products, {costs.call_s * 1e6:.3g} µs a stage, "
         f"{costs.message_s * 1e6:.3g} µs a message, {costs.byte_s * 1e9:.3g} ns a payload byte, "
@@ -75,26 +77,31 @@ def terms(costs: Costs) -> str:
 
 
 def assumptions(costs: Costs, device: str, source: str, dilation: float) -> list[str]:
-    """What the figures rest on."""
+    """The assumptions behind the figures."""
     shared = f"; all nodes share {costs.cores} cores" if costs.cores else ""
     if costs.element_s or costs.call_s:
         compute = [
-            f"compute: {costs.flops_per_s / 1e9:.4g} GFLOP/s a node ({source}); of {device}, only its memory counts",
+            f"compute: {costs.flops_per_s / 1e9:.4g} GFLOP/s a node ({source}); only the memory of {device} is used",
             f"{terms(costs)}{shared}",
         ]
     else:
         compute = [
-            f"compute: {costs.flops_per_s / 1e12:.4g} TFLOP/s a node ({source}; device {device}), which is to cover "
-            "all that is no matrix product too"
+            f"compute: {costs.flops_per_s / 1e12:.4g} TFLOP/s a node ({source}; device {device}); the MFU includes "
+            "the time of all that is not a matrix product"
         ]
     return [
         *compute,
-        *([f"times are the wall clock's: the network's clock runs {dilation:g} times slower"] if dilation != 1 else []),
-        "no activation is computed twice; a node computes one thing at a time, and sends and receives meanwhile",
-        "an ordinary step at full context, after the warm start; no evaluation, no checkpoint, no barrier's round trip",
-        "lines are fluid: no headers or acknowledgements (under 1 % of large messages), no jitter, no loss, no window, "
-        "no slow start; a NIC serves its links in equal turns and takes what comes in order",
-        "averaging is a ring of float32, not overlapped with steps, as slow as its slowest hop",
+        *(
+            [f"times are of the wall clock; the emulated network's clock runs {dilation:g} times slower"]
+            if dilation != 1
+            else []
+        ),
+        "no activation is recomputed; a node computes one thing at a time, and sends and receives meanwhile",
+        "the step has the full context and comes after the warm start; it includes no evaluation, no checkpoint and no "
+        "round trip of the barrier",
+        "lines have no headers or acknowledgements (under 1 % of large messages), no jitter, no loss, no window and no "
+        "slow start; a NIC sends to its links in equal turns, and receives in order of arrival",
+        "averaging is a ring in float32 at the speed of its slowest hop, and does not overlap with steps",
         "memory counts tensors, not the allocator's slack or kernels' workspace",
     ]
 
@@ -141,7 +148,9 @@ def _needs(plan: Prediction) -> str:
 
 
 def _of_what(plan: Prediction) -> str:
-    return f"of each {'NIC' if plan.scope == 'nic' else 'link'}; where lines differ, of the slowest, the others alike"
+    return (
+        f"of each {'NIC' if plan.scope == 'nic' else 'link'}; where rates differ, of the slowest, others in proportion"
+    )
 
 
 def _table(plan: Prediction) -> str:

@@ -188,7 +188,7 @@ def test_the_command_prints_a_plan_and_what_it_assumes(capsys: pytest.CaptureFix
     for words in (
         "tokens/s",
         "bottleneck:",
-        "MFU 0.4, stated; device h100",
+        "MFU 0.4, assumed; device h100",
         "| node-7",
         "| 65,536",
         "| 64 nodes",
