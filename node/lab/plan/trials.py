@@ -102,12 +102,12 @@ def _document(rows: str) -> str:
 
 Made by `python -m node.lab.plan.trials`, on {host_line()}. All nodes of a run share this machine's cores; the links are
 emulated. Times are those of an ordinary step (no averaging of weights, no evaluation), medians over the run; compute is
-what a node spends on neither waiting nor averaging, the mean over nodes. Every other run was used to fit the costs; it
-was settled which before any of them was made.
+the time that a node neither waits nor averages, the mean over nodes. Every other run was used to fit the costs; which
+ones was decided before any run was made.
 
 {rows}
 
-What it says is in [README](README.md).
+The conclusions are in [README](README.md).
 """
 
 
