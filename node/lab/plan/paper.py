@@ -205,8 +205,8 @@ the planner reaches that figure."""
 OURS_INTRODUCTION = f"""These are predictions for configs/paper-800m.toml as it is: one chunk a node, at the MFU of
 {OUR_MFU:.0%} that `isthmus plan` assumes, averaging included. One row has the setting that docs/study/frontier.md found
 best in small at a tenth of the bytes (all layers, ranks by spectrum, int4). Utilisation is relative to the same nodes
-on a network without limits; "for 90 %" is the rate of each line at which 90 % is reached; the bottleneck is the part whose
-doubling or removal helps most."""
+on a network without limits; "for 90 %" is the rate of each line at which 90 % is reached; the bottleneck is the part
+whose doubling or removal helps most."""
 
 READING = """## Conclusions
 

@@ -1,7 +1,7 @@
 """One training step, simulated on all nodes: when each stage begins and ends, which nodes wait, and for how long.
 
-The order of events is that of `node.model.llama.Attention.forward`, `node.exchange.chunks` and autograd: payloads leave
-before the own chunk is attended to; then come the blocks of own chunks, then those of others in order of arrival. In
+The order of events is that of `node.model.exchanged`, `node.exchange.chunks` and autograd: payloads leave before the
+own chunk is attended to; then come the blocks of own chunks, then those of others in order of arrival. In
 the backward the blocks come in reverse, and each gradient leaves before the next block is computed; then comes the own
 chunk, then the wait for the gradients of all readers. A node does one thing at a time. Sending and receiving cost it
 only the time in `costs`, and nothing ever holds it back from sending.

@@ -1,6 +1,6 @@
 """The work of one training step by stage of a layer, counted and not timed; `node.lab.plan.costs` gives its duration.
 
-Stages are those of `node.model.llama.Attention.forward`, cut where messages are sent or awaited:
+Stages are those of `node.model.exchanged`, cut where messages are sent or awaited:
 
     before   norm, K and V projections, encode; then the payloads leave
     own      Q projection, RoPE, each own chunk to itself; payloads travel
