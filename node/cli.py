@@ -1,8 +1,8 @@
 """The command line: `isthmus run | coordinator | node | eval | export | report | study | plan | tunnel | net | …`.
 
 `node.options` says what can be typed, and `node.commands` what a command does; this joins the two. Exit codes: 0 done,
-1 the run failed, 2 a mistake that the user can mend, 3 a plan does not fit its device, 130 interrupted, 141 nobody reads
-the output any more. Mistakes are one line, without a traceback.
+1 the run failed, 2 a mistake that the user can mend, 3 a plan does not fit its device, 130 interrupted, 141 nobody
+reads the output any more. Mistakes are one line, without a traceback.
 """
 
 from __future__ import annotations

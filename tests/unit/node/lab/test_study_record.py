@@ -12,7 +12,7 @@ from netem.errors import ConfigError
 from node.cli import main
 from node.lab.study.document import document
 from node.lab.study.figures import figures
-from node.lab.study.record import read_record, record_text
+from node.lab.study.record import Recipe, read_record, record_text
 
 PAGES = ROOT / "docs" / "study"
 KEPT = sorted(PAGES.glob("*.jsonl"))
@@ -57,6 +57,12 @@ def changed(line: str, section: str, key: str, value: object) -> str:
 
 
 SPECTRUM = lines_of("spectrum")
+
+
+def test_a_preset_is_part_of_the_command_and_of_the_file() -> None:
+    recipe = Recipe("control", "recall", 2, ("--train.steps", "9"), "exact")
+    assert recipe.command == "isthmus study control --base recall --preset exact --seeds 2 --train.steps 9"
+    assert json.loads(record_text(recipe, {}))["preset"] == "exact"
 
 
 @pytest.mark.parametrize(
