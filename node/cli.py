@@ -1,8 +1,8 @@
 """The command line: `isthmus run | coordinator | node | eval | export | report | study | plan | tunnel | net | …`.
 
 `node.options` says what can be typed, and `node.commands` what a command does; this joins the two. Exit codes: 0 done,
-1 the run failed, 2 a mistake that the user can mend, 130 interrupted, 141 nobody reads the output any more. Mistakes
-are one line, without a traceback.
+1 the run failed, 2 a mistake that the user can mend, 3 a plan does not fit its device, 130 interrupted, 141 nobody
+reads the output any more. Mistakes are one line, without a traceback.
 """
 
 from __future__ import annotations
@@ -143,9 +143,16 @@ def _report(options: argparse.Namespace, _rest: list[str]) -> None:
 
 
 def _study(options: argparse.Namespace, overrides: list[str]) -> None:
-    from node.commands.study import Wish, run_study, show_checkpoint, show_studies
+    from node.commands.study import Wish, redraw, run_study, show_checkpoint, show_studies
+    from node.lab.study.record import Recipe
 
-    if options.checkpoint is not None:
+    recipe = Recipe(options.name, options.base, options.seeds, tuple(overrides), options.preset)
+    if options.redraw:
+        if overrides or options.preset or options.checkpoint is not None:
+            raise ConfigError("--redraw: takes a study's name, --base and --out, and nothing else")
+        for page in redraw(recipe.stem, options.out):
+            print(f"study:       {page}")
+    elif options.checkpoint is not None:
         if options.name != "spectrum" or overrides:
             raise ConfigError("--checkpoint: goes with `isthmus study spectrum`, and with nothing else")
         show_checkpoint(options.checkpoint)
@@ -154,10 +161,7 @@ def _study(options: argparse.Namespace, overrides: list[str]) -> None:
             raise ConfigError(f"{' '.join(overrides)}: name a study; `isthmus study` lists them")
         show_studies()
     else:
-        wish = Wish(
-            options.name, options.base, options.seeds, options.jobs, options.out, tuple(overrides), options.preset
-        )
-        print(f"study:       {run_study(wish)}")
+        print(f"study:       {run_study(Wish(recipe, options.jobs, options.out))}")
 
 
 def _net(options: argparse.Namespace, overrides: list[str]) -> int:
@@ -194,20 +198,20 @@ def _change_net(options: argparse.Namespace) -> int:
     return change_network(options.coordinator, token, change)
 
 
-def _plan(options: argparse.Namespace, overrides: list[str]) -> None:
+def _plan(options: argparse.Namespace, overrides: list[str]) -> int:
     from node.commands.plan import MFU, Question, check_against, plan_config
 
     if options.validate:
         if options.config is not None or overrides:
             raise ConfigError("--validate: takes folders of runs, and their configs with them; give it nothing else")
         check_against(options.validate)
-        return
+        return 0
     if options.fit and options.mfu is not None:
         raise ConfigError("--mfu: a fit to runs takes its place; give one of the two")
     config = _plan_config(options, overrides)
     mfu = MFU if options.mfu is None else options.mfu
     contexts, runs = tuple(options.contexts), tuple(options.fit)
-    plan_config(config, Question(options.device, mfu, runs, contexts, options.json, options.png))
+    return plan_config(config, Question(options.device, mfu, runs, contexts, options.json, options.png))
 
 
 def _plan_config(options: argparse.Namespace, overrides: list[str]) -> Config:
@@ -291,7 +295,7 @@ def _say_overruled(preset: str, config: Config, path: Path) -> None:
         log.info("preset %s: %s takes precedence with %s", preset, path, values)
 
 
-# A command that has an answer of its own (`net verify`) returns its exit code.
+# A command that has an answer of its own (`net verify`, `plan`, `tunnel`) returns its exit code.
 _COMMANDS: dict[str, Callable[[argparse.Namespace, list[str]], int | None]] = {
     "run": _run,
     "coordinator": _coordinator,

@@ -33,6 +33,11 @@ example:
 Nothing in flight is lost. A cut only delays the run if it is shorter than the time that nodes may be silent.
 """
 
+PLAN = f"""\
+{SETTINGS.rstrip()}
+Exit code 3: the config does not fit the memory of --device.
+"""
+
 TUNNEL = """\
 Settings change the target. The small model has the target's layers, chunks, ownership and [compress]:
   isthmus tunnel --target paper-800m --nodes 8 --net internet-300mbps --compress.dense_last_layers 0 --run

@@ -14,7 +14,7 @@ from typing import Any
 
 from netem.errors import ConfigError
 from node.config import TOKEN_VARIABLE
-from node.epilogs import COMPLETION, EVAL, LIVE, NET, OVERVIEW, SETTINGS, TUNNEL
+from node.epilogs import COMPLETION, EVAL, LIVE, NET, OVERVIEW, PLAN, SETTINGS, TUNNEL
 
 _SETTING = re.compile(r"--[^=.\s-][^=.\s]*\.[^=]*(?P<value>=.*)?", re.DOTALL)
 
@@ -129,7 +129,7 @@ def parser() -> argparse.ArgumentParser:
             commands,
             "plan",
             "how long a step would take on other machines; runs nothing",
-            SETTINGS,
+            PLAN,
             takes_settings=True,
         )
     )
@@ -181,6 +181,9 @@ def _add_study(study: argparse.ArgumentParser) -> None:
     study.add_argument("--seeds", type=int, default=3, help="runs of each arm (default: %(default)s)")
     study.add_argument("--jobs", type=int, default=0, help="runs at the same time (default: 0, the number of cores)")
     study.add_argument("--out", type=Path, default=Path("docs/study"), help="folder to write to (default: %(default)s)")
+    study.add_argument(
+        "--redraw", action="store_true", help="run nothing: make pages and pictures anew from the .jsonl files in --out"
+    )
     study.add_argument(
         "--checkpoint", type=Path, help="with `spectrum` only: a Hugging Face folder whose weights are examined instead"
     )

@@ -6,5 +6,5 @@ party     those processes, started, commanded and ended; and the ones that keep 
 kernel    two network namespaces under the kernel's own token bucket, as a reference that is not ours
 measure   transfers through all that, timed
 suites    which transfers: a profile's certificate, and the tables of docs/netem
-report    as a table, as Markdown, as one JSON object
+render    as a table, as Markdown, as one JSON object
 """

@@ -14,7 +14,7 @@ from netem.errors import ConfigError
 from netem.network import Profile
 from netem.profile import NetConfig, resolve
 from netem.verify.certificate import certify_profiles
-from netem.verify.report import as_json, as_markdown, as_text
+from netem.verify.render import as_json, as_markdown, as_text
 from netem.verify.suites import SUITES, run_suite
 from node.commands.node import interrupt
 

@@ -1,4 +1,4 @@
-"""`isthmus plan`: what a step would take, without running it; or the planner against runs that were."""
+"""`isthmus plan`: predict a step without running it, or test the planner on runs that were made."""
 
 from __future__ import annotations
 
@@ -12,24 +12,26 @@ import msgspec
 
 from netem.errors import ConfigError
 from node.config import Config
+from node.lab.measured import read_measured
 from node.lab.plan.compare import NODES as NODES_COMPARED
 from node.lab.plan.compare import RATES_BPS, over_bandwidth, with_context
 from node.lab.plan.costs import Costs, stated
 from node.lab.plan.devices import Device, device
 from node.lab.plan.fit import case, fit
-from node.lab.plan.measured import read_measured
 from node.lab.plan.picture import draw_curves
-from node.lab.plan.predict import Plan, predict
+from node.lab.plan.predict import Prediction, predict
 from node.lab.plan.text import assumptions, contexts_table, curves_table, describe
 from node.lab.plan.validate import fitted, table, validate
 
 MFU = 0.4
-"""Of a well-made step on a GPU; what is stated by default."""
+"""The share of its peak that a GPU reaches in a well-made step; assumed by default."""
+TOO_LARGE = 3
+"""The exit code of a plan that does not fit its device's memory."""
 
 
 @dataclass(frozen=True)
 class Question:
-    """What the command line asks, beside the config."""
+    """The options of the command line, beside the config."""
 
     device: str
     mfu: float
@@ -39,8 +41,8 @@ class Question:
     png: Path | None
 
 
-def plan_config(config: Config, question: Question) -> None:
-    """Predict and print. Raises `ConfigError` for what cannot be planned."""
+def plan_config(config: Config, question: Question) -> int:
+    """Predict and print: 0, or `TOO_LARGE`. Raises `ConfigError` for what cannot be planned."""
     on = device(question.device)
     costs, source = _costs(on, question)
     plans = [predict(with_context(config, context), costs, on) for context in question.contexts]
@@ -52,21 +54,22 @@ def plan_config(config: Config, question: Question) -> None:
         print(f"{config.run.name}, planned: nothing was run\n")
         print(describe(plan))
         if plans:
-            print("\n" + "\n".join(contexts_table(plans)))
+            print("\n" + contexts_table(plans))
         print("\nassumed:")
         print("\n".join(f"  - {line}" for line in assumed))
     if question.png is not None:
         _draw(config, costs, f"{on.name}, {source}. Bandwidth of each {_line(plan)}; averaging included.", question)
+    return 0 if plan.fits else TOO_LARGE
 
 
 def check_against(runs: Sequence[Path]) -> None:
-    """Fit to half of the runs, predict the others, print all."""
+    """Fit to half of the runs, predict the others, and print both."""
     print(table(validate([case(read_measured(path)) for path in runs])))
 
 
 def _costs(on: Device, question: Question) -> tuple[Costs, str]:
     if not question.fit:
-        return stated(on, question.mfu), f"MFU {question.mfu:g}, stated"
+        return stated(on, question.mfu), f"MFU {question.mfu:g}, assumed"
     costs = fit([case(read_measured(path)) for path in question.fit])
     if not question.json:
         print(f"{fitted(costs)}\n")
@@ -79,18 +82,20 @@ def _draw(config: Config, costs: Costs, note: str, question: Question) -> None:
     if not curves:
         raise ConfigError(f"model.context = {config.model.context}: divides into none of {NODES_COMPARED} nodes")
     if not question.json:
-        print("\n" + "\n".join(curves_table(curves, RATES_BPS)))
+        print("\n" + curves_table(curves, RATES_BPS))
     title = f"{config.run.name}: predicted, {config.compress.mode}, {config.model.context:,} tokens of context"
     path = draw_curves(curves, RATES_BPS, title, note, question.png)
     if not question.json:
         print(f"\npicture:     {path}")
 
 
-def _line(plan: Plan) -> str:
+def _line(plan: Prediction) -> str:
     return "NIC" if plan.scope == "nic" else "link"
 
 
-def _object(name: str, plan: Plan, plans: Sequence[Plan], costs: Costs, assumed: Sequence[str]) -> dict[str, Any]:
+def _object(
+    name: str, plan: Prediction, plans: Sequence[Prediction], costs: Costs, assumed: Sequence[str]
+) -> dict[str, Any]:
     return {
         "name": name,
         **_plain(plan),
@@ -100,10 +105,10 @@ def _object(name: str, plan: Plan, plans: Sequence[Plan], costs: Costs, assumed:
     }
 
 
-def _plain(plan: Plan) -> dict[str, Any]:
+def _plain(plan: Prediction) -> dict[str, Any]:
     figures = msgspec.structs.asdict(plan)
     figures["memory"] = plan.memory._asdict() | {"device": plan.memory.device}
     figures["remedies"] = [remedy._asdict() for remedy in plan.remedies]
     figures["bandwidths"] = [need._asdict() for need in plan.bandwidths]
-    derived = {name: getattr(plan, name) for name in ("tokens_per_s", "exposed_s", "utilisation")}
+    derived = {name: getattr(plan, name) for name in ("tokens_per_s", "exposed_s", "utilisation", "fits")}
     return figures | derived

@@ -1,70 +1,68 @@
-"""`isthmus study`: run a named study, or what is left of it, and write its table, picture and raw figures."""
+"""`isthmus study`: run a named study, or the runs of it that are missing, and write its page, picture and raw figures.
+
+With `--redraw` nothing is run: pages and pictures are made again from the figures that are kept beside them.
+"""
 
 from __future__ import annotations
 
-import logging
 import os
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from coordinator.records.folder import whole_file
 from netem.config import dump_toml
 from netem.errors import ConfigError
 from node.config.tree import public_tree
-from node.lab.study.plan import Run, plan, read_result
 from node.lab.study.pool import run_all
+from node.lab.study.record import Recipe, Results, read_record, record_text
+from node.lab.study.runs import Run, read_result, runs_of
 from node.lab.study.table import Study, load_study, study_names
 
-log = logging.getLogger("isthmus.study")
-
 RESULTS = Path("outputs/study")
-SPECTRUM = "spectrum"
 
 
 @dataclass(frozen=True)
 class Wish:
-    """What the command line asks for."""
+    """The options of the command line."""
 
-    name: str
-    base: str  # empty: the study's own
-    seeds: int
-    jobs: int  # 0: the cores of this machine
+    recipe: Recipe
+    jobs: int
+    """Runs at once; 0: as many as this machine has cores."""
     out: Path
-    overrides: tuple[str, ...]
-    preset: str = ""
-
-    @property
-    def stem(self) -> str:
-        """Name of the files: the study's, with the base where that is not its own."""
-        return f"{self.name}-{self.base}" if self.base else self.name
-
-    @property
-    def command(self) -> str:
-        """The line that makes the same figures again."""
-        base = ("--base", self.base) if self.base else ()
-        preset = ("--preset", self.preset) if self.preset else ()
-        return shlex.join(["isthmus", "study", self.name, *base, *preset, "--seeds", str(self.seeds), *self.overrides])
 
 
 def run_study(wish: Wish) -> Path:
-    """Run and write; the Markdown's path. Raises `ConfigError` before anything runs where an arm is no config."""
+    """Run and write; the path of the page. Raises `ConfigError` before anything runs where an arm is no config."""
     from node.data import open_data
 
-    for key, value, least in (("--seeds", wish.seeds, 1), ("--jobs", wish.jobs, 0)):
+    recipe = wish.recipe
+    for key, value, least in (("--seeds", recipe.seeds, 1), ("--jobs", wish.jobs, 0)):
         if value < least:
             raise ConfigError(f"{key} {value}: expected {least} or more")
-    study = load_study(wish.name, wish.base, wish.overrides, wish.preset)
-    runs = plan(study, wish.seeds)
+    study = recipe.load()
+    runs = runs_of(study, recipe.seeds)
     _check(study)
     for data in {arm.config.data for arm in study.arms}:
         open_data(data)  # tokenised once, before several processes want it
     run_all(runs, RESULTS, wish.jobs or os.cpu_count() or 1)
-    return _write(wish, study, runs)
+    results = {arm.name: [_result(run) for run in runs if run.arm == arm.name] for arm in study.arms}
+    _write(wish.out / f"{recipe.stem}.jsonl", record_text(recipe, results))
+    return _write_page(recipe, study, results, wish.out)
+
+
+def redraw(stem: str, folder: Path) -> list[Path]:
+    """Make the pages and pictures of a folder again from their .jsonl files, or only that called `stem`; their paths.
+
+    Raises `ConfigError` where there are none, or where one cannot be read."""
+    paths = [folder / f"{stem}.jsonl"] if stem else sorted(folder.glob("*.jsonl"))
+    if not paths:
+        raise ConfigError(f"{folder}: holds no .jsonl file of a study; name another folder with --out")
+    return [_write_page(*read_record(path), folder) for path in paths]
 
 
 def show_studies() -> None:
-    """List the studies there are."""
+    """List the studies that there are."""
     names = study_names()
     width = max(map(len, names))
     for name in names:
@@ -88,7 +86,7 @@ def show_checkpoint(folder: Path) -> None:
 
 
 def _check(study: Study) -> None:
-    """Faults that only the payloads' shapes show."""
+    """Raise `ConfigError` for faults that only the shapes of payloads show."""
     from node.exchange.payload import PayloadFormat
 
     for arm in study.arms:
@@ -98,25 +96,25 @@ def _check(study: Study) -> None:
             raise ConfigError(f"study {study.name}, arm {arm.name!r}: {error}") from None
 
 
-def _write(wish: Wish, study: Study, runs: Sequence[Run]) -> Path:
-    from node.lab.study.document import document, raw, write
+def _write_page(recipe: Recipe, study: Study, results: Results, out: Path) -> Path:
+    from node.lab.study.document import document
     from node.lab.study.figures import figures
     from node.lab.study.picture import draw
-    from node.lab.study.spectrum import layer_table, training_table
 
-    results = {arm.name: [_result(run) for run in runs if run.arm == arm.name] for arm in study.arms}
-    text = document(study, figures(study, results), results, wish.command, wish.stem)
-    if study.name == SPECTRUM:
-        parts = [
-            "## Over training, mean over layers",
-            training_table(results),
-            "## After training",
-            layer_table(results),
-        ]
-        text += "\n" + "\n\n".join(parts) + "\n"
-    draw(study, results, wish.out / f"{wish.stem}.png")
-    write(wish.out / f"{wish.stem}.jsonl", raw(results))
-    return write(wish.out / f"{wish.stem}.md", text)
+    found = figures(study, results)
+    draw(study, found, results, out / f"{recipe.stem}.png")
+    return _write(out / f"{recipe.stem}.md", document(recipe, study, found, results))
+
+
+def _write(path: Path, text: str) -> Path:
+    """Write a file whole. Raises `ConfigError` where it cannot be written."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with whole_file(path) as unfinished:
+            unfinished.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be written ({error.strerror}); name another folder with --out") from None
+    return path
 
 
 def _result(run: Run) -> dict[str, object]:

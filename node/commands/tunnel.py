@@ -1,8 +1,8 @@
-"""`isthmus tunnel`: a small run on this host, under the network that makes it behave like a big one elsewhere.
+"""`isthmus tunnel`: a small run on this host, under a network that makes it behave like a big one elsewhere.
 
-Writes into `out`: a profile and a config for each mode (tunnel-MODE.toml, MODE.toml), report.md, report.json, and with
-`run` the folders of the runs. A run that misses the numbers is made again, under the network that its own compute asks
-for; figures are of the last, and what earlier ones missed is said.
+It writes into `out` a profile and a config for each mode (tunnel-MODE.toml, MODE.toml), report.md and report.json, and
+with `run` also the folders of the runs. A run that misses the numbers is repeated, under a network that fits its
+measured compute. The figures are those of the last run; the page also says which numbers earlier ones missed.
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ from coordinator.records.folder import make_folder
 from node.commands.node import interrupt
 from node.commands.run import check_corpus, run_swarm
 from node.config import Config, load_config, save_config
+from node.lab.measured import read_measured
 from node.lab.plan.costs import stated
 from node.lab.plan.devices import device
 from node.lab.study.trial import host_line
 from node.lab.tunnel.bench import measure
-from node.lab.tunnel.check import judge, read_measured
+from node.lab.tunnel.check import judge
 from node.lab.tunnel.design import Design, Goal, design, first_design, goal
 from node.lab.tunnel.network import profile_toml
 from node.lab.tunnel.page import Facts, Part, as_object, document, verdict_line
@@ -33,12 +34,12 @@ from node.lab.tunnel.small import load_target, modes_named, run_config, small_co
 log = logging.getLogger("isthmus.tunnel")
 
 ATTEMPTS = 3
-"""Runs of one mode, at most."""
+"""Most runs of one mode."""
 
 
 @dataclass(frozen=True)
 class Wish:
-    """What the command line asks."""
+    """The options of the command line."""
 
     target: str
     device: str
@@ -50,13 +51,13 @@ class Wish:
     run: bool
     out: Path
     overrides: tuple[str, ...]
-    """Of the target."""
+    """Settings of the target."""
     preset: str = ""
-    """Of the target."""
+    """The target's preset; empty: none."""
 
     @property
     def command(self) -> str:
-        """What gives the same tunnel again."""
+        """The command line that makes the same tunnel again."""
         small = ["--small", str(self.small)] if self.small else []
         preset = ["--preset", self.preset] if self.preset else []
         asked = [
@@ -76,7 +77,7 @@ class Wish:
 
 
 def tunnel(wish: Wish) -> int:
-    """Build the tunnel, and run it if asked to: 0, or 1 where a run missed the target's numbers."""
+    """Build the tunnel, and with `wish.run` run it: 0, or 1 where a run missed the target's numbers."""
     on = device(wish.device)
     costs = stated(on, wish.mfu)
     target = load_target(wish.target, wish.overrides, wish.preset)
@@ -87,7 +88,7 @@ def tunnel(wish: Wish) -> int:
     make_folder(wish.out)
     save_config(small, wish.out / "bench.toml")
     signal.signal(signal.SIGTERM, interrupt)
-    log.info("measuring what a layer takes here …")
+    log.info("measuring how long a layer takes here")
     modes = sorted({one.mode.compress for one in goals})
     benches = measure(small, wish.out / "bench.toml", wish.out / "bench.log", modes)
     cores = os.cpu_count() or 1
@@ -104,18 +105,17 @@ def tunnel(wish: Wish) -> int:
             _report(wish.out, facts, parts)
     print(document(facts, parts))
     if not wish.run:
-        print("run it (with --run, the numbers are checked afterwards):")
+        print("run it so, or with --run, which also checks the numbers:")
         print("\n".join(f"  isthmus run {wish.out / part.goal.mode.name}.toml" for part in parts))
     print(f"everything:  {wish.out}")
     return int(any(part.verdict is not None and not part.verdict.held for part in parts))
 
 
 def _run(out: Path, part: Part, small: Config) -> Part:
-    """Run one mode until its numbers are the target's, `ATTEMPTS` times at most."""
+    """Run one mode until its numbers are the target's, at most `ATTEMPTS` times."""
     for attempt in range(1, ATTEMPTS + 1):
         config = run_swarm(_write(out, part, small))
-        measured = read_measured(config.run.folder, config, part.bench.rank)
-        verdict = judge(part.goal, part.design, part.bench.body, measured)
+        verdict = judge(part.goal, part.design, part.bench, read_measured(config.run.folder))
         part = part._replace(verdict=verdict)
         print(verdict_line(part), flush=True)
         if verdict.held or attempt == ATTEMPTS:
@@ -126,7 +126,7 @@ def _run(out: Path, part: Part, small: Config) -> Part:
 
 
 def _write(out: Path, part: Part, small: Config) -> Config:
-    """The profile and the config of a mode, as files; that config."""
+    """Write the profile and the config of a mode; returns that config."""
     goal, made = part.goal, part.design
     path = out / f"tunnel-{goal.mode.name}.toml"
     path.write_text(profile_toml(made.profile, _comment(goal, made)), encoding="utf-8")
@@ -137,8 +137,8 @@ def _write(out: Path, part: Part, small: Config) -> Config:
 
 def _comment(goal: Goal, made: Design) -> str:
     return (
-        f"isthmus tunnel: to the small model, {goal.mode.name}, what {goal.profile}\n"
-        f"is to {goal.config.run.name}. A second here is {made.scale.time:.4g} of the target's."
+        f"Made by isthmus tunnel for the small model, {goal.mode.name}: {goal.profile},\n"
+        f"the network of {goal.config.run.name}, scaled. A second here is {made.scale.time:.4g} s of the target's."
     )
 
 

@@ -1,4 +1,4 @@
-"""What asks questions of a run, beside the job: `plan` predicts, `tunnel` shrinks, `study` compares.
+"""The laboratory, which the job does not need: `plan` predicts, `tunnel` runs a small likeness, `study` compares.
 
 `in_process` is several nodes in one process, without sockets.
 """

@@ -44,7 +44,7 @@ TARGET = 0.03
 PAGE = """\
 # What compression costs beside a local training step
 
-Written by `make bench` (`tests/benchmarks/codec_cost.py`, whose head says what is timed).
+Written by `make bench`; the head of `tests/benchmarks/codec_cost.py` says what is timed.
 
 {table}
 

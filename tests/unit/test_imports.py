@@ -31,6 +31,7 @@ PURE_MODULES = [
     "netem.config",
     "netem.errors",
     "netem.names",
+    "netem.tables",
     "netem.verify.promise",
     "coordinator.assignment",
     "coordinator.barrier",

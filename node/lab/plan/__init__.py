@@ -1,9 +1,9 @@
-"""The planner: what a step takes, predicted from a config and a network, without running anything.
+"""The planner: the duration of a step, predicted from a config and a network, without running anything.
 
 Reading order: `work` (FLOPs and other work of a layer, by stage), `devices` and `costs` (from work to seconds),
-`lines` (links and NICs as arrays, and what they do to messages), `simulate` (one step, stage by stage, on all nodes),
+`lines` (links and NICs as arrays, and how they delay messages), `simulate` (one step, stage by stage, on all nodes),
 `averaging`, `memory`, `predict` (all of that for one config), `compare` (over nodes, rates, contexts), `text` and
-`picture`; `measured`, `fit` and `validate` set it against runs; `paper` against the paper's figures.
+`picture`. `fit`, `validate` and `trials` compare it with runs, `paper` with the paper's figures.
 
 Shapes: C chunks, R ranks (nodes). [C, R] is "chunk c, as rank r sees it".
 """

@@ -1,4 +1,4 @@
-"""What an averaging round takes: the ring of `node.train.averaging`, every hop as slow as the slowest link in it."""
+"""The duration of an averaging round: the ring of `node.train.averaging`, each hop as slow as its slowest link."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ FLOAT32_BYTES = 4
 
 
 def averaging_bytes(elements: int, ranks: int) -> float:
-    """Payload bytes that a node sends in one round, the mean over nodes."""
+    """Payload bytes that a node sends in one round; the mean over nodes."""
     return float(np.mean([ring.bytes_sent(elements, FLOAT32_BYTES, ranks, rank) for rank in range(ranks)]))
 
 
 def averaging_s(elements: int, lines: Lines) -> float:
-    """Seconds of one round of so many float32 numbers: 2(N−1) hops, buckets one after the other.
+    """Seconds of one round over `elements` float32 numbers: 2(N−1) hops, buckets one after the other.
 
-    A hop of one bucket takes its serialisation, and is there a latency later; the next hop of that bucket waits for it,
-    unless other buckets fill that time. Neither the sums nor the vote (a round trip to the coordinator) are counted.
+    A bucket takes its transmission time for one hop, and arrives one latency later. Its next hop waits for that, unless
+    other buckets fill the time. Neither the sums nor the vote (a round trip to the coordinator) are counted.
     """
     ranks = len(lines.up_bps)
     if ranks == 1:

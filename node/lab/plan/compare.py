@@ -20,7 +20,7 @@ NODES = (2, 4, 8, 16, 32, 64)
 
 
 class Curve(NamedTuple):
-    """One number of nodes over bandwidth."""
+    """Throughput over bandwidth for one number of nodes."""
 
     nodes: int
     tokens_per_s: tuple[float, ...]
@@ -30,10 +30,10 @@ class Curve(NamedTuple):
 def over_bandwidth(
     config: Config, costs: Costs, nodes: Sequence[int] = NODES, rates_bps: Sequence[float] = RATES_BPS
 ) -> list[Curve]:
-    """Tokens/s and utilisation with every line at these rates, in the config's scope and at its latencies.
+    """Tokens/s and utilisation with every line at each of these rates, in the config's scope and at its latencies.
 
-    The context stays, and each node has as many chunks as now; numbers of nodes into which it does not divide are left
-    out. A node of its own line or chunk count in the config is like the others here.
+    The context and the chunks of each node stay as they are; numbers of nodes into which the context does not divide
+    are left out. Nodes to which the config gives another line or number of chunks are treated like all others.
     """
     profile = resolve(config.net)
     even = msgspec.structs.replace(
@@ -58,7 +58,7 @@ def over_bandwidth(
 
 
 def with_nodes(config: Config, nodes: int) -> Config | None:
-    """The same on so many nodes, each with as many chunks; None where the context does not divide into them."""
+    """The config on `nodes` nodes with as many chunks each; None where the context does not divide into the chunks."""
     per_node = max(1, config.model.chunks // config.coordinator.nodes)
     chunks = nodes * per_node
     if config.model.context % chunks:
@@ -71,7 +71,7 @@ def with_nodes(config: Config, nodes: int) -> Config | None:
 
 
 def with_context(config: Config, context: int) -> Config:
-    """The same with another context. Raises `ConfigError` where it does not divide into the chunks."""
+    """The config with another context. Raises `ConfigError` where it does not divide into the chunks."""
     model = msgspec.structs.replace(config.model, context=context)
     if context < 1:
         raise ConfigError(f"--contexts {context}: expected whole numbers of tokens, such as 131072")

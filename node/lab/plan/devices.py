@@ -1,8 +1,8 @@
-"""Devices as data: peak rate of dense matrix products in what `run.device` computes in, and memory.
+"""Devices as data: peak rate of dense matrix products in the number format of training, and memory.
 
-Makers' data sheets, dense (not sparse) figures: bfloat16 with float32 accumulation on GPUs. `cpu` is one core with
-AVX-512 in float32 and some memory, round figures and nobody's data sheet; `isthmus plan --fit` measures yours. What
-share of the peak a training step reaches (MFU) is not the device's: it is stated apart.
+Figures are from the makers' data sheets, dense (not sparse): bfloat16 with float32 accumulation on GPUs. `cpu` is one
+core with AVX-512 in float32, in round figures from no data sheet; `isthmus plan --fit` measures a real one. The share
+of the peak that a training step reaches (MFU) does not belong to a device; it is given separately.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from netem.errors import ConfigError
 
 
 class Device(NamedTuple):
-    """One device that a node computes on."""
+    """A device on which a node computes."""
 
     name: str
     peak_flops_per_s: float
     memory_bytes: float
     half_width: bool
-    """Whether activations are in bfloat16 (autocast), else in float32."""
+    """True where activations are in bfloat16 (autocast), false where they are in float32."""
 
 
 DEVICES = {

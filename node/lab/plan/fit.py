@@ -1,8 +1,8 @@
-"""Costs fitted to measured runs: six named figures, by least squares through the simulation.
+"""Costs fitted to measured runs: six figures, by least squares through the simulation.
 
-What is made small is the relative error of each run's step, and (half as much) of what its nodes computed. Each figure
-stays near what a plain CPU core was seen to need unless the runs say otherwise: a weak prior (`STIFFNESS`), without
-which few runs, or runs that are alike, would leave some of the six undetermined.
+The fit minimises the relative error of each run's step, and, at half the weight, of the compute time of its nodes. A
+weak prior (`STIFFNESS`) keeps each figure near the value measured on a plain CPU core unless the runs contradict it;
+without the prior, few or similar runs would leave some of the six undetermined.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ import numpy as np
 
 from netem.errors import ConfigError
 from netem.profile import resolve
+from node.lab.measured import Measured
 from node.lab.plan.costs import Costs
 from node.lab.plan.lines import Lines, lines_of
-from node.lab.plan.measured import Measured
 from node.lab.plan.predict import Model
 from node.lab.plan.work import Array
 
 NAMES = ("flops_per_s", "element_s", "call_s", "message_s", "byte_s", "step_s")
 PRIOR = Costs(flops_per_s=3e10, element_s=1e-9, call_s=3e-4, message_s=3e-4, byte_s=1e-9, step_s=5e-3)
 STIFFNESS = 0.02
-"""Weight of e-fold away from the prior against an error of the step of 100 %."""
+"""Weight of a deviation by a factor e from the prior, relative to an error of 100 % in a step."""
 BUSY_WEIGHT = 0.5
 ROUNDS = 25
 STEP_LIMIT = 1.0
-"""A round changes no figure by more than e-fold."""
+"""Most that a round changes the logarithm of a figure: a factor e."""
 DIFFERENCE = 1e-3
 
 
@@ -41,20 +41,21 @@ class Case(NamedTuple):
     lines: Lines
 
     def predict(self, costs: Costs) -> tuple[float, float]:
-        """An ordinary step, and what a node computes in it (mean over nodes)."""
+        """Seconds of an ordinary step, and of a node's compute in it (mean over nodes)."""
         outcome = self.model.simulate(costs, self.lines)
         rounds_s = self.model.averaging_s(self.lines) if self.measured.config.train.sync_every == 1 else 0.0
         return outcome.step_s + rounds_s, float(outcome.busy_s.mean())
 
 
 def case(measured: Measured) -> Case:
-    """Raises `ConfigError` where the run's network can no longer be read."""
+    """The run with its model and lines. Raises `ConfigError` where its network can no longer be read."""
     config = measured.config
     return Case(measured, Model(config), lines_of(resolve(config.net), config.coordinator.nodes))
 
 
 def fit(runs: Sequence[Case], cores: int | None = None) -> Costs:
-    """The costs under which these runs come out best. `cores`: those that all nodes of a run share (default: here)."""
+    """The costs that predict these runs best. `cores` is the number that all nodes of a run share, by default the cores
+    of this machine."""
     if not runs:
         raise ConfigError("--fit: give at least one run, such as outputs/tiny/metrics.jsonl")
     if any(run.measured.config.run.device != "cpu" for run in runs):

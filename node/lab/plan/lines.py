@@ -1,13 +1,13 @@
-"""Links and NICs between ranks as arrays, and what they do to messages: the planner's network.
+"""The planner's network: links and NICs between ranks as arrays, and how they delay messages.
 
 A link carries its messages one after the other. A NIC's sending side serves all its links in equal turns, as `netem`'s
-deficit round robin does; its receiving side takes what comes in order. Rates are fluid: no segments, no headers (both
-under 1 % from messages of some segments on), no jitter, no loss, and no window: a sender is not held back by a receiver
-that is slow, what it sent queues before that receiver's NIC.
+deficit round robin does; its receiving side serves messages in order of arrival. Rates are fluid: there are no segments
+and no headers (each under 1 % for messages of several segments), no jitter, no loss, and no window, so a slow receiver
+never holds a sender back: messages queue before the receiver's NIC.
 
-Queues are kept from one layer to the next as the time until which a line is taken. That is exact where messages of a
-later layer do not overtake earlier ones, which links never let them; at a NIC it is within 3 % in all cases that
-tests/unit/node/lab/test_plan_simulate.py sets against a simulation segment by segment.
+From one layer to the next, a queue is kept as the time until which a line is busy. That is exact where no message
+overtakes one of an earlier layer, which is always so on a link. At a NIC it is within 3 % in all cases of
+tests/unit/node/lab/test_plan_simulate.py, which compares it with a simulation segment by segment.
 
 Shapes: R ranks, C chunks; [R, R] is [sender, receiver]; K places of flows that one NIC receives.
 """
@@ -27,11 +27,11 @@ from node.lab.plan.work import Array, reading
 Indices = npt.NDArray[np.intp]
 
 LEAST_S = 1e-12
-"""Of a message that comes all at once."""
+"""Duration of a message that arrives at one instant."""
 
 
 class Lines(NamedTuple):
-    """A network in numbers; infinite where a rate is unlimited."""
+    """Rates and latencies by rank; a rate is infinite where it is unlimited."""
 
     link_bps: Array
     latency_s: Array
@@ -68,7 +68,7 @@ def lines_of(profile: Profile, ranks: int) -> Lines:
 
 
 class Flows(NamedTuple):
-    """The messages of one layer in one direction, grouped by the NIC that receives them: [K, R], padded."""
+    """The messages of one layer in one direction, grouped by the receiving NIC: [K, R]. `used` is false for padding."""
 
     chunk: Indices
     peer: Indices
@@ -76,7 +76,7 @@ class Flows(NamedTuple):
 
 
 class Traffic:
-    """What is on the way, over one step. Times are seconds; infinities stand for "no such message"."""
+    """The messages of one step. Times are in seconds; an infinite time means that there is no such message."""
 
     def __init__(self, lines: Lines, assignment: Assignment) -> None:
         self.lines = lines
@@ -103,9 +103,9 @@ class Traffic:
         self.sent_bytes = np.zeros((ranks, ranks))
 
     def publish(self, at_R: Array, nbytes: float) -> Array:
-        """Every chunk leaves for its readers at its owner's time; when each reader has it, [C, R].
+        """Send every chunk to its readers at its owner's time. Returns when each reader has it, [C, R].
 
-        An owner's chunks leave in order, each to all its readers at once: their links have equal turns at its NIC.
+        An owner's chunks leave in order, each to all its readers at once: their links take equal turns at its NIC.
         """
         begins, ends = np.full(self.remote.shape, -np.inf), np.full(self.remote.shape, -np.inf)
         up_s = 8 * nbytes * self._readers / self.lines.up_bps[self._owner]
@@ -126,7 +126,7 @@ class Traffic:
         return self._received(begins + latency_s, ends + latency_s, nbytes, self._to_readers)
 
     def send_back(self, at_CR: Array, nbytes: float) -> Array:
-        """Each reader's gradient of a chunk leaves for the chunk's owner at its own time; when it is there, [C, R]."""
+        """Send each reader's gradient of a chunk to the chunk's owner. Returns when it has arrived, [C, R]."""
         remote = self.remote
         order = np.argsort(np.where(remote, at_CR, np.inf), axis=0, kind="stable")
         ranks = np.arange(remote.shape[1])
@@ -147,8 +147,8 @@ class Traffic:
         return self._received(begins + latency_s, ends + latency_s, nbytes, self._to_owners)
 
     def hand_on(self, at_R: Array, nbytes: float, back: bool = False) -> Array:
-        """θ of each chunk to the owner of the next (or its gradient back), behind what is on that link: when each rank
-        has all of its own, [R]."""
+        """Send θ of each chunk to the owner of the next (or its gradient back), behind earlier messages on that link.
+        Returns when each rank has all of its own, [R]."""
         source, target = self._owner[:-1], self._owner[1:]
         source, target = (target, source) if back else (source, target)
         moves = source != target
@@ -162,10 +162,10 @@ class Traffic:
         return arrived
 
     def _turns(self, at_CR: Array, nbytes: float, order: Indices) -> Array:
-        """When the sending NICs are through with messages of one size that come one by one, each link in its turn.
+        """When the sending NICs have sent messages of one size that are handed over one by one, links in turns.
 
-        Processor sharing by virtual time, which runs at 1 / (messages under way): a message that comes at virtual time
-        v is through at v + its own service. Messages are through in the order in which they came, since all are equal.
+        This is processor sharing by virtual time, which runs at 1 / (messages being sent): a message handed over at
+        virtual time v is done at v + its own service. All are equal, so they are done in the order of handing over.
         """
         through = np.where(self.remote, at_CR, -np.inf)
         up_bps = self.lines.up_bps
@@ -178,7 +178,7 @@ class Traffic:
         return through
 
     def _received(self, begins: Array, ends: Array, nbytes: float, flows: Flows) -> Array:
-        """When the receiving NICs are through with messages that trickle in from `begins` to `ends`, both [C, R]."""
+        """When the receiving NICs are done with messages that arrive evenly from `begins` to `ends`, both [C, R]."""
         if not np.isfinite(self.lines.down_bps).any():
             return ends
         arrived = np.full_like(ends, -np.inf)
@@ -201,7 +201,7 @@ class Traffic:
 
 
 def shared_service(starts: Array, service_s: float) -> Array:
-    """Ends of equal services that begin at `starts` (rising) at one server that shares itself equally."""
+    """Ends of equal services that begin at `starts` (rising), at one server whose rate is shared equally."""
     ends = np.empty_like(starts)
     now, virtual, next_out = 0.0, 0.0, 0
     tags: list[float] = []
@@ -225,8 +225,8 @@ def shared_service(starts: Array, service_s: float) -> Array:
 
 
 def in_order(begins: Array, ends: Array, service_s: float, free_at: float) -> tuple[Array, float]:
-    """When a server, busy until `free_at`, is through with fluid that comes in evenly from `begins` to `ends`, in order
-    of coming; and when it is free again."""
+    """When a server that is busy until `free_at` is done with fluids that arrive evenly from `begins` to `ends`, served
+    in order of arrival; and when it is free again."""
     ends = np.maximum(ends, begins + LEAST_S * np.maximum(1.0, np.abs(begins)) + LEAST_S)
     times = np.concatenate([begins, ends])
     slopes = service_s / (ends - begins)

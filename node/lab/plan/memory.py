@@ -1,5 +1,6 @@
-"""Memory of the fullest node, by what it is for: what autograd keeps between forward and backward, counted tensor by
-tensor as `node.model` is written; allocators' slack, kernels' workspace and the CUDA context are not counted."""
+"""Memory of the fullest node by purpose. Activations are the tensors that autograd keeps between forward and backward,
+counted one by one as `node.model` is written; the allocator's slack, the workspace of kernels and the CUDA context are
+not counted."""
 
 from __future__ import annotations
 
@@ -21,22 +22,22 @@ class Memory(NamedTuple):
     gradients: float
     adam: float
     activations: float
-    """Of the layers, own chunks."""
+    """Kept for the layers, for own chunks."""
     remote: float
-    """Decoded keys and values of other chunks, which the backward of the attention needs."""
+    """Decoded keys and values of other chunks, kept for the backward of the attention."""
     logits: float
     """Logits, their float32 copy, the log-probabilities and the gradient, at the peak."""
     payloads: float
-    """Received payloads that are kept, and what is under way of one layer, in both directions (host memory)."""
+    """Received payloads that are kept, and those of one layer in flight, in both directions (in host memory)."""
 
     @property
     def device(self) -> float:
-        """All that is on the device."""
+        """Bytes on the device: all but the payloads."""
         return sum(self) - self.payloads
 
 
 def memory(config: Config, spec: PassSpec, payload: PayloadFormat, device: Device) -> Memory:
-    """The node that needs most."""
+    """Memory of the node that needs most."""
     assignment = config.assignment()
     each = [_of_rank(config, spec, payload, device, rank) for rank in range(assignment.n_ranks)]
     return max(each, key=lambda node: node.device)

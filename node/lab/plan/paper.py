@@ -1,7 +1,8 @@
-"""The paper's throughputs as the planner sees them: `python -m node.lab.plan.paper` writes docs/netem/paper.md.
+"""The paper's throughputs, predicted by the planner: `python -m node.lab.plan.paper` writes docs/netem/paper.md.
 
-Its setting is configs/paper-800m.toml on eight A100s. The paper says neither what has the 300 Mbit/s, nor who owns
-which chunk, nor what share of the peak it reaches; so both are varied, and the MFU is that of its own centralized run.
+Its setting is configs/paper-800m.toml on eight A100s. The paper does not say whether a link or a NIC has the 300
+Mbit/s, which node owns which chunk, or which share of the peak it reaches. So the first two are varied, and the MFU is
+that of the paper's own centralized run.
 """
 
 from __future__ import annotations
@@ -13,12 +14,13 @@ import numpy as np
 
 from netem.network import Scope
 from netem.profile import resolve
+from netem.tables import markdown_table
 from node.config import Config, load_config
 from node.lab.plan.costs import Costs, stated
 from node.lab.plan.devices import device
 from node.lab.plan.lines import lines_of
 from node.lab.plan.predict import Model, needed_bps, predict, unlimited
-from node.lab.plan.text import markdown, rate, seconds
+from node.lab.plan.text import rate, seconds
 
 CONFIG = Path("configs/paper-800m.toml")
 DOCUMENT = Path("docs/netem/paper.md")
@@ -26,7 +28,7 @@ CENTRALIZED, COMPRESSED, UNCOMPRESSED = 56_000.0, 55_000.0, 2_700.0
 """Tokens/s that the paper reports."""
 SYNC_EVERY = 200
 INSTANT = Costs(flops_per_s=1e30)
-"""Computes in no time: what is left is the network's."""
+"""Compute in no time, so that only the time of the network is left."""
 MOST_MFU = 0.8
 """No training step is known to reach more of a GPU's peak."""
 
@@ -37,7 +39,7 @@ class Setting(NamedTuple):
     what: str
     settings: tuple[str, ...]
     tokens_per_s: float
-    """What the paper reports; for a variant of ours, of the run that it varies."""
+    """The paper's figure; for a variant of ours, that of the run that it varies."""
 
 
 NARROW = ("--net.rate=300 Mbit/s", "--net.latency=25 ms")
@@ -63,7 +65,7 @@ OURS = (
     Setting("a tenth of all layers' bytes, in int4", (*SPECTRUM, *NARROW), COMPRESSED),
 )
 OUR_MFU = 0.4
-"""What `isthmus plan` states unless it is told otherwise."""
+"""The default MFU of `isthmus plan`."""
 OWNERSHIPS = {
     "one chunk a node": (),
     "two a node, zigzag": ("--model.chunks=16", "--coordinator.assignment=zigzag"),
@@ -74,26 +76,26 @@ EXCHANGE_ONLY = ("--train.sync_every=1000000000", "--train.checkpoint_every=0", 
 
 
 class Line(NamedTuple):
-    """What is predicted for one setting, scope and ownership, averaging left out."""
+    """The prediction for one setting, scope and ownership, without averaging."""
 
     model: Model
     step_s: float
     apart_s: float
     """With nothing overlapped: all compute, then all communication."""
     needs_bps: float | None
-    """For the paper's tokens/s."""
+    """The rate of each line at which the paper's tokens/s are reached."""
     averaging_s: float
     """One round."""
 
 
 def config_of(settings: tuple[str, ...], owned: tuple[str, ...], scope: Scope) -> Config:
-    """The paper's config so changed."""
+    """The paper's config with these changes."""
     fixed = ("--coordinator.address=tcp://127.0.0.1:0", "--net.profile=unshaped", f"--net.scope={scope}")
     return load_config(CONFIG, [*fixed, *EXCHANGE_ONLY, *settings, *owned])
 
 
 def mfu_of(config: Config, tokens_per_s: float) -> float:
-    """The MFU at which this network makes so many tokens/s; above 1 where no device does."""
+    """The MFU at which the config makes `tokens_per_s` on its network; above 1 where no device can."""
     model, lines = Model(config), lines_of(resolve(config.net), config.coordinator.nodes)
     peak = device("a100").peak_flops_per_s
 
@@ -130,13 +132,13 @@ def document() -> str:
         parts += [
             f"## {ownership[0].upper()}{ownership[1:]}",
             f"The centralized run makes {CENTRALIZED:,.0f} tokens/s at an MFU of {mfu:.0%}{note}. At that MFU:",
-            "\n".join(_table(owned, stated(device("a100"), min(mfu, 1.0)))),
+            _table(owned, stated(device("a100"), min(mfu, 1.0))),
         ]
-    parts += ["## Our own configuration", OURS_INTRODUCTION, "\n".join(_ours())]
+    parts += ["## Our own configuration", OURS_INTRODUCTION, _ours()]
     return "\n\n".join([*parts, READING]) + "\n"
 
 
-def _table(owned: tuple[str, ...], costs: Costs) -> list[str]:
+def _table(owned: tuple[str, ...], costs: Costs) -> str:
     head = [
         "what, at 300 Mbit/s",
         "rate of each",
@@ -163,10 +165,10 @@ def _table(owned: tuple[str, ...], costs: Costs) -> list[str]:
                     "no bandwidth" if line.needs_bps is None else rate(line.needs_bps),
                 ]
             )
-    return markdown(head, rows)
+    return markdown_table(head, rows)
 
 
-def _ours() -> list[str]:
+def _ours() -> str:
     head = ["what", "rate of each", "step", "tokens/s", "utilisation", "paper", "for 90 %", "bottleneck"]
     on, rows = device("a100"), []
     for setting in OURS:
@@ -187,7 +189,7 @@ def _ours() -> list[str]:
                     plan.bottleneck.partition(" ")[0],
                 ]
             )
-    return markdown(head, rows)
+    return markdown_table(head, rows)
 
 
 INTRODUCTION = """# The paper's throughputs, planned
@@ -195,33 +197,36 @@ INTRODUCTION = """# The paper's throughputs, planned
 Made by `python -m node.lab.plan.paper`; nothing was run. Setting: configs/paper-800m.toml (793 M parameters, 131,072
 tokens of context, bfloat16 payloads) on eight A100s, 25 ms from each other. The paper reports 56K tokens/s centralized
 at 100 Gbit/s, 55K compressed and 2.7K uncompressed at 300 Mbit/s. It does not say whether a link or a NIC has that
-rate, nor who owns which chunk; here are both. The columns: "not overlapped" is the same run with all compute first and
-all communication after it; "averaging" what rounds of all parameters every 200 steps add, which no other column has;
-"paper" what it reports for that kind of run; "it needs" the rate of each line at which the planner gets there."""
+rate, or which node owns which chunk; both are shown here. Columns: "not overlapped" is the same run with all compute
+first and all communication after it; "averaging" is the addition by rounds of all parameters every 200 steps, which no
+other column includes; "paper" is the paper's figure for that kind of run; "it needs" is the rate of each line at which
+the planner reaches that figure."""
 
-OURS_INTRODUCTION = f"""What configs/paper-800m.toml does as it stands: one chunk a node, at the MFU of {OUR_MFU:.0%}
-that `isthmus plan` states, averaging included; and the same with what docs/study/frontier.md found best in small at a
-tenth of the bytes (all layers, ranks by spectrum, int4). Utilisation is of the same nodes on a network without limits;
-"for 90 %" the rate of each line at which that is reached; the bottleneck is what it helps most to double or spare."""
+OURS_INTRODUCTION = f"""These are predictions for configs/paper-800m.toml as it is: one chunk a node, at the MFU of
+{OUR_MFU:.0%} that `isthmus plan` assumes, averaging included. One row has the setting that docs/study/frontier.md found
+best in small at a tenth of the bytes (all layers, ranks by spectrum, int4). Utilisation is relative to the same nodes
+on a network without limits; "for 90 %" is the rate of each line at which 90 % is reached; the bottleneck is the part
+whose doubling or removal helps most."""
 
-READING = """## What this says
+READING = """## Conclusions
 
-- **2.7K uncompressed** can only be a rate of links: a NIC of 300 Mbit/s shared by all peers gives an eighth of it. But
-  even on links of their own, K and V of a chunk (134 MB) take 3.6 s, sixteen times a step: 57 s where 2.7K tokens/s
-  leave 48.5 s. It takes 360 Mbit/s, or fewer bytes than K and V of all layers in bfloat16, there and back.
-- **55K compressed** leaves 2.4 s a step, and the last layer, sent whole as in the paper, takes 7.2 s of each link
-  alone. No overlap mends that. With the last layer compressed too (at a milder rank), links of their own give more than
-  half of it, in int8 three quarters or more; what either costs in loss is not the planner's to say.
-- **56K centralized** asks for a far better MFU with one chunk a node, where the last node attends to everything and all
-  others wait for it, than with two dealt zigzag, which balances that. Zigzag sends half as many bytes again: each chunk
-  is half as long, but every node reads from every other.
-- Overlap is worth up to half again as much where compute and wire take about as long, and next to nothing where the
-  wire takes all the time.
-- So the three figures do not follow from one network, one schedule and one MFU. What is above is what this system would
-  do by its own formulas, with nothing lost to kernels, segments or waiting for memory: not a reproduction.
+- **2.7K uncompressed** is possible only if each link has the 300 Mbit/s: a NIC of that rate, shared by all peers, gives
+  an eighth of it. But even on separate links, K and V of a chunk (134 MB) take 3.6 s, sixteen times a step: 57 s, where
+  2.7K tokens/s leave 48.5 s. It takes 360 Mbit/s, or fewer bytes than K and V of all layers in bfloat16 in both
+  directions.
+- **55K compressed** leaves 2.4 s a step, and the last layer alone, sent whole as in the paper, occupies each link for
+  7.2 s. No overlap can hide that. With the last layer compressed too (at a milder rank), separate links give more than
+  half of it, and in int8 three quarters or more; the planner cannot tell what either costs in loss.
+- **56K centralized** needs a far better MFU with one chunk a node, where the last node attends to everything and all
+  others wait for it, than with two chunks in zigzag order, which balances the nodes. Zigzag sends half as many bytes
+  again: each chunk is half as long, but every node reads from every other.
+- Overlap gains up to half the speed again where compute and wire take about the same time, and almost nothing where the
+  wire takes nearly all of it.
+- So the three figures do not follow from one network, one schedule and one MFU. The tables above show what this system
+  would do by its own formulas, without losses to kernels, segments or waiting for memory. They are no reproduction.
 
-The MFU counts what is needed: products, twice that in the backward, and attention under the causal mask, 2.5 times that
-in the backward."""
+The MFU counts the necessary work: matrix products, twice that in the backward, and attention under the causal mask, 2.5
+times that in the backward."""
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""The plan's picture: tokens/s and utilisation over bandwidth, a line for each number of nodes."""
+"""The picture of a plan: tokens/s and utilisation over bandwidth, with a line for each number of nodes."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""A plan: one config on one network with one kind of device, as far as it can be known without running it.
+"""The prediction for one config on one network with one kind of device.
 
-`Model` holds what does not change with the network, so that many networks can be tried (`Model.step_s`, bisection).
-Utilisation is the step on a network without limits (the same schedule, the same imbalance) over the step as it is: the
-share that the network leaves of what these nodes could do.
+`Model` holds all that does not depend on the network, so that many networks can be tried (`Model.step_s`, bisection).
+Utilisation is the duration of the step on a network without limits (same schedule, same imbalance) over its duration on
+this network.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from node.lab.plan.work import head_work, layer_work, optimizer_work, parameters
 UTILISATIONS = (0.5, 0.9, 0.95)
 LEAST_BPS, MOST_BPS = 1e4, 1e15
 PRECISION = 1.01
-"""Factor to which a bandwidth is sought."""
+"""A bandwidth is searched to this factor."""
 
 
 class Model:
@@ -83,26 +83,26 @@ class Model:
 
 
 class Bandwidth(NamedTuple):
-    """What the network would need for a utilisation; None where latency alone forbids it."""
+    """The rate at which a utilisation is reached; None where latency alone makes it impossible."""
 
     utilisation: float
     rate_bps: float | None
 
 
 class Remedy(NamedTuple):
-    """Something better, and the step with it."""
+    """An improvement, and the duration of a step with it."""
 
     what: str
     step_s: float
 
 
-class Plan(msgspec.Struct, frozen=True, kw_only=True):
-    """What is predicted, per step; times in seconds."""
+class Prediction(msgspec.Struct, frozen=True, kw_only=True):
+    """The figures of a step; times in seconds."""
 
     network: str
     scope: str
     dilation: float
-    """Times are the wall clock's: an emulated second takes so many."""
+    """Wall-clock seconds in one second of the emulated network. All times here are of the wall clock."""
     nodes: int
     chunks: int
     context: int
@@ -110,22 +110,22 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     parameters: int
     flops: float
     step_s: float
-    """With its part of an averaging round."""
+    """With its share of an averaging round."""
     exchange_step_s: float
-    """Without: an ordinary step."""
+    """An ordinary step, without averaging."""
     free_s: float
-    """An ordinary step on a network without limits: compute, and waiting for nodes that have more of it."""
+    """An ordinary step on a network without limits: compute, and waiting for nodes that compute longer."""
     compute_s: tuple[float, ...]
     """By node."""
     waited_s: tuple[float, ...]
-    """By node: for messages, amid the step."""
+    """By node: waiting for messages in the middle of the step."""
     communication_s: float
-    """The longest that one link or NIC is taken by the exchange."""
+    """The longest time that the exchange occupies one link or NIC."""
     averaging_s: float
     """One round."""
     sync_every: int
     averaging_bytes: float
-    """Of one node and round, mean."""
+    """Sent by a node in one round; the mean over nodes."""
     sent_bytes: tuple[tuple[float, ...], ...]
     """By sender and receiver, exchange only."""
     memory: Memory
@@ -139,8 +139,13 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         return self.tokens / self.step_s
 
     @property
+    def fits(self) -> bool:
+        """Whether the fullest node's device has the memory."""
+        return self.memory.device <= self.memory_limit_bytes
+
+    @property
     def exposed_s(self) -> float:
-        """Communication that compute does not hide, averaging included: what a network without limits would save."""
+        """Communication that compute does not hide, averaging included."""
         return self.step_s - self.free_s
 
     @property
@@ -148,8 +153,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         return self.free_s / self.step_s
 
 
-def predict(config: Config, costs: Costs, device: Device) -> Plan:
-    """Plan a config. Raises `ConfigError` where the network or the payloads are no good."""
+def predict(config: Config, costs: Costs, device: Device) -> Prediction:
+    """Predict a config. Raises `ConfigError` where the network or the payloads are impossible."""
     profile = resolve(config.net)
     model = Model(config)
     lines = lines_of(profile, config.coordinator.nodes)
@@ -158,7 +163,7 @@ def predict(config: Config, costs: Costs, device: Device) -> Plan:
     round_s = model.averaging_s(lines)
     step_s = outcome.step_s + round_s / config.train.sync_every
     remedies = _remedies(model, costs, lines, outcome.step_s, round_s)
-    return Plan(
+    return Prediction(
         network=str(profile),
         scope=profile.scope,
         dilation=profile.dilation,
@@ -192,10 +197,8 @@ def unlimited(lines: Lines) -> Lines:
 
 
 def needed_bps(model: Model, costs: Costs, lines: Lines, step_s: float, least_bps: float = LEAST_BPS) -> float | None:
-    """The slowest line's rate at which a step takes `step_s`, all rates in proportion; None where none is enough.
-
-    Averaging is included. Sought from `least_bps` upwards, by bisection on the simulation.
-    """
+    """The rate of the slowest line at which a step takes `step_s`, with all rates in proportion; None where no rate is
+    enough. Averaging is included. The search is a bisection on the simulation, from `least_bps` upwards."""
     slowest_bps = lines.slowest_bps()
 
     def reaches(rate_bps: float) -> bool:
@@ -213,7 +216,7 @@ def needed_bps(model: Model, costs: Costs, lines: Lines, step_s: float, least_bp
 
 
 def _bandwidths(model: Model, costs: Costs, lines: Lines, free_s: float) -> tuple[Bandwidth, ...]:
-    """Each utilisation takes at least what the one before it does. One node needs none."""
+    """The rates for `UTILISATIONS`, which rise with them. One node needs no network."""
     found: list[Bandwidth] = []
     if model.step.assignment.n_ranks == 1:
         return ()
@@ -226,7 +229,7 @@ def _bandwidths(model: Model, costs: Costs, lines: Lines, free_s: float) -> tupl
 
 
 def _at_least_one_rate(lines: Lines, profile: Profile) -> Lines:
-    """Lines that can be scaled: where nothing is limited, links or NICs (as the scope says) that are alike."""
+    """Lines that can be scaled: where nothing is limited, all links or NICs (as the scope says) get the same rate."""
     if np.isfinite(lines.slowest_bps()):
         return lines
     if profile.scope == "nic":
@@ -237,7 +240,7 @@ def _at_least_one_rate(lines: Lines, profile: Profile) -> Lines:
 
 
 def _busiest(outcome: Outcome, lines: Lines) -> tuple[str, float]:
-    """The link or NIC that the exchange takes longest, by name, and for how long."""
+    """The name of the link or NIC that the exchange occupies longest, and for how long."""
     bits = 8 * outcome.sent_bytes
     links, ups, downs = bits / lines.link_bps, bits.sum(1) / lines.up_bps, bits.sum(0) / lines.down_bps
     source, target = np.unravel_index(int(links.argmax()), links.shape)
@@ -249,7 +252,7 @@ def _busiest(outcome: Outcome, lines: Lines) -> tuple[str, float]:
     taken_s, name = max(found, key=lambda kind: float(kind[0].max()))
     longest_s = float(taken_s.max())
     alike = int((taken_s > longest_s * (1 - 1e-3)).sum()) - 1
-    return f"{name}, and {alike} taken as long" if alike and longest_s > 0 else name, longest_s
+    return f"{name}, and {alike} more as busy" if alike and longest_s > 0 else name, longest_s
 
 
 COMPUTE, BANDWIDTH, LATENCY, AVERAGING = (
@@ -272,7 +275,7 @@ def _remedies(model: Model, costs: Costs, lines: Lines, exchange_s: float, round
 
 
 def _bottleneck(remedies: tuple[Remedy, ...], busiest: str, step_s: float, config: Config) -> str:
-    """The remedy that helps most names it. Bandwidth there means that of the exchange; rounds stand for themselves."""
+    """The cause that the best remedy removes. More bandwidth helps both, but averaging has a name of its own."""
     best = min(remedies, key=lambda remedy: remedy.step_s)
     if best.what == COMPUTE or best.step_s > step_s * (1 - 1e-6):
         return "compute"

@@ -1,13 +1,13 @@
-"""One training step on all nodes, simulated: when each stage begins and ends, who waits, and for how long.
+"""One training step, simulated on all nodes: when each stage begins and ends, which nodes wait, and for how long.
 
-The order of events is that of `node.model.llama.Attention.forward`, `node.exchange.chunks` and autograd: payloads leave
-before the own chunk is attended to; own chunks' blocks, then others' in order of arrival; in the backward the blocks in
-the reverse of that order, each gradient leaving before the next block is computed; then the own chunk, then the wait
-for all readers' gradients. A node does one thing at a time, sending and receiving cost it nothing but what `costs`
-says, and it is never held back from sending.
+The order of events is that of `node.model.exchanged`, `node.exchange.chunks` and autograd: payloads leave before the
+own chunk is attended to; then come the blocks of own chunks, then those of others in order of arrival. In
+the backward the blocks come in reverse, and each gradient leaves before the next block is computed; then comes the own
+chunk, then the wait for the gradients of all readers. A node does one thing at a time. Sending and receiving cost it
+only the time in `costs`, and nothing ever holds it back from sending.
 
-What a node does in a layer depends on others only through that layer's messages, so a step is simulated layer by layer,
-all nodes at once, and needs no queue of events: 64 nodes and 32 layers take a fraction of a second.
+In each layer, a node depends on others only through the messages of that layer. So a step is simulated layer by layer,
+all nodes at once, without a queue of events: 64 nodes and 32 layers take a fraction of a second.
 
 Shapes: R ranks, C chunks.
 """
@@ -26,16 +26,16 @@ from node.lab.plan.work import Array, LayerWork, Reading, Work, reading
 
 
 class Layer(NamedTuple):
-    """What one layer computes and sends."""
+    """The work and the messages of one layer."""
 
     work: LayerWork
     payload_bytes: float
-    """Of one chunk, to one reader, one way; 0 where nothing is exchanged."""
+    """Payload of one chunk, to one reader, one way; 0 where nothing is exchanged."""
     theta_bytes: float = 0.0
 
 
 class StepWork(NamedTuple):
-    """A whole step. Layers of one kind are one object: their times are computed once."""
+    """A whole step. Layers of one kind are one object, so that their times are computed once."""
 
     assignment: Assignment
     layers: Sequence[Layer]
@@ -45,16 +45,16 @@ class StepWork(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """A step, without averaging."""
+    """A step without averaging."""
 
     step_s: float
-    """Until the last node is done."""
+    """Time until the last node is done."""
     ends_s: Array
-    """[R] when each is done."""
+    """[R] when each node is done."""
     busy_s: Array
-    """[R] what each computes."""
+    """[R] compute time of each node."""
     waited_s: Array
-    """[R] what each waits for messages amid the step (`exposed_s` in metrics.jsonl)."""
+    """[R] time that each node waits for messages within the step (`exposed_s` in metrics.jsonl)."""
     sent_bytes: Array
     """[R, R] payload bytes by link."""
 
@@ -70,8 +70,8 @@ SHARING_ROUNDS, SHARING_PRECISION = 30, 1e-3
 
 
 def simulate(step: StepWork, costs: Costs, lines: Lines) -> Outcome:
-    """One step. Where nodes share cores, each is slowed by those that compute while it does: found by going round, from
-    how much each was slowed to who computed when, and back."""
+    """One step. Where nodes share cores, each is slowed by others that compute at the same time. By how much depends on
+    when they compute, and that on how much they are slowed, so both are found by iteration."""
     slower_R = np.ones(step.assignment.n_ranks)
     run = _simulate(step, costs, lines, slower_R)
     if 0 < costs.cores < len(slower_R):
@@ -85,8 +85,8 @@ def simulate(step: StepWork, costs: Costs, lines: Lines) -> Outcome:
 
 
 def crowding(computes: Sequence[Array], cores: int) -> Array:
-    """How much slower than alone each node is, [R], that computes from [:, 0] to [:, 1] of its spans; cores are shared
-    evenly by those that compute at the same time."""
+    """By what factor each node is slowed, [R]. A node computes from [:, 0] to [:, 1] of its spans; nodes that compute
+    at the same time share the cores evenly."""
     times = np.unique(np.concatenate([spans.ravel() for spans in computes]))
     lengths = np.diff(times)
     active = np.zeros((len(computes), len(times)))
@@ -120,7 +120,7 @@ def _simulate(step: StepWork, costs: Costs, lines: Lines, slower_R: Array) -> _R
 
 
 class _Run:
-    """The nodes' clocks as they go through the layers."""
+    """The clocks of all nodes on their way through the layers."""
 
     def __init__(self, assignment: Assignment, who: Reading, lines: Lines) -> None:
         self.traffic = Traffic(lines, assignment)
@@ -183,9 +183,9 @@ class _Run:
         self.compute(times.before)
 
     def _attend(self, arrived: Array, block_s: Array) -> None:
-        """Blocks of other nodes' chunks as they come: the last of those that come late decides when all are done."""
+        """Compute the blocks of other nodes' chunks in order of arrival."""
         there = np.where(self._remote, np.maximum(arrived, self.now), np.inf)
-        order = np.argsort(there, axis=0, kind="stable")  # of those that wait already, the first chunk first
+        order = np.argsort(there, axis=0, kind="stable")  # chunks that are there already go by their number
         self._orders.append(order)
         blocks = np.take_along_axis(np.where(self._remote, block_s, 0.0), order, 0)
         came = np.take_along_axis(np.where(self._remote, arrived, -np.inf), order, 0)

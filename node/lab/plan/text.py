@@ -1,16 +1,17 @@
-"""A plan in words: figures, the table of nodes, and what was assumed."""
+"""A plan in words: its figures, the table of nodes, and the assumptions."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from netem.tables import markdown_table
 from netem.units import format_rate, format_size
 from node.lab.plan.compare import Curve
 from node.lab.plan.costs import Costs
-from node.lab.plan.predict import Plan
+from node.lab.plan.predict import Prediction
 
 MOST_NODES = 16
-"""Nodes in the table; of more, the first, the last, and some between."""
+"""Most nodes in the table; of more nodes it has the first, the last, and some between."""
 
 
 def seconds(value: float) -> str:
@@ -23,49 +24,51 @@ def seconds(value: float) -> str:
 
 def rate(rate_bps: float | None) -> str:
     """ "490 Mbit/s" in two digits."""
-    return "none is enough, at this latency" if rate_bps is None else format_rate(float(f"{rate_bps:.2g}"))
+    return (
+        "no bandwidth (latency alone exceeds the target)" if rate_bps is None else format_rate(float(f"{rate_bps:.2g}"))
+    )
 
 
 def size(nbytes: float) -> str:
     return format_size(float(f"{nbytes:.3g}")) if nbytes >= 1 else "0 B"
 
 
-def describe(plan: Plan) -> str:
+def describe(plan: Prediction) -> str:
     """The plan, some twenty lines."""
     fullest, emptiest = max(plan.compute_s), min(plan.compute_s)
     memory = plan.memory
-    over = "  (more than the device has)" if memory.device > plan.memory_limit_bytes else ""
     lines = [
         f"model:       {plan.parameters / 1e6:,.4g} M parameters, {plan.context:,} tokens of context in {plan.chunks} "
         f"chunks on {plan.nodes} {'node' if plan.nodes == 1 else 'nodes'}; {plan.flops:.3g} FLOPs a step",
         f"network:     {plan.network}",
         f"step:        {seconds(plan.step_s)}, {plan.tokens_per_s:,.0f} tokens/s; "
-        f"{plan.utilisation:.1%} of what these devices would do on a network without limits",
+        f"{plan.utilisation:.1%} of the speed of these devices on a network without limits",
         f"compute:     {seconds(fullest)} on the fullest node, {seconds(emptiest)} on the emptiest; "
-        f"{seconds(plan.free_s)} a step where only nodes wait for nodes",
+        f"{seconds(plan.free_s)} a step on a network without limits",
         f"exchange:    {seconds(plan.communication_s)} on its busiest line; an ordinary step takes "
         f"{seconds(plan.exchange_step_s)}",
         f"averaging:   {seconds(plan.averaging_s)} a round, {size(plan.averaging_bytes)} sent by each node; "
-        f"every {plan.sync_every} steps: {seconds(plan.averaging_s / plan.sync_every)} a step",
-        f"exposed:     {seconds(plan.exposed_s)} a step, averaging included",
+        f"one round in {plan.sync_every} steps adds {seconds(plan.averaging_s / plan.sync_every)} a step",
+        f"exposed:     {seconds(plan.exposed_s)} a step of communication not hidden by compute, averaging included",
         f"bottleneck:  {plan.bottleneck}",
         *(
             f"    {remedy.what + ':':24} {seconds(remedy.step_s)} a step ({remedy.step_s / plan.step_s - 1:+.1%})"
             for remedy in plan.remedies
         ),
-        f"memory:      {size(memory.device)} on the fullest device of {size(plan.memory_limit_bytes)}{over}: weights, "
+        f"memory:      {size(memory.device)} on the fullest device of {size(plan.memory_limit_bytes)}: weights, "
         f"gradients and Adam {size(memory.weights + memory.gradients + memory.adam)}, activations "
         f"{size(memory.activations)}, others' keys and values {size(memory.remote)}, logits {size(memory.logits)}; "
         f"payloads {size(memory.payloads)} in host memory",
+        *([] if plan.fits else [_too_large(plan)]),
         *([f"bandwidth:   for {_needs(plan)} ({_of_what(plan)})"] if plan.bandwidths else []),
         "",
-        *_table(plan),
+        _table(plan),
     ]
     return "\n".join(lines)
 
 
 def terms(costs: Costs) -> str:
-    """All costs but that of matrix products, by name."""
+    """All costs except that of matrix products, by name."""
     return (
         f"{costs.element_s * 1e9:.3g} ns a number outside matrix products, {costs.call_s * 1e6:.3g} µs a stage, "
         f"{costs.message_s * 1e6:.3g} µs a message, {costs.byte_s * 1e9:.3g} ns a payload byte, "
@@ -74,31 +77,36 @@ def terms(costs: Costs) -> str:
 
 
 def assumptions(costs: Costs, device: str, source: str, dilation: float) -> list[str]:
-    """What the figures rest on."""
+    """The assumptions behind the figures."""
     shared = f"; all nodes share {costs.cores} cores" if costs.cores else ""
     if costs.element_s or costs.call_s:
         compute = [
-            f"compute: {costs.flops_per_s / 1e9:.4g} GFLOP/s a node ({source}); of {device}, only its memory counts",
+            f"compute: {costs.flops_per_s / 1e9:.4g} GFLOP/s a node ({source}); only the memory of {device} is used",
             f"{terms(costs)}{shared}",
         ]
     else:
         compute = [
-            f"compute: {costs.flops_per_s / 1e12:.4g} TFLOP/s a node ({source}; device {device}), which is to cover "
-            "all that is no matrix product too"
+            f"compute: {costs.flops_per_s / 1e12:.4g} TFLOP/s a node ({source}; device {device}); the MFU includes "
+            "the time of all that is not a matrix product"
         ]
     return [
         *compute,
-        *([f"times are the wall clock's: the network's clock runs {dilation:g} times slower"] if dilation != 1 else []),
-        "no activation is computed twice; a node computes one thing at a time, and sends and receives meanwhile",
-        "an ordinary step at full context, after the warm start; no evaluation, no checkpoint, no barrier's round trip",
-        "lines are fluid: no headers or acknowledgements (under 1 % of large messages), no jitter, no loss, no window, "
-        "no slow start; a NIC serves its links in equal turns and takes what comes in order",
-        "averaging is a ring of float32, not overlapped with steps, as slow as its slowest hop",
+        *(
+            [f"times are of the wall clock; the emulated network's clock runs {dilation:g} times slower"]
+            if dilation != 1
+            else []
+        ),
+        "no activation is recomputed; a node computes one thing at a time, and sends and receives meanwhile",
+        "the step has the full context and comes after the warm start; it includes no evaluation, no checkpoint and no "
+        "round trip of the barrier",
+        "lines have no headers or acknowledgements (under 1 % of large messages), no jitter, no loss, no window and no "
+        "slow start; a NIC sends to its links in equal turns, and receives in order of arrival",
+        "averaging is a ring in float32 at the speed of its slowest hop, and does not overlap with steps",
         "memory counts tensors, not the allocator's slack or kernels' workspace",
     ]
 
 
-def curves_table(curves: Sequence[Curve], rates_bps: Sequence[float], every: int = 2) -> list[str]:
+def curves_table(curves: Sequence[Curve], rates_bps: Sequence[float], every: int = 2) -> str:
     """Tokens/s by nodes and bandwidth, as Markdown."""
     chosen = range(0, len(rates_bps), every)
     head = ["tokens/s (utilisation)", *(rate(rates_bps[place]) for place in chosen)]
@@ -106,10 +114,10 @@ def curves_table(curves: Sequence[Curve], rates_bps: Sequence[float], every: int
         [f"{curve.nodes} nodes", *(f"{curve.tokens_per_s[p]:,.0f} ({curve.utilisation[p]:.0%})" for p in chosen)]
         for curve in curves
     ]
-    return markdown(head, rows)
+    return markdown_table(head, rows)
 
 
-def contexts_table(plans: Sequence[Plan]) -> list[str]:
+def contexts_table(plans: Sequence[Prediction]) -> str:
     """Plans by context, as Markdown."""
     head = ["context", "step", "tokens/s", "utilisation", "exposed", "memory", "for 90 %", "bottleneck"]
     rows = [
@@ -119,34 +127,33 @@ def contexts_table(plans: Sequence[Plan]) -> list[str]:
             f"{plan.tokens_per_s:,.0f}",
             f"{plan.utilisation:.1%}",
             seconds(plan.exposed_s),
-            size(plan.memory.device),
+            size(plan.memory.device) + ("" if plan.fits else ", does not fit"),
             next((rate(need.rate_bps) for need in plan.bandwidths if need.utilisation == 0.9), "none"),
             plan.bottleneck,
         ]
         for plan in plans
     ]
-    return markdown(head, rows)
+    return markdown_table(head, rows)
 
 
-def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """A Markdown table, its columns aligned so that it reads as text too."""
-    widths = [max(len(row[place]) for row in (head, *rows)) for place in range(len(head))]
-
-    def line(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)) + " |"
-
-    return [line(head), "|" + "|".join("-" * (width + 2) for width in widths) + "|", *map(line, rows)]
+def _too_large(plan: Prediction) -> str:
+    return (
+        f"too large:   the fullest device needs {size(plan.memory.device)} and has {size(plan.memory_limit_bytes)}; "
+        "take more nodes, another --device, or a smaller model.context or train.batch"
+    )
 
 
-def _needs(plan: Plan) -> str:
+def _needs(plan: Prediction) -> str:
     return ", ".join(f"{need.utilisation:.0%} utilisation {rate(need.rate_bps)}" for need in plan.bandwidths)
 
 
-def _of_what(plan: Plan) -> str:
-    return f"of each {'NIC' if plan.scope == 'nic' else 'link'}; where lines differ, of the slowest, the others alike"
+def _of_what(plan: Prediction) -> str:
+    return (
+        f"of each {'NIC' if plan.scope == 'nic' else 'link'}; where rates differ, of the slowest, others in proportion"
+    )
 
 
-def _table(plan: Plan) -> list[str]:
+def _table(plan: Prediction) -> str:
     count = plan.nodes
     shown = range(count) if count <= MOST_NODES else sorted({*range(0, count, count // 8), count - 1})
     rows = []
@@ -164,4 +171,4 @@ def _table(plan: Plan) -> list[str]:
                 f"{size(sent[most])} to node-{most}" if sent[most] else "none",
             ]
         )
-    return markdown(["node", "computes", "waits", "sends a step", "receives", "its busiest link"], rows)
+    return markdown_table(["node", "computes", "waits", "sends a step", "receives", "its busiest link"], rows)

@@ -1,8 +1,8 @@
-"""The small runs that the planner is held against: `python -m node.lab.plan.trials [NAME …]`.
+"""The small runs against which the planner is tested: `python -m node.lab.plan.trials [NAME …]`.
 
-Runs those that are not there yet, one after the other, under outputs/plan/, then fits to half of them, predicts the
-others, and writes docs/netem/planner.md. Names make it run only those, and write nothing. The machine should have
-nothing else to do. They differ in model, nodes, mode, ownership, rate, scope and latency; all are short.
+Makes the runs that are missing under outputs/plan/, one after the other, then fits to half of all, predicts the others,
+and writes docs/netem/planner.md. With names, it makes only those runs and writes nothing. The machine should be idle
+otherwise. The runs are short, and differ in model, nodes, mode, ownership, rate, scope and latency.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from node.lab.measured import read_measured
 from node.lab.plan.fit import case
-from node.lab.plan.measured import read_measured
 from node.lab.plan.validate import table, validate
 from node.lab.study.trial import host_line
 
@@ -43,7 +43,7 @@ def _net(rate: str, scope: str = "link", latency: str = "25 ms") -> dict[str, st
     return {"net.rate": rate, "net.scope": scope, "net.latency": latency}
 
 
-# In order of their names every other one is fitted to: both halves have every mode, model and number of nodes.
+# Every other one, in order of names, is used for the fit: both halves have every mode, model and number of nodes.
 TRIALS: dict[str, dict[str, str]] = {
     "01-base-2-subspace-300": TWO | SUBSPACE | _net("300 Mbit/s"),
     "02-base-2-dense-300": TWO | DENSE | _net("300 Mbit/s"),
@@ -65,12 +65,12 @@ TRIALS: dict[str, dict[str, str]] = {
 
 
 def settings_of(name: str) -> dict[str, str]:
-    """What a trial changes of `BASE`."""
+    """The settings in which a trial differs from `BASE`."""
     return COMMON | TRIALS[name]
 
 
 def main(names: list[str]) -> int:
-    """Run what is asked for; 0, or 2 for a name that there is not."""
+    """Make the runs; the exit code is 0, or 2 for an unknown name."""
     if unknown := [name for name in names if name not in TRIALS]:
         print(f"{', '.join(unknown)}: no such trial; there are {', '.join(TRIALS)}", file=sys.stderr)
         return 2
@@ -85,7 +85,7 @@ def main(names: list[str]) -> int:
 
 
 def _run(name: str) -> None:
-    """A run that was broken off is no run: its folder goes, and it begins anew."""
+    """Make one run, unless it is there. An interrupted one is deleted and made again."""
     folder = RUNS / name
     done = folder / "trial-is-done"
     if done.exists():
@@ -102,12 +102,12 @@ def _document(rows: str) -> str:
 
 Made by `python -m node.lab.plan.trials`, on {host_line()}. All nodes of a run share this machine's cores; the links are
 emulated. Times are those of an ordinary step (no averaging of weights, no evaluation), medians over the run; compute is
-what a node spends on neither waiting nor averaging, the mean over nodes. Every other run was used to fit the costs; it
-was settled which before any of them was made.
+the time that a node neither waits nor averages, the mean over nodes. Every other run was used to fit the costs; which
+ones was decided before any run was made.
 
 {rows}
 
-What it says is in [README](README.md).
+The conclusions are in [README](README.md).
 """
 
 

@@ -1,8 +1,8 @@
-"""The planner against runs: half of them fit the costs, the others are predicted.
+"""A test of the planner on runs: half of them are used to fit the costs, the others are predicted.
 
-Runs are taken in order of their names, every other one for the fit. Strategies are runs of one model on as many nodes;
-their order is kept where the predicted steps of two of them lie as the measured ones do. Pairs that were measured
-within `TIE` of each other tell nothing, and do not count.
+Every other run, in order of names, is used for the fit. Strategies are runs of one model on the same number of nodes;
+the order of two is kept where the faster one is also predicted to be faster. Pairs that were measured within `TIE` of
+each other show nothing and do not count.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ from typing import NamedTuple
 
 from netem.errors import ConfigError
 from netem.profile import Profile, resolve
+from netem.tables import markdown_table
 from netem.units import format_rate, format_time
 from node.lab.plan.costs import Costs
 from node.lab.plan.fit import Case, fit
-from node.lab.plan.text import markdown, seconds, terms
+from node.lab.plan.text import seconds, terms
 
 LEAST_RUNS = 2
 TIE = 0.10
@@ -33,24 +34,24 @@ class Row(NamedTuple):
 
     @property
     def error(self) -> float:
-        """Of the step, as a share of the measured one."""
+        """Error of the predicted step, as a share of the measured one."""
         return self.step_s / self.case.measured.step_s - 1
 
 
 class Validation(NamedTuple):
-    """All runs, and what came of it."""
+    """All runs with their predictions, and the fitted costs."""
 
     costs: Costs
     rows: tuple[Row, ...]
 
     @property
     def median_error(self) -> float:
-        """Of the runs that the fit has not seen, without sign."""
+        """The median of absolute errors, over runs that the fit has not seen."""
         return median(abs(row.error) for row in self.rows if not row.fitted)
 
     @property
     def order(self) -> tuple[int, int]:
-        """Pairs of strategies whose order is kept, of how many."""
+        """The number of pairs of strategies whose order is kept, and the number of all pairs."""
         kept = total = 0
         for one, other in combinations(self.rows, 2):
             measured = one.case.measured.step_s / other.case.measured.step_s
@@ -61,7 +62,7 @@ class Validation(NamedTuple):
 
 
 def validate(cases: Sequence[Case], cores: int | None = None) -> Validation:
-    """Fit to every other run, predict all; `cores` as in `fit`. Raises `ConfigError` where there are too few."""
+    """Fit to every other run and predict all; `cores` as in `fit`. Raises `ConfigError` where there are too few."""
     if len(cases) < LEAST_RUNS:
         raise ConfigError(f"--validate: {len(cases)} runs; expected at least {LEAST_RUNS}, half of them for the fit")
     cases = sorted(cases, key=lambda case: case.measured.name)
@@ -71,7 +72,7 @@ def validate(cases: Sequence[Case], cores: int | None = None) -> Validation:
 
 
 def table(validation: Validation) -> str:
-    """All rows and the verdict, as Markdown."""
+    """All rows and the conclusion, as Markdown."""
     head = ["run", "nodes", "mode", "network", "steps", "measured", "predicted", "error", "compute", "predicted", "for"]
     rows = []
     for row in validation.rows:
@@ -96,12 +97,12 @@ def table(validation: Validation) -> str:
     unseen = [row for row in validation.rows if not row.fitted]
     worst = max(unseen, key=lambda row: abs(row.error))
     lines = [
-        *markdown(head, rows),
+        markdown_table(head, rows),
         "",
         f"Median error of the step over {len(unseen)} runs that the fit has not seen: {validation.median_error:.1%}; "
         f"the largest is {worst.error:+.1%} ({worst.case.measured.name}).",
-        f"Order of strategies (pairs of runs of one model on as many nodes that differ by more than {TIE:.0%}): "
-        f"kept in {kept} of {total}.",
+        "Order of strategies (pairs of runs of one model on the same number of nodes that differ by more than "
+        f"{TIE:.0%}): kept in {kept} of {total}.",
         "",
         fitted(validation.costs),
     ]

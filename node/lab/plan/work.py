@@ -1,16 +1,16 @@
-"""The work of one training step, by stage of a layer: counted, not timed. What it costs, `node.lab.plan.costs` says.
+"""The work of one training step by stage of a layer, counted and not timed; `node.lab.plan.costs` gives its duration.
 
-Stages are those of `node.model.llama.Attention.forward`, cut where the network comes in:
+Stages are those of `node.model.exchanged`, cut where messages are sent or awaited:
 
     before   norm, K and V projections, encode; then the payloads leave
     own      Q projection, RoPE, each own chunk to itself; payloads travel
     block    one earlier chunk: decode, RoPE, the later own chunks' queries to it
     after    merge, output projection, feed-forward
 
-The backward is the mirror: after, the blocks (a gradient leaves after each), own, then the readers' gradients are
-awaited, then before. No activation is computed twice but for the scores inside the fused attention kernel.
+The backward mirrors this: after, the blocks (a gradient leaves after each), own, then waiting for the gradients of the
+readers, then before. No activation is computed twice, except the scores inside the fused attention kernel.
 
-A matrix product of [a, b] by [b, c] counts 2abc FLOPs, forward; twice that, backward. Attention of t queries to s
+A matrix product of [a, b] by [b, c] counts 2abc FLOPs forward and twice that backward. Attention of t queries to s
 keys counts 4tsHD, half of it where causal; backward 2.5 times that (five products in place of two, FlashAttention-2).
 """
 
@@ -34,9 +34,9 @@ MATRIX_BACKWARD = 2.0
 
 
 class Work(NamedTuple):
-    """An amount of work, [R] or [C, R]: FLOPs of matrix products, numbers passed through everything else (norms,
-    activations, softmax, optimizer), stages or blocks begun, messages sent or received and the payload bytes in them,
-    which the node itself packs, copies and unpacks."""
+    """An amount of work, [R] or [C, R]: FLOPs of matrix products, numbers that pass all other operations (norms,
+    activations, softmax, optimizer), stages or blocks begun, messages sent or received, and the payload bytes in them
+    that the node packs, copies and unpacks."""
 
     flops: Array
     elements: Array
@@ -71,18 +71,18 @@ class LayerWork(NamedTuple):
 
 
 class Reading(NamedTuple):
-    """Who attends to what, by place: [C, R] all three."""
+    """Which ranks attend to which chunks: [C, R] all three."""
 
     queries: Array
-    """Own chunks of r that come after chunk c: those that attend to it."""
+    """The number of chunks of rank r after chunk c, all of which attend to it."""
     remote: npt.NDArray[np.bool_]
-    """r reads c from another node."""
+    """Rank r reads chunk c from another node."""
     local: npt.NDArray[np.bool_]
-    """r owns c and later chunks too, which read it through the codec."""
+    """Rank r owns chunk c and also later chunks, which read it through the codec."""
 
 
 def reading(assignment: Assignment, exchanges: bool = True) -> Reading:
-    """Who reads whom; nobody anybody where a layer does not exchange."""
+    """Which ranks read which chunks; none where a layer does not exchange."""
     shape = (assignment.n_chunks, assignment.n_ranks)
     queries, owned = np.zeros(shape), np.zeros(shape, dtype=bool)
     for rank in range(assignment.n_ranks):
@@ -93,8 +93,8 @@ def reading(assignment: Assignment, exchanges: bool = True) -> Reading:
 
 
 def layer_work(config: Config, layer: int, spec: PassSpec, payload_bytes: float) -> LayerWork:
-    """The work of one layer on every rank, for chunks of `spec.tokens`; `payload_bytes` is one chunk's payload, 0 where
-    the layer sends nothing."""
+    """The work of one layer on every rank, for chunks of `spec.tokens` tokens; `payload_bytes` is the payload of one
+    chunk, 0 where the layer sends nothing."""
     model, assignment = config.model, config.assignment()
     tokens = float(config.train.batch * spec.tokens)
     query_width, d_kv = model.heads * model.head_size, model.d_kv
@@ -150,14 +150,14 @@ def head_work(config: Config, spec: PassSpec) -> tuple[Work, Work]:
 
 
 def optimizer_work(config: Config) -> Work:
-    """Clipping and AdamW, on every rank: each parameter with its gradient and both moments, some times over."""
+    """Clipping and AdamW on every rank: each parameter, its gradient and both moments pass several operations."""
     one = np.ones(config.assignment().n_ranks)
     return Work(0 * one, 10.0 * parameters(config) * one, one, 0 * one, 0 * one)
 
 
 def parameters(config: Config) -> int:
-    """Parameters of the decoder, and of subspaces that are learned. Not counted: the heads ψ, d_kv numbers each, and
-    learned subspaces whose ranks a run chooses for a budget."""
+    """Parameters of the decoder and of learned subspaces, without the heads ψ (d_kv numbers each) and without learned
+    subspaces whose ranks a run chooses for a budget."""
     model = config.model
     query_width = model.heads * model.head_size
     attention = 2 * model.d_model * (query_width + model.d_kv)

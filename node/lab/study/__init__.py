@@ -1,7 +1,8 @@
 """`isthmus study`: a named table of arms × seeds, run on this machine through the real model and trainer.
 
-Reading order: `table` (what a study is: data in `tables/`), `plan` (its runs, checked and named by a digest), `pool`
-(one process a run, in parallel, resumable), `trial` (such a process: all nodes in it, without sockets; `memory` joins
-them, `measure` looks at the model), `figures` (means, context gain, bytes), `document` and `picture` (what is written).
-It decides nothing about the method; it shows what each part of it is worth.
+Reading order: `table` (a study as data, in `tables/`), `runs` (its runs, checked and named by a digest), `pool` (one
+process for each run, in parallel, resumable), `trial` (such a process: all nodes in it, without sockets, joined by
+`node.lab.in_process`), `measure` (losses and ranks of a model), `record` (the file with all figures), `figures` (means,
+context gain, bytes), `document` and `picture` (the page). A study decides nothing about the method; it shows the worth
+of each part.
 """

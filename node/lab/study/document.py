@@ -1,60 +1,44 @@
-"""What a study writes in words: NAME.md, a table that a reader can judge, and NAME.jsonl, all that it rests on."""
+"""The page of a study, NAME.md: a table that a reader can judge, and how it was made."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 
-from coordinator.records.folder import whole_file
 from netem.config import Tree
-from netem.errors import ConfigError
+from netem.tables import markdown_table
 from node.config import Config
 from node.config.data import RECALL
-from node.lab.study.figures import CLEAR, Figures, Line, Result, Spread
+from node.lab.study.figures import CLEAR, Figures, Line, Spread
+from node.lab.study.record import Recipe, Results
+from node.lab.study.spectrum import layer_table, training_table
 from node.lab.study.table import DENSE, LOCAL, Study
 
+SPECTRUM = "spectrum"
+"""The study whose page also has tables of stable ranks."""
 
-def document(study: Study, found: Figures, results: Mapping[str, Sequence[Result]], command: str, stem: str) -> str:
-    """The Markdown of a study. `command` is the line that makes it again."""
+
+def document(recipe: Recipe, study: Study, found: Figures, results: Results) -> str:
+    """The Markdown of a study."""
+    stem = recipe.stem
     parts = [
         f"# {study.title}",
         study.text,
-        f"    {command}",
+        f"    {recipe.command}",
         _setting(study, results),
         f"![{study.title}]({stem}.png)",
         _gain(found),
-        _table(study, found),
-        _legend(),
+        _table(found),
+        _LEGEND,
         f"Arms are the base `{study.base}` with these settings laid over it:",
         "\n".join(f"- **{arm.name}**: {_settings(arm.settings) or 'the base as it is'}" for arm in study.arms),
-        f"Every run's figures are in [{stem}.jsonl]({stem}.jsonl).",
+        f"Every run's figures are in [{stem}.jsonl]({stem}.jsonl); `isthmus study {stem} --redraw` makes this page "
+        "and its picture from them.",
     ]
+    if study.name == SPECTRUM:
+        parts += ["## Over training, mean over layers", training_table(results)]
+        parts += ["## After training", layer_table(results)]
     return "\n\n".join(parts) + "\n"
-
-
-def write(path: Path, text: str) -> Path:
-    """Write a file whole. Raises `ConfigError` where it cannot be written."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with whole_file(path) as unfinished:
-            unfinished.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be written ({error.strerror}); name another folder with --out") from None
-    return path
-
-
-def raw(results: Mapping[str, Sequence[Result]]) -> str:
-    """One JSON object a run, with its arm."""
-    lines = [json.dumps({"arm": arm, **result}) for arm, of_arm in results.items() for result in of_arm]
-    return "\n".join(lines) + "\n"
-
-
-def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table; the first column is text, the others are numbers."""
-    rule = ["---"] + ["--:"] * (len(header) - 1)
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, rule, *rows))
 
 
 def spread_text(spread: Spread, form: str = ".4f") -> str:
@@ -62,9 +46,9 @@ def spread_text(spread: Spread, form: str = ".4f") -> str:
     return f"{spread.mean:{form}}" + ("" if math.isnan(spread.std) else f" ± {spread.std:{form}}")
 
 
-def _setting(study: Study, results: Mapping[str, Sequence[Result]]) -> str:
+def _setting(study: Study, results: Results) -> str:
     config = study.arms[0].config
-    runs = [result for of_arm in results.values() for result in of_arm]
+    runs = [result for arm_results in results.values() for result in arm_results]
     cpu_s = sum(float(result["cpu_s"]) for result in runs)
     hosts = sorted({str(result["host"]) for result in runs})
     model, train = config.model, config.train
@@ -88,7 +72,7 @@ def _gain(found: Figures) -> str:
     """The context gain, or why there is nothing to retain."""
     gain = f"Context gain G = loss({LOCAL}) − loss({DENSE}) = {spread_text(found.gain)} nats a token"
     if found.seeds < 2:
-        return f"{gain}, of one seed: whether it stands clear of the noise is not known, so no gain retained is given."
+        return f"{gain}, from one seed. The noise between seeds is not known, so no gain retained is given."
     if not found.clear:
         return (
             f"{gain} over {found.seeds} seeds: **not above {CLEAR:g} standard deviations**, so no gain retained is "
@@ -98,8 +82,8 @@ def _gain(found: Figures) -> str:
     return f"{gain}, mean ± standard deviation over {found.seeds} seeds."
 
 
-def _table(study: Study, found: Figures) -> str:
-    header = [
+def _table(found: Figures) -> str:
+    head = [
         "arm",
         "held-out loss",
         f"loss − {DENSE}",
@@ -110,10 +94,10 @@ def _table(study: Study, found: Figures) -> str:
         "saved in all layers",
         "saved in all layers and steps",
     ]
-    return table(header, [_row(line, found) for line in found.lines])
+    return markdown_table(head, [_row(line) for line in found.lines], align="lr")
 
 
-def _row(line: Line, found: Figures) -> list[str]:
+def _row(line: Line) -> list[str]:
     traffic = line.traffic
     retained = "–" if line.retained is None or line.leaks else f"{spread_text(_percent(line.retained), '.1f')} %"
     compressed = traffic.compressed_bytes is not None and traffic.compressed_saving is not None
@@ -134,14 +118,13 @@ def _percent(spread: Spread) -> Spread:
     return Spread(100 * spread.mean, 100 * spread.std)
 
 
-def _legend() -> str:
-    return (
-        "Loss in nats a token that is asked for, mean ± standard deviation over seeds. Gain retained is "
-        f"(loss({LOCAL}) − loss(arm)) / G, seed by seed. Bytes are payload bytes one way to one reader, by the formula "
-        "that the wire is tested against; savings are against K and V as they are, in bfloat16, or in float32 where "
-        "the arm sends nothing narrower; the last column is of a token of the whole training, uncompressed steps "
-        "included. An arm that leaks sees later tokens of its own chunk: its loss is no evidence."
-    )
+_LEGEND = (
+    "Loss is in nats for each token that is asked for, mean ± standard deviation over seeds. Gain retained is "
+    f"(loss({LOCAL}) − loss(arm)) / G, seed by seed. Bytes are payload bytes one way to one reader, by the formula "
+    "that the wire is tested against. Savings are relative to uncompressed K and V in bfloat16, or in float32 where "
+    "the arm sends nothing narrower. The last column counts every token of the training, those of uncompressed steps "
+    "included. In an arm that leaks, tokens see later tokens of their own chunk, so its loss is no evidence."
+)
 
 
 def _settings(settings: Tree, prefix: str = "") -> str:

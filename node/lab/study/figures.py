@@ -1,8 +1,8 @@
-"""What a study's numbers come to: means and standard deviations over seeds, context gain, bytes.
+"""The figures of a study: means and standard deviations over seeds, context gain, bytes.
 
-The context gain is G = loss(local-only) − loss(dense), taken seed by seed: what seeing all of the context is worth.
-An arm retains (loss(local-only) − loss(arm)) / G of it, which is given only where G exceeds three of its standard
-deviations over seeds: below that a lossless arm and a worthless one cannot be told apart.
+The context gain G = loss(local-only) − loss(dense), taken seed by seed, is the worth of seeing the whole context. An
+arm retains (loss(local-only) − loss(arm)) / G of it. That is given only where G exceeds three of its standard
+deviations over seeds: below that, a lossless arm and a worthless one cannot be told apart.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ class Spread:
 
 @dataclass(frozen=True)
 class Traffic:
-    """Payload bytes of one token (`measure.payload_bytes`): in the mean compressed layer, if there is one,
-    and in the mean layer, while compression is on. The savings are against K and V as they are: in compressed layers,
-    over all layers, and over all layers for a token of the whole training, uncompressed steps included.
+    """Payload bytes of one token (`measure.payload_bytes`), while compression is on: in the mean compressed layer, if
+    there is one, and in the mean layer. Savings are relative to uncompressed K and V: in compressed layers, in all
+    layers, and in all layers over all steps of the training, uncompressed ones included.
     """
 
     compressed_bytes: float | None
@@ -58,7 +58,7 @@ class Line:
     retained: Spread | None
     traffic: Traffic
     leaks: bool
-    """Its loss is no evidence: early tokens of a chunk learn of later ones."""
+    """True where tokens see later ones of their own chunk, so that the loss is no evidence."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def figures(study: Study, results: Mapping[str, Sequence[Result]]) -> Figures:
 
 
 def traffic(results: Sequence[Result]) -> Traffic:
-    """Of one arm; mean over seeds, since ranks that follow a budget differ among them."""
+    """The traffic of one arm; the mean over seeds, since ranks that follow a budget differ among them."""
     mean = {key: statistics.fmean(result["bytes"][key] for result in results) for key in results[0]["bytes"]}
     saving = {key: 1.0 - mean[key] / mean["plain"] for key in ("compressed", "layer", "trained")}
     narrow = mean["compressed"] > 0

@@ -1,6 +1,6 @@
-"""What a study looks at: held-out loss by position in the context, the stable rank of projections, payload bytes.
+"""Measures of a study: held-out loss by position in the context, stable ranks of projections, payload bytes.
 
-Positions are counted over the whole context, whatever the chunks are, so that arms can be laid over each other.
+Positions are counted over the whole context, whatever the chunks are, so that arms can be compared.
 """
 
 from __future__ import annotations

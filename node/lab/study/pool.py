@@ -18,7 +18,7 @@ from typing import NamedTuple
 from netem.children import USER_ERROR, Child, Children
 from netem.errors import ConfigError, RunAborted
 from node.config import to_tree
-from node.lab.study.plan import Run, read_result
+from node.lab.study.runs import Run, read_result
 from node.lab.study.version import code_version
 
 log = logging.getLogger("isthmus.study")

@@ -1,4 +1,4 @@
-"""The stable rank of W_Q, W_K and W_V, by layer: over the training of a study, and of a checkpoint on disk.
+"""The stable rank of W_Q, W_K and W_V by layer: over the training of a study, and in a checkpoint on disk.
 
 Stable rank is ‖W‖²_F / ‖W‖²₂, given as a share of the greatest rank that W could have (paper, LLaMA-70B: Q, K ≈ 0.1 %,
 V ≈ 0.5 %). A checkpoint is a Hugging Face folder of a Llama-like model, read tensor by tensor from its safetensors.
@@ -10,44 +10,96 @@ import re
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
+import msgspec
 import safetensors
+from torch import Tensor
 
 from netem.errors import ConfigError
-from node.lab.study.document import table
+from netem.tables import markdown_table
 from node.lab.study.figures import Result
 from node.lab.study.measure import stable_rank
 
 Ranks = dict[int, dict[str, float]]
-"""By layer, by "q", "k" and "v"."""
+"""By layer, and in it by "q", "k" and "v"."""
 
+_Kind = TypeVar("_Kind", bound=msgspec.Struct)
 _PROJECTION = re.compile(r"(?:.*\.)?layers\.(\d+)\.self_attn\.([qkv])_proj\.weight")
 
 
 def checkpoint_ranks(folder: Path) -> Ranks:
-    """Of every layer of a Hugging Face folder. Raises `ConfigError` where it holds no Llama-like weights."""
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise ConfigError(f"{folder}: holds no .safetensors file; give the folder of a Hugging Face checkpoint")
+    """Stable ranks of every layer of a Hugging Face folder. Raises `ConfigError` where it holds no Llama-like weights,
+    or not all of those that its index and config.json name."""
     ranks: Ranks = {}
-    for path in files:
+    for path in _weight_files(folder):
         try:
             with safetensors.safe_open(path, framework="pt") as tensors:
                 for name in tensors.keys():  # noqa: SIM118 (it is no dict)
                     if match := _PROJECTION.fullmatch(name):
-                        ranks.setdefault(int(match[1]), {})[match[2]] = stable_rank(tensors.get_tensor(name))
+                        weight = _matrix(path, name, tensors.get_tensor(name))
+                        ranks.setdefault(int(match[1]), {})[match[2]] = stable_rank(weight)
         except (safetensors.SafetensorError, OSError) as error:
             raise ConfigError(f"{path}: cannot be read as safetensors ({error})") from None
     if not ranks or any(layer.keys() != set("qkv") for layer in ranks.values()):
         raise ConfigError(f"{folder}: expected layers.N.self_attn.{{q,k,v}}_proj.weight of every layer, as Llama has")
+    layers = _config_layers(folder)
+    if layers is not None and ranks.keys() != set(range(layers)):
+        held = ", ".join(map(str, sorted(ranks)))
+        raise ConfigError(f"{folder}: holds the layers {held}, and config.json says {layers} layers; is it complete?")
     return dict(sorted(ranks.items()))
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """The files of the index, or all where there is none."""
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        if files := sorted(folder.glob("*.safetensors")):
+            return files
+        raise ConfigError(f"{folder}: holds no .safetensors file; give the folder of a Hugging Face checkpoint")
+    files = sorted({folder / name for name in _read(index, _Index).weight_map.values()})
+    for path in files:
+        if not path.is_file():
+            raise ConfigError(f"{folder}: its index.json names {path.name}, which is not there; fetch all of its files")
+    return files
+
+
+def _config_layers(folder: Path) -> int | None:
+    """The number of layers that the checkpoint should have, where it says so."""
+    path = folder / "config.json"
+    return _read(path, _ModelConfig).num_hidden_layers if path.is_file() else None
+
+
+class _Index(msgspec.Struct):
+    weight_map: dict[str, str]
+
+
+class _ModelConfig(msgspec.Struct):
+    num_hidden_layers: int | None = None
+
+
+def _read(path: Path, kind: type[_Kind]) -> _Kind:
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=kind)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, OSError) as error:
+        keys = " and ".join(kind.__struct_fields__)
+        raise ConfigError(f"{path}: expected a JSON object with {keys} ({error})") from None
+
+
+def _matrix(path: Path, name: str, weight: Tensor) -> Tensor:
+    if weight.ndim != 2 or not weight.is_floating_point():
+        form = f"{weight.dtype} of shape {'×'.join(map(str, weight.shape))}"
+        raise ConfigError(f"{path}: {name} is {form}; expected a matrix of floating-point numbers, not packed")
+    if not weight.float().isfinite().all():
+        raise ConfigError(f"{path}: {name} holds numbers that are not finite; it has no stable rank")
+    return weight
 
 
 def checkpoint_table(ranks: Ranks) -> str:
     """Markdown of a checkpoint's ranks."""
     rows = [[str(layer), *(f"{kinds[kind]:.2%}" for kind in "qkv")] for layer, kinds in ranks.items()]
     means = [f"{statistics.fmean(kinds[kind] for kinds in ranks.values()):.2%}" for kind in "qkv"]
-    return table(["layer", "Q", "K", "V"], [*rows, ["mean", *means]])
+    return markdown_table(["layer", "Q", "K", "V"], [*rows, ["mean", *means]], align="lr")
 
 
 def training_table(results: Mapping[str, Sequence[Result]]) -> str:
@@ -58,7 +110,7 @@ def training_table(results: Mapping[str, Sequence[Result]]) -> str:
             layers = [layer for result in of_arm for layer in result["stable_rank"][place]["layers"]]
             means = [f"{statistics.fmean(layer[kind] for layer in layers):.2%}" for kind in "qkv"]
             rows.append([arm, str(entry["step"]), *means])
-    return table(["arm", "step", "Q", "K", "V"], rows)
+    return markdown_table(["arm", "step", "Q", "K", "V"], rows, align="lr")
 
 
 def layer_table(results: Mapping[str, Sequence[Result]]) -> str:
@@ -69,4 +121,4 @@ def layer_table(results: Mapping[str, Sequence[Result]]) -> str:
         for layer in range(len(last[0])):
             means = [f"{statistics.fmean(layers[layer][kind] for layers in last):.2%}" for kind in "qkv"]
             rows.append([arm, str(layer), *means])
-    return table(["arm", "layer", "Q", "K", "V"], rows)
+    return markdown_table(["arm", "layer", "Q", "K", "V"], rows, align="lr")

@@ -1,4 +1,4 @@
-"""What a study is: a table of arms over a base, as data. The files are in `tables/`, the bases in `tables/bases/`.
+"""A study as data: a table of arms over a base. The files are in `tables/`, the bases in `tables/bases/`.
 
     title = "…"                       one line
     text = "…"                        what it asks, in a few sentences
@@ -7,9 +7,9 @@
     [arms.dense]                      an arm and what it lays over that; the order is that of the tables
     compress.mode = "dense"
 
-A value such as "25 % of train.steps" stands for that number of steps, so that a study can be made shorter as a whole;
-less than 100 % is never all of them.
-Two arms have fixed names, since every study is measured against them: `DENSE` and `LOCAL`.
+A value such as "25 % of train.steps" stands for that number of steps, so that a whole study can be made shorter with
+one setting; a share below 100 % is always fewer than all steps. Two arms have fixed names, `DENSE` and `LOCAL`, since
+all others are compared to them.
 """
 
 from __future__ import annotations
@@ -39,6 +39,8 @@ class Arm:
     config: Config
     settings: Tree
     """What it lays over the base, as in the file."""
+    stated: Tree
+    """All that base, study, arm and command line say, as values of the config; what is left are defaults."""
 
 
 @dataclass(frozen=True)
@@ -77,15 +79,15 @@ def load_study(name: str, base: str = "", overrides: Sequence[str] = (), preset:
 
 
 def _arm(study: str, name: str, shared: Tree, settings: Tree, overrides: Sequence[str]) -> Arm:
-    tree = apply_overrides(merge(shared, settings), overrides)
+    tree = _with_steps(apply_overrides(merge(shared, settings), overrides))
     try:
-        return Arm(name, convert(Config, _with_steps(tree)), settings)
+        return Arm(name, convert(Config, tree), settings, tree)
     except ConfigError as error:
         raise ConfigError(f"study {study}, arm {name!r}: {error}") from None
 
 
 def _with_steps(tree: Tree) -> Tree:
-    """Shares of the steps made numbers of steps."""
+    """The same with shares of the steps resolved to numbers of steps."""
     steps = tree.get("train", {}).get("steps")
 
     def resolve(value: Any) -> Any:

@@ -1,8 +1,8 @@
 """One run of a study: one process, all nodes in it, one torch thread. `python -m node.lab.study.trial JOB RESULT`.
 
-Training is `node.train.trainer.Trainer` as `isthmus node` runs it; in place of a coordinator and of sockets stand
-those of `node.lab.in_process`. The held-out loss is taken here, at the full context in every phase (the trainer's own
-takes it at the warm start's shorter one), of rank 0's model. The result appears whole or not at all.
+Training is `node.train.trainer.Trainer` as `isthmus node` runs it; the coordinator and the wires are those of
+`node.lab.in_process`. The held-out loss is that of rank 0's model, at the full context in every phase (the trainer's
+own evaluation uses the shorter context during the warm start). The result file appears whole or not at all.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ from node.train.trainer import Metrics, Trainer
 log = logging.getLogger("isthmus.study")
 
 FINAL_TOKENS, CURVE_TOKENS = 1 << 15, 1 << 12
-"""Held-out tokens of the last evaluation, and of each on the way there."""
+"""Held-out tokens of the last evaluation, and of each earlier one."""
 CURVE_POINTS = 10
-"""Evaluations on the way."""
+"""Evaluations during training."""
 BINS = 64
 """Spans of the context over which the loss by position is averaged; a chunk is a whole number of them."""
 
@@ -73,7 +73,7 @@ def run_trial(config: Config) -> dict[str, Any]:
 
 
 def host_line() -> str:
-    """The machine, in words."""
+    """The machine in words."""
     name = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
@@ -107,7 +107,7 @@ def _nodes(config: Config, task: Task, payloads: list[PayloadFormat], notebook: 
 
         with ThreadPoolExecutor(ranks) as pool:
             errors = [future.exception() for future in [pool.submit(work, rank) for rank in range(ranks)]]
-    # That another rank failed is no news: the failure itself is.
+    # A rank that ended because another failed says nothing of the cause, so it is reported last.
     raised = sorted((error for error in errors if error), key=lambda error: isinstance(error, RunAborted))
     if raised:
         raise raised[0]
@@ -132,7 +132,7 @@ def _trainer(
 
 
 class _Notebook:
-    """What is measured while training goes on."""
+    """The measurements made during training."""
 
     def __init__(self, config: Config, task: Task, payload: PayloadFormat) -> None:
         self.curve: list[dict[str, float]] = []
@@ -142,7 +142,7 @@ class _Notebook:
         self._exchange = ChunkExchange(assign(config.model.chunks, 1), 0, payload)
 
     def note(self, model: ExchangedLlama, step: int, metrics: list[Metrics]) -> None:
-        """After each step: sum the training loss, and now and then look at the model."""
+        """After each step: add to the training loss, and at `CURVE_POINTS` steps evaluate the model."""
         steps = self._config.train.steps
         self._loss_sum += sum(part["loss_sum"] for part in metrics)
         self._tokens += sum(part["tokens"] for part in metrics)
@@ -157,7 +157,7 @@ class _Notebook:
         self._loss_sum, self._tokens = 0.0, 0.0
 
     def positions(self, model: ExchangedLlama, step: int, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Held-out loss by position after `step` steps, over about so many tokens, in the mode of that step."""
+        """Held-out loss by position after `step` steps, over about `tokens` tokens, in the mode of that step."""
         config = self._config
         spec = pass_spec(config, max(1, step))._replace(tokens=config.model.chunk_tokens)
         if step == 0:  # there is no basis yet
@@ -171,7 +171,7 @@ def _binned(values_T: torch.Tensor) -> list[float]:
 
 
 def main() -> int:
-    """Run the job file's config; 2 for a mistake in it, 1 for a failure, as `isthmus` itself."""
+    """Run the job file's config. The exit code is 2 for a mistake in it and 1 for a failure, as with `isthmus`."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S")
     end_with_parent()
     torch.set_num_threads(1)

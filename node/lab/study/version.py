@@ -1,7 +1,7 @@
 """A digest of the code on which a run's figures depend, so that results of other code are not taken for new ones.
 
-Taken of the syntax trees without docstrings: comments and layout change nothing, any statement may. Sockets,
-checkpoints, reports and the command line take no part in a run's figures, and none in the digest.
+The digest is taken from the syntax trees without docstrings: comments and layout do not change it, any statement may.
+Sockets, checkpoints, reports and the command line have no influence on a run's figures, and none on the digest.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def code_version() -> str:
 
 
 def statements(source: str) -> str:
-    """The syntax tree of a module in one line, without docstrings and places."""
+    """The syntax tree of a module in one line, without docstrings and line numbers."""
     tree = ast.parse(source)
     for place in ast.walk(tree):
         if isinstance(place, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(place) is not None:

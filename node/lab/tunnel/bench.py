@@ -1,10 +1,10 @@
-"""What the small model computes on this host, layer by layer: medians over steps of its ranks, alone and all at once.
+"""How long the small model computes on this host, by layer: medians over steps of its ranks, alone and all at once.
 
-A process for each rank, as in a run. Each makes a step while the others rest, which tells what a layer takes, forward
-and backward; then all begin a step together and wait for the last, which tells how much slower it gets where they share
-the cores and no network holds them back (`Bench.crowding`). A run that waits for its network is taken to lie in
-between (`crowded`). That is a first guess: waking from waits costs time too, and only a run tells how much (`check`).
-Modes take turns, step by step, so that whatever else the machine does meets them alike.
+Each rank is a process, as in a run. First each makes a step while the others are idle, which gives the time of a layer,
+forward and backward. Then all make a step together, which gives how much slower it is where they share the cores and
+never wait for a network (`Bench.crowding`). A run that waits for its network is assumed to lie in between (`crowded`).
+That is a first estimate: waking up after a wait costs time too, and only a run shows how much (`check`). Modes take
+turns, step by step, so that other load on the machine affects them alike.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ MODES = ("subspace", "dense")
 
 
 class Bench(NamedTuple):
-    """One mode, measured."""
+    """The measurement of one mode."""
 
     body: Body
-    """Alone."""
+    """The small model, each rank computing alone."""
     rank: int
-    """The fullest node, whose times those are."""
+    """The fullest node, to which the times of `body` belong."""
     evenness: float
-    """What a node computes in a step, the mean over nodes, as a share of the fullest."""
+    """Compute time of a node, the mean over nodes, as a share of the fullest node's."""
     crowding: float
-    """How much longer the fullest takes when all compute at once."""
+    """The factor by which the fullest node is slower when all compute at once."""
 
 
 class Repeat(NamedTuple):
@@ -87,8 +87,8 @@ def bench_of(config: Config, repeats: Sequence[Repeat]) -> Bench:
 
 
 def crowded(bench: Bench, config: Config, lines: Lines, cores: int) -> Body:
-    """The body as it computes amid the others on these lines: between alone and all at once, where the planner's
-    simulation sees them, with as many cores."""
+    """The body as it computes beside the others on these lines: between alone and all at once, by the share of slowing
+    that the planner's simulation predicts for as many cores."""
     model = Model(config)
     flops = body_flops(model)[bench.rank]
     costs = Costs(flops_per_s=flops / bench.body.step_s, cores=cores)
@@ -108,7 +108,7 @@ def body_flops(model: Model) -> list[float]:
 
 
 def unlimited_lines(model: Model) -> Lines:
-    """No network at all between the model's ranks."""
+    """Unlimited lines between the model's ranks."""
     ranks = model.step.assignment.n_ranks
     free = np.full(ranks, np.inf)
     return Lines(np.full((ranks, ranks), np.inf), np.zeros((ranks, ranks)), free, free)

@@ -1,9 +1,8 @@
 """One rank's compute without a network: `python -m node.lab.tunnel.bench_node CONFIG RANK`.
 
-A child of `bench`.
-
-Runs the trainer's own step, with a wire that swallows what is sent and has everything that is asked for. Says "ready",
-then for each line on standard input, a mode, makes one step in it and writes its times as one line of JSON.
+`bench` starts it for each rank. It runs the trainer's own step, with a wire that discards what is sent and always has
+what is asked for. It prints "ready". Then each line on standard input names a mode; it makes one step in that mode and
+prints its times as one line of JSON.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ from node.train.checkpoint import Checkpoints
 from node.train.trainer import Trainer
 
 SIZE = 1e-2
-"""Of the numbers that come over no wire."""
+"""The value of all numbers that `Void` delivers."""
 
 
 class StepTimes(NamedTuple):
@@ -44,7 +43,7 @@ class StepTimes(NamedTuple):
 
 
 class Void:
-    """A wire to nobody, on which everything has always arrived."""
+    """A wire without peers, on which everything has always arrived."""
 
     def __init__(self) -> None:
         self._made: dict[tuple[TensorSpec, ...], Packed] = {}
@@ -77,14 +76,14 @@ class Void:
 
 
 class Silence:
-    """Votes that nobody counts: no step here has a round."""
+    """A ballot without rounds: no step here averages weights."""
 
     def vote(self, round_id: int, ok: bool, digest: str, reason: str = "") -> object:
         raise AssertionError("a bench has no rounds")
 
 
 class Stopwatch:
-    """When each layer begins and ends, forward and backward, told by hooks on what goes in and comes out."""
+    """When each layer begins and ends, forward and backward, by hooks on its input and output."""
 
     def __init__(self, layers: nn.ModuleList) -> None:
         count = len(layers)
@@ -127,20 +126,20 @@ class Rank:
         self._number = config.warmup_steps + 1  # past the warm start, and the step that takes the basis
 
     def step(self) -> StepTimes:
-        """Make one."""
+        """Make one step."""
         began = time.monotonic()
         self._trainer.step(Go(step=self._number, generation=0, cursor=0))
         return StepTimes(time.monotonic() - began, self._watch.times_s())
 
 
 def mode_of(config: Config, mode: str) -> Config:
-    """The same, with another `compress.mode`."""
+    """The config with another `compress.mode`."""
     compress = msgspec.structs.replace(config.compress, mode=mode)
     return msgspec.structs.replace(config, compress=compress)
 
 
 def main(arguments: list[str]) -> int:
-    """Step whenever told to, until standard input ends."""
+    """Make a step for each line of standard input, until it ends."""
     end_with_parent()
     config, rank = load_config(Path(arguments[0])), int(arguments[1])
     torch.set_num_threads(config.run.threads)

@@ -1,4 +1,4 @@
-"""From a target to the tunnel of one mode: which network, and how many steps between averagings."""
+"""From a target to the tunnel of one mode: its network, and the number of steps between averagings."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from node.lab.tunnel.similitude import Body, Numbers, Scale, body_of, numbers, s
 from node.lab.tunnel.small import Mode, target_in
 
 ROUNDS = 6
-"""Of guessing the network from how crowded the cores are, and that from the network."""
+"""Rounds of estimating the network from the load of the cores, and that load from the network."""
 
 
 class Goal(NamedTuple):
@@ -28,9 +28,9 @@ class Goal(NamedTuple):
     lines: Lines
     numbers: Numbers
     tokens: int
-    """Of a step."""
+    """Tokens of a step."""
     step_s: float
-    """As planned, with its part of an averaging round."""
+    """The planned step, with its share of an averaging round."""
 
     @property
     def tokens_per_s(self) -> float:
@@ -38,10 +38,10 @@ class Goal(NamedTuple):
 
 
 class Design(NamedTuple):
-    """The tunnel for it."""
+    """The tunnel for a target in one mode."""
 
     body: Body
-    """The small model, as fast as it is taken to compute there."""
+    """The small model, as fast as it is expected to compute."""
     scale: Scale
     lines: Lines
     profile: Profile
@@ -50,7 +50,7 @@ class Design(NamedTuple):
 
 
 def goal(target: Config, mode: Mode, costs: Costs) -> Goal:
-    """Raises `ConfigError` where the mode, or its network, is no good."""
+    """The target in a mode. Raises `ConfigError` where the mode or its network is impossible."""
     config = target_in(target, mode)
     model, profile = Model(config), target_profile(config.net)
     lines = lines_of(profile, config.coordinator.nodes)
@@ -60,8 +60,8 @@ def goal(target: Config, mode: Mode, costs: Costs) -> Goal:
 
 
 def design(goal: Goal, body: Body, framing: float = 1.0, slower: float = 1.0) -> Design:
-    """The tunnel for a small model that computes like `body`. On the wire there are `framing` times as many bytes
-    as payloads have, and an averaging round takes `slower` times as long as it is reckoned to: so a run saw them."""
+    """The tunnel for a small model that computes like `body`. A run may have shown that the wire carries `framing`
+    times the bytes of the payloads, and that an averaging round takes `slower` times its expected duration."""
     scale = similar(goal.body, body, goal.lines)
     scale = scale._replace(rate=scale.rate * framing)
     lines = scale.lines(goal.lines)
@@ -74,7 +74,7 @@ def design(goal: Goal, body: Body, framing: float = 1.0, slower: float = 1.0) ->
 
 
 def first_design(goal: Goal, bench: Bench, small: Config, cores: int) -> Design:
-    """From the bench alone: the slower the network, the emptier the cores, and the faster the small model computes."""
+    """The tunnel by the bench alone. A slower network leaves more cores idle, so that each node computes faster."""
     found = design(goal, bench.body)
     for _ in range(ROUNDS):
         found = design(goal, crowded(bench, small, found.lines, cores))

@@ -1,7 +1,7 @@
-"""The target's network, scaled: a profile's TOML file, as `netem.profile` reads it.
+"""The target's network, scaled, and written as a profile that `netem.profile` reads.
 
-Rates are the target's times one factor, latencies and jitter its times over another, bursts in proportion to payloads;
-scope, sites, lines, pairs and the share of lost packets stay.
+Rates are multiplied by one factor, latencies and jitter divided by another, and bursts scaled with the payloads; scope,
+sites, lines, pairs and the share of lost packets stay.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from netem.units import UNLIMITED
 from node.lab.tunnel.similitude import Scale
 
 DIGITS = 6
-"""Of a scaled quantity: far more than any measurement here has."""
+"""Digits of a scaled quantity, far more than any measurement here has."""
 
 
 def target_profile(net: NetConfig) -> Profile:
-    """The target's network. Raises `ConfigError` where it has a clock or windows of its own, changes, or no
-    rate at all."""
+    """The target's network. Raises `ConfigError` where it sets a dilation or a window, changes over time, or limits no
+    rate."""
     for key, plain in (("dilation", 1.0), ("window", None)):
         if getattr(net, key) != plain:
             raise ConfigError(f"net.{key} = {getattr(net, key)!r}: the tunnel sets it; leave it out of the target")
@@ -36,7 +36,7 @@ def target_profile(net: NetConfig) -> Profile:
 
 
 def scaled(profile: Profile, scale: Scale) -> Profile:
-    """The tunnel's."""
+    """The tunnel's network."""
 
     def rate(rate_bps: float | None) -> float | None:
         return None if rate_bps is None else rate_bps * scale.rate
@@ -61,7 +61,7 @@ def scaled(profile: Profile, scale: Scale) -> Profile:
 
 
 def profile_toml(profile: Profile, comment: str) -> str:
-    """The profile as a file; `comment` heads it, line by line."""
+    """The text of the profile's file; `comment` is at its head, line by line."""
     tree: Tree = {
         "rate": _rate(profile.rate_bps),
         "latency": _time(profile.latency_s),

@@ -1,4 +1,4 @@
-"""A tunnel in words: its numbers beside the target's, its networks, what its runs made, and what could not be kept."""
+"""The page of a tunnel: its numbers beside the target's, its networks, its runs, and the differences that remain."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 from netem.network import Profile
+from netem.tables import markdown_table
 from netem.units import format_rate
 from node.config import Config, ModelConfig
+from node.lab.measured import Measured
 from node.lab.plan.paper import CENTRALIZED, COMPRESSED, UNCOMPRESSED
 from node.lab.plan.predict import Model
-from node.lab.plan.text import markdown, seconds
+from node.lab.plan.text import seconds
 from node.lab.tunnel.bench import Bench, body_flops
 from node.lab.tunnel.check import TOLERANCE, Verdict
 from node.lab.tunnel.design import Design, Goal
@@ -22,24 +24,24 @@ PAPER_SETTING = ("paper-800m", 8, 8, 131072)
 """Name, nodes, layers and context of the target for which the paper's tokens/s are shown."""
 
 RUNS = (
-    "A run that misses a number is made again, under a network corrected by the compute, the bytes and the averaging "
-    "that it had. The tables show the last run of each mode. Planned: the planner on the target itself."
+    "A run that misses a number is repeated, under a network corrected by its measured compute, bytes and averaging. "
+    "The tables show the last run of each mode. Planned: the planner's figure for the target itself."
 )
 
 
 class Part(NamedTuple):
-    """One mode: what was asked, what was built, and what came of it."""
+    """One mode: its target, the bench, the tunnel, and the verdict on its last run."""
 
     goal: Goal
     bench: Bench
     design: Design
     verdict: Verdict | None = None
     earlier: tuple[str, ...] = ()
-    """What was said of runs that missed, before the last: each led to the network of the next."""
+    """The verdicts on earlier runs, which missed; each led to the network of the next."""
 
 
 class Facts(NamedTuple):
-    """What all modes have in common."""
+    """Facts that all modes have in common."""
 
     target: Config
     small: Config
@@ -55,18 +57,18 @@ def document(facts: Facts, parts: Sequence[Part]) -> str:
     about = (
         f"Made by `{facts.command}` on {facts.host}. Target: {target.run.name}, {target.coordinator.nodes} nodes, each "
         f"{facts.device}. Tunnel: {shape_line(facts.small)}, {facts.small.coordinator.nodes} processes. The networks "
-        f"are emulated, the target computes nothing, and times on its clock are those of the tunnel times the ratio of "
-        f"compute. One seed, no loss is compared."
+        f"are emulated, and nothing runs on the target: times on its clock are times of the tunnel multiplied by the "
+        f"ratio of compute. There is one seed, and losses are not compared."
     )
     sections = [
         f"# Wind tunnel: {target.run.name}",
         about,
         "## The numbers\n\nCommunication over compute by layer; latency over a layer's compute; averaging over that of "
         "the steps between.",
-        "\n".join(_numbers_table(parts)),
+        _numbers_table(parts),
         "## The networks",
-        "\n".join(_networks_table(parts)),
-        *(["## The runs", RUNS, "\n".join(_runs_table(facts, parts)), "\n".join(_verdicts(parts))] if ran else []),
+        _networks_table(parts),
+        *(["## The runs", RUNS, _runs_table(facts, parts), "\n".join(_verdicts(parts))] if ran else []),
         "## What is not kept",
         "\n".join(f"- {line}" for line in not_kept(facts, parts)),
     ]
@@ -74,7 +76,7 @@ def document(facts: Facts, parts: Sequence[Part]) -> str:
 
 
 def as_object(facts: Facts, parts: Sequence[Part]) -> dict[str, Any]:
-    """The same figures, to be written as JSON."""
+    """The figures of the page, as an object for JSON."""
     return {
         "target": facts.target.run.name,
         "nodes": facts.target.coordinator.nodes,
@@ -101,45 +103,45 @@ def verdict_line(part: Part) -> str:
 
 
 def not_kept(facts: Facts, parts: Sequence[Part]) -> list[str]:
-    """In what the tunnel differs from its target, with figures."""
+    """The differences between the tunnel and its target, with figures."""
     target, small = facts.target.model, facts.small.model
     dense, last = parts[0], parts[-1]
     bodies = (dense.goal.body, dense.bench.body)
     backward = [_backward(body) for body in bodies]
     rest = [1 - 2 * body.layer_s * sum(kind.layers for kind in body.kinds.values()) / body.step_s for body in bodies]
     found = [
-        f"backward over forward compute: {backward[0]:.2f} in the target, {backward[1]:.2f} here. Payloads are the "
-        "same both ways, so what forward has too much, backward has too little; both together are kept",
+        f"backward over forward compute: {backward[0]:.2f} in the target, {backward[1]:.2f} here. Payloads are equal "
+        "both ways, so an excess in the forward is made up for by a lack in the backward; their sum is kept",
         f"attention over matrix products of a block of keys: {attention_share(target):.2f} in the target, "
-        f"{attention_share(small):.2f} here, in FLOPs; in time, CPUs are slower at attention",
+        f"{attention_share(small):.2f} here, in FLOPs; CPUs are slower at attention than this suggests",
         f"evenness (compute of a node, the mean over the fullest): {_evenness(dense.goal):.2f} in the target, "
         f"{dense.bench.evenness:.2f} here",
         f"share of a step outside its layers (embeddings, head, optimizer): {rest[0]:.1%} and {rest[1]:.1%}",
         f"message over segment: a payload of a whole layer is {_segments(last.goal.profile, last.goal.body):,.3g} "
         f"segments in the target, {_segments(last.design.profile, last.design.body):,.3g} here: turns are coarser, and "
-        "headers weigh more (they are measured, and made up for where a run is repeated)",
+        "headers weigh more (they are measured, and corrected for when a run is repeated)",
         f"nodes share this host's cores: the fullest takes {dense.bench.crowding:.2f} times as long when all compute "
-        "as alone, and how fast it is amid waits is known only from a run; so each mode has a network of its own",
+        "as alone, and its speed between waits is known only from a run; so each mode has a network of its own",
     ]
     for part in parts:
         made, wanted = part.design.numbers.compared(), part.goal.numbers.compared()
         off = {name: made[name] / wanted[name] - 1 for name in made if wanted[name] > 0}
         found += [
-            f"{part.goal.mode.name}, {name}: {share:+.0%} by design, since one rate serves all kinds of layers, and "
+            f"{part.goal.mode.name}, {name}: {share:+.0%} by design, since all kinds of layers share one rate, and "
             "ranks and steps between averagings are whole numbers; a wider small model comes nearer"
             for name, share in off.items()
             if abs(share) > TOLERANCE
         ]
     found += [
         f"{part.goal.mode.name}: transfers took {part.verdict.measured.lateness:.0%} longer than they should have, and "
-        "its numbers have that; longer chunks (--small) compute longer, and so ask for a slower network"
+        "its numbers include that; longer chunks (--small) compute longer, and so allow a slower network"
         for part in parts
         if part.verdict is not None and part.verdict.measured.untrusted
     ]
     if dense.design.sync_every == 1:
-        found.append("averaging: gradients, in every step, as in the target; so its share is what it comes to")
+        found.append("averaging: gradients are averaged in every step, as in the target, so its share is what it is")
     if any(part.goal.profile.loss for part in parts):
-        found.append("lost packets: their share is the target's, their number is that of far fewer packets")
+        found.append("lost packets: their share is the target's, but there are far fewer packets")
     return found
 
 
@@ -164,7 +166,7 @@ def shape_line(config: Config) -> str:
     return f"{model.layers} layers of {model.d_model}, {model.context:,} tokens of context in {model.chunks} chunks"
 
 
-def _numbers_table(parts: Sequence[Part]) -> list[str]:
+def _numbers_table(parts: Sequence[Part]) -> str:
     ran = any(part.verdict for part in parts)
     rows = []
     for part in parts:
@@ -175,10 +177,10 @@ def _numbers_table(parts: Sequence[Part]) -> list[str]:
             if ran:
                 off = part.verdict.off.get(name) if part.verdict else None
                 judged = "" if off is None else f"{off:+.1%}"
-                # A run is timed as a whole: how its compute divides between the ways is known from the bench alone.
+                # A run is timed as a whole; only the bench tells how its compute divides between the two ways.
                 row += [f"{had[name]:.4g}" if name in had and off is not None else "", judged]
             rows.append(row)
-    return markdown(["mode", "number", "target", "tunnel", *(["run", "off"] if ran else [])], rows)
+    return markdown_table(["mode", "number", "target", "tunnel", *(["run", "off"] if ran else [])], rows)
 
 
 def _flat(numbers: Numbers) -> dict[str, float]:
@@ -189,7 +191,7 @@ def _flat(numbers: Numbers) -> dict[str, float]:
     return found | {"latency": numbers.latency, "averaging": numbers.averaging}
 
 
-def _networks_table(parts: Sequence[Part]) -> list[str]:
+def _networks_table(parts: Sequence[Part]) -> str:
     rows = [
         [
             part.goal.mode.name,
@@ -203,10 +205,10 @@ def _networks_table(parts: Sequence[Part]) -> list[str]:
         for part in parts
     ]
     head = ["mode", "target's network", "tunnel's", "rate of each", "target's layer", "tunnel's", "averages every"]
-    return markdown(head, rows)
+    return markdown_table(head, rows)
 
 
-def _runs_table(facts: Facts, parts: Sequence[Part]) -> list[str]:
+def _runs_table(facts: Facts, parts: Sequence[Part]) -> str:
     target = facts.target
     setting = (target.run.name, target.coordinator.nodes, target.model.layers, target.model.context)
     papers = setting == PAPER_SETTING
@@ -230,7 +232,7 @@ def _runs_table(facts: Facts, parts: Sequence[Part]) -> list[str]:
             ]
         )
     head = ["mode", "runs", "steps", "step, wall clock", "target's clock", "tokens/s there", "planned", "off"]
-    return markdown([*head, *(["paper"] if papers else []), "numbers"], rows)
+    return markdown_table([*head, *(["paper"] if papers else []), "numbers"], rows)
 
 
 def _part(part: Part) -> dict[str, Any]:
@@ -255,9 +257,13 @@ def _part(part: Part) -> dict[str, Any]:
             "step_s": verdict.step_s,
             "target_step_s": verdict.target_step_s,
             "tokens_per_s": verdict.tokens_per_s,
-            "measured": verdict.measured._asdict(),
+            "measured": _figures(verdict.measured),
         }
     return found
+
+
+def _figures(measured: Measured) -> dict[str, Any]:
+    return {key: value for key, value in measured._asdict().items() if key not in ("name", "config")}
 
 
 def _backward(body: Body) -> float:

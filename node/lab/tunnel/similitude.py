@@ -4,12 +4,13 @@
     latency          of the farthest pair, over what a layer computes one way (mean over layers and ways)
     averaging        one round / what is computed in the steps between two
 
-Compute is that of the fullest node, the one that computes longest in a step: all others wait for it. Communication is
-the longest that any link or NIC is taken by one layer's payloads, one way.
+Compute is that of the fullest node, which computes longest in a step, so that all others wait for it. Communication is
+the longest time that one layer's payloads, one way, occupy any link or NIC.
 
-One rate cannot make everything equal at once: each way has the same payload, so what differs is the ratio of backward
-to forward compute, and where ranks are rounded, bytes of compressed layers to those of whole ones. `similar` makes both
-ways together equal, with the error spread evenly over kinds of layers. Averaging has `sync_every` to itself.
+One rate cannot make all of them equal: both ways have the same payload, so the ratio of backward to forward compute
+differs, and where ranks are rounded, so does the ratio of bytes in compressed layers to bytes in whole ones. `similar`
+makes both ways together equal, with the error spread evenly over kinds of layers. Averaging is matched by `sync_every`
+alone.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ COMPRESSED, WHOLE = "compressed", "whole"
 
 
 class Kind(NamedTuple):
-    """Layers that send alike: how many, what one chunk sends to one reader one way, what the fullest node computes."""
+    """Layers with equal payloads: their number, the payload of one chunk to one reader one way, and the compute time of
+    the fullest node."""
 
     layers: int
     payload_bytes: float
@@ -40,22 +42,22 @@ class Kind(NamedTuple):
 
 
 class Body(NamedTuple):
-    """A model on its devices, as the tunnel sees it; only layers that exchange."""
+    """A model on its devices, with only those layers that exchange."""
 
     assignment: Assignment
     kinds: Mapping[str, Kind]
     step_s: float
-    """What the fullest node computes in a step, all of it."""
+    """All compute of the fullest node in a step."""
     parameters: int
 
     @property
     def layer_s(self) -> float:
-        """Compute of a layer one way, the mean over layers and ways."""
+        """Compute time of a layer one way; the mean over layers and both ways."""
         total_s = sum(kind.layers * (kind.forward_s + kind.backward_s) for kind in self.kinds.values())
         return total_s / (2 * sum(kind.layers for kind in self.kinds.values()))
 
     def slowed(self, factor: float) -> Body:
-        """The same where everything takes `factor` times as long."""
+        """The body where everything takes `factor` times as long."""
         kinds = {
             name: kind._replace(forward_s=kind.forward_s * factor, backward_s=kind.backward_s * factor)
             for name, kind in self.kinds.items()
@@ -72,14 +74,14 @@ class Ratio(NamedTuple):
 
 
 class Numbers(NamedTuple):
-    """What the target and the tunnel are to have in common."""
+    """The numbers that should be equal for target and tunnel."""
 
     kinds: Mapping[str, Ratio]
     latency: float
     averaging: float
 
     def compared(self) -> dict[str, float]:
-        """Those that a verdict is on, by name."""
+        """The numbers that a verdict compares, by name."""
         return {f"{name} layer": ratio.both for name, ratio in self.kinds.items()} | {
             "latency": self.latency,
             "averaging": self.averaging,
@@ -87,11 +89,11 @@ class Numbers(NamedTuple):
 
 
 class Scale(NamedTuple):
-    """From the target's network to the tunnel's: rates times `rate`, latencies over `time`, bursts times `bytes`."""
+    """From the target's network to the tunnel's: rates × `rate`, latencies / `time`, bursts × `bytes`."""
 
     rate: float
     time: float
-    """Target seconds in a second of the tunnel."""
+    """Seconds of the target in one second of the tunnel."""
     bytes: float
 
     def lines(self, lines: Lines) -> Lines:
@@ -99,7 +101,7 @@ class Scale(NamedTuple):
 
 
 def body_of(model: Model, costs: Costs) -> Body:
-    """The target, from its work."""
+    """The target's body, from its work."""
     ways = [[_seconds(costs, stages) for stages in layer.work] for layer in model.step.layers]
     step_R = np.sum([forward + backward for forward, backward in ways], axis=0)
     rest = (model.step.head_forward, model.step.head_backward, model.step.optimizer)
@@ -126,7 +128,7 @@ def kinds_of(model: Model, times_s: list[tuple[float, float]]) -> dict[str, Kind
 
 
 def numbers(body: Body, lines: Lines, sync_every: int) -> Numbers:
-    """What a body has on these lines."""
+    """The numbers of a body on these lines."""
     kinds = {}
     for name, kind in body.kinds.items():
         forward_s, backward_s = wire_s(body.assignment, kind.payload_bytes, lines)
@@ -139,7 +141,7 @@ def numbers(body: Body, lines: Lines, sync_every: int) -> Numbers:
 
 
 def wire_s(assignment: Assignment, nbytes: float, lines: Lines) -> tuple[float, float]:
-    """How long one layer's payloads, forward, and their gradients, backward, take the line that they take longest."""
+    """The longest time that one layer's payloads, forward, and their gradients, backward, occupy a line."""
     sent = np.zeros((assignment.n_ranks, assignment.n_ranks))
     for chunk in range(assignment.n_chunks):
         for reader in assignment.readers_of(chunk):
@@ -158,7 +160,7 @@ def wire_s(assignment: Assignment, nbytes: float, lines: Lines) -> tuple[float, 
 def similar(target: Body, small: Body, lines: Lines) -> Scale:
     """The scales that bring the small body's numbers on `lines` nearest to the target's.
 
-    Kinds of layers whose numbers are off by different factors have the error shared out: the largest is least.
+    Where kinds of layers need different factors, the largest error is made as small as possible.
     """
     wanted, had = numbers(target, lines, 1), numbers(small, lines, 1)
     off = [had.kinds[name].both / wanted.kinds[name].both for name in wanted.kinds]
@@ -171,12 +173,12 @@ def similar(target: Body, small: Body, lines: Lines) -> Scale:
 
 
 def similar_sync(averaging: float, small: Body, lines: Lines, slower: float = 1.0) -> int:
-    """The `sync_every` at which averaging has this share of the small body's compute; 2 or more, since 1 would average
-    gradients. `slower`: how much longer a round takes than it is reckoned to."""
+    """The `sync_every` at which averaging has this share of the small body's compute; at least 2, since 1 would average
+    gradients. `slower` is the measured over the expected duration of a round."""
     round_s = averaging_s(small.parameters, lines) * slower
     return max(2, round(round_s / (averaging * small.step_s)))
 
 
 def _seconds(costs: Costs, stages: Stages) -> Array:
-    """[R] of one layer, one way."""
+    """Seconds of one layer one way, [R]."""
     return np.sum([costs.seconds(work.total()) for work in stages], axis=0)  # type: ignore[no-any-return]

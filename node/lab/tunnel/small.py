@@ -1,7 +1,7 @@
 """The configs of a tunnel: the target in each of its modes, and the small model that stands for it.
 
-The small model has the target's layers, chunks, ownership, batch and `[compress]`; its widths and the length of its
-chunks are its own: those of another config, or the target's, scaled down.
+The small model has the target's layers, chunks, ownership, batch and `[compress]`. Its widths and the length of its
+chunks are those of another config, or the target's scaled down.
 """
 
 from __future__ import annotations
@@ -18,13 +18,11 @@ from netem.errors import ConfigError
 from netem.profile import NetConfig
 from node.config import Config, ModelConfig, load_config, to_tree
 from node.exchange.payload import PayloadFormat
+from node.lab.measured import COLD_STEPS, LEAST_STEPS
 
 CONFIGS = Path("configs")
 WIDTH, HEAD_SIZE = 128, 64
-"""Of the built-in shape: wide enough that ranks of 2 % and 5 % are not all rounding."""
-COLD_STEPS = 3
-"""After the first step: they do not count, since allocators and caches are cold."""
-LEAST_STEPS = 3
+"""The built-in shape: wide enough that ranks of 2 % and 5 % are more than rounding."""
 
 
 class Mode(NamedTuple):
@@ -33,7 +31,7 @@ class Mode(NamedTuple):
     name: str
     compress: str
     network: str
-    """Empty: the one asked for."""
+    """A profile's name; empty: the network of the target's config."""
 
 
 MODES = (
@@ -44,7 +42,7 @@ MODES = (
 
 
 def modes_named(names: Sequence[str]) -> list[Mode]:
-    """These modes, or all. Raises `ConfigError` for a name that there is not."""
+    """These modes; all for no names. Raises `ConfigError` for an unknown name."""
     known = {mode.name: mode for mode in MODES}
     if unknown := [name for name in names if name not in known]:
         raise ConfigError(f"--mode {unknown[0]}: no such mode; there are {', '.join(known)}")
@@ -78,7 +76,7 @@ def target_in(config: Config, mode: Mode) -> Config:
 
 
 def small_config(target: Config, shape: Config | None, steps: int, folder: Path) -> Config:
-    """The small model, on no network yet. Raises `ConfigError` where there is no such model."""
+    """The small model, on no network yet. Raises `ConfigError` where that is impossible."""
     least = 1 + COLD_STEPS + LEAST_STEPS + 1  # the first takes the basis; the last averages weights
     if steps < least:
         raise ConfigError(f"--steps {steps}: expected {least} or more, so that {LEAST_STEPS} count")
@@ -117,7 +115,7 @@ def _shape_of(shape: ModelConfig, target: ModelConfig) -> dict[str, Any]:
 
 
 def _shape(target: ModelConfig) -> dict[str, Any]:
-    """`WIDTH` wide, all else in proportion, as far as whole heads allow."""
+    """The target's shape at a width of `WIDTH`, with all else in proportion as far as whole heads allow."""
     scale = WIDTH / target.d_model
     heads = max(1, round(target.heads * target.head_size * scale / HEAD_SIZE))
     kv_heads = max(1, round(target.d_kv * scale / HEAD_SIZE))

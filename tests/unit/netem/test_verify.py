@@ -12,7 +12,7 @@ from netem.network import Profile
 from netem.profile import NetConfig, builtin_names, resolve
 from netem.verify.certificate import LONGEST_S, SIZES_BYTES, estimate_s, plan, steady, ways
 from netem.verify.promise import Host, Promise, Row, certify, judge_row, mending_dilation
-from netem.verify.report import as_json, as_markdown, as_text
+from netem.verify.render import as_json, as_markdown, as_text
 from node.cli import main
 
 HOST = Host(loopback_bps=6e9, shaped_bps=5e9, delay_s=0.0003, busy_delay_s=0.01, cores=2)

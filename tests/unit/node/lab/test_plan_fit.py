@@ -7,17 +7,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import ROOT
 from helpers.small import small_config
 
 from coordinator.records.folder import CONFIG, METRICS
 from netem.config import convert
 from netem.errors import ConfigError
+from node.cli import main
 from node.config import Config, save_config, to_tree
+from node.lab.measured import Measured, read_measured
 from node.lab.plan.costs import Costs
 from node.lab.plan.fit import Case, case, fit
-from node.lab.plan.measured import Measured, read_measured
 from node.lab.plan.validate import table, validate
 
+TINY = ROOT / "configs" / "tiny.toml"
 TRUTH = Costs(flops_per_s=2e10, element_s=3e-9, call_s=2e-4, byte_s=5e-10, step_s=8e-3)
 
 
@@ -32,9 +35,10 @@ def config_of(mode: str, nodes: int, rate: str, context: int = 512, d_model: int
 
 def made_up(name: str, config: Config, costs: Costs, noise: float = 0.0) -> Case:
     """A run that took what `costs` say, give or take."""
-    nothing = case(Measured(name, config, 10, 1.0, 1.0, 0.0))
+    nothing = case(Measured(name, config, 10, 1.0, 1.0, {}, 0.0))
     step_s, busy_s = nothing.predict(costs)
-    return nothing._replace(measured=Measured(name, config, 10, step_s * (1 + noise), busy_s * (1 + noise), 0.0))
+    measured = nothing.measured._replace(step_s=step_s * (1 + noise), busy_s=busy_s * (1 + noise))
+    return nothing._replace(measured=measured)
 
 
 def runs(noise: float = 0.0) -> list[Case]:
@@ -109,10 +113,44 @@ def test_ordinary_steps_are_those_without_averaging_warm_start_and_cold_caches(t
     assert measured.steps == 25 - 3 - 3  # after step 5; averaging at 10, 20 and 30; three cold ones
     assert measured.step_s == pytest.approx(0.2)
     assert measured.busy_s == pytest.approx(0.15)
-    assert measured.averaging_s == 0
+    assert measured.busy_by_node_s == {"node-0": pytest.approx(0.15), "node-1": pytest.approx(0.15)}
+    assert measured.round_s == 5.0
 
 
 def test_a_run_too_short_to_have_ordinary_steps_is_named(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "short", config_of("subspace", 2, "50 Mbit/s"), steps=9)
     with pytest.raises(ConfigError, match="short: 1 ordinary steps"):
         read_measured(folder)
+
+
+@pytest.mark.parametrize("lost", ["nodes", "step_s"])
+def test_records_without_the_figures_do_not_count(lost: str, tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", config_of("subspace", 2, "50 Mbit/s"), steps=30)
+    records = [json.loads(line) for line in (folder / METRICS).read_text().splitlines()]
+    (folder / METRICS).write_text("".join(json.dumps(record | {lost: None}) + "\n" for record in records))
+    with pytest.raises(ConfigError, match="run: 0 ordinary steps"):
+        read_measured(folder)
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "expected"),
+    [
+        (METRICS, "[]\n", "metrics.jsonl, line 1: expected a record with a step"),
+        (METRICS, "{\n", "metrics.jsonl, line 1: "),
+        (METRICS, '{"step": 1, "loss": 1.0, "step_s": NaN}\n', "run: 0 ordinary steps"),
+        (CONFIG, "[model\n", "config.toml: not valid TOML"),
+        (CONFIG, "[models]\n", "models"),
+    ],
+)
+@pytest.mark.parametrize("option", ["--fit", "--validate"])
+def test_a_folder_that_holds_no_run_is_one_line(
+    option: str, file: str, text: str, expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_run(tmp_path / "run", config_of("subspace", 2, "50 Mbit/s"), steps=30)
+    (folder / file).write_text(text)
+    arguments = [str(TINY), "--fit", str(folder)] if option == "--fit" else ["--validate", str(folder), str(folder)]
+    assert main(["plan", *arguments]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert expected in captured.err
+    assert len(captured.err.splitlines()) == 1

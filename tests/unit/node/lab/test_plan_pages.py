@@ -10,11 +10,11 @@ from helpers import ROOT
 from netem.profile import resolve
 from node.config import Config, load_config
 from node.exchange.payload import PayloadFormat
+from node.lab.measured import COLD_STEPS, LEAST_STEPS
 from node.lab.plan import paper, trials
 from node.lab.plan.costs import stated
 from node.lab.plan.devices import device
 from node.lab.plan.lines import lines_of
-from node.lab.plan.measured import COLD_STEPS, LEAST_STEPS
 from node.lab.plan.predict import Model
 from node.train.schedule import WEIGHTS, rounds_for
 

@@ -18,6 +18,7 @@ from netem.errors import ConfigError
 from netem.network import Pair, Profile
 from netem.profile import NetConfig, builtin_names, resolve
 from node.cli import main
+from node.commands.plan import TOO_LARGE
 from node.config import Config, load_config, to_tree
 from node.exchange.chunks import ChunkExchange
 from node.exchange.passes import PassSpec
@@ -187,7 +188,7 @@ def test_the_command_prints_a_plan_and_what_it_assumes(capsys: pytest.CaptureFix
     for words in (
         "tokens/s",
         "bottleneck:",
-        "MFU 0.4, stated; device h100",
+        "MFU 0.4, assumed; device h100",
         "| node-7",
         "| 65,536",
         "| 64 nodes",
@@ -204,6 +205,21 @@ def test_json_is_one_object(capsys: pytest.CaptureFixture[str]) -> None:
     assert [need["utilisation"] for need in plan["bandwidths"]] == [0.5, 0.9, 0.95]
     assert plan["costs"]["flops_per_s"] == pytest.approx(1e10)
     assert plan["assumes"]
+
+
+def test_a_plan_that_does_not_fit_has_an_exit_code_and_a_line_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["plan", str(PAPER), "--nodes", "2", "--device", "4090", "--contexts", "8192"]
+    assert main(arguments) == TOO_LARGE == 3
+    text = capsys.readouterr().out
+    (line,) = (line for line in text.splitlines() if line.startswith("too large:"))
+    assert "GB and has 24 GB; take more nodes" in line
+    assert text.count("does not fit") == 0  # the shorter context does
+    assert main([*arguments, "--json"]) == TOO_LARGE
+    assert json.loads(capsys.readouterr().out)["fits"] is False
+    assert main(["plan", str(PAPER), "--nodes", "8", "--contexts", "1048576"]) == 0
+    text = capsys.readouterr().out
+    assert "too large:" not in text
+    assert text.count("does not fit") == 1
 
 
 @pytest.mark.parametrize("profile", builtin_names())

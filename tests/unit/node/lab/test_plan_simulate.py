@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from helpers import ROOT
-from helpers.plan_reference import Swarm
+from helpers.plan_oracle import step_ends_s
 from helpers.small import small_config
 
 from netem.config import convert
@@ -51,7 +51,7 @@ def test_a_step_takes_what_it_takes_event_by_event(
     """Links are exact; at a NIC, messages of one layer that overtake those of another make up to 3 %."""
     model = model_of(mode, nodes, **coordinator)
     network = lines(nodes, rate, scope)
-    expected = Swarm(model.step, COSTS, network).ends
+    expected = step_ends_s(model.step, COSTS, network)
     outcome = model.simulate(COSTS, network)
     tolerance = 1e-6 if scope == "link" else 0.04
     assert outcome.step_s == pytest.approx(max(expected), rel=tolerance)

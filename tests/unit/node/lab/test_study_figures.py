@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 
 from node.exchange.passes import PassSpec
 from node.exchange.payload import PayloadFormat
-from node.lab.study.document import document, raw, table
+from node.lab.study.document import document
 from node.lab.study.figures import Spread, Traffic, figures, traffic
 from node.lab.study.measure import payload_bytes
-from node.lab.study.picture import draw
-from node.lab.study.table import Study, load_study
+from node.lab.study.picture import draw, looks, scale_bytes
+from node.lab.study.record import Recipe, Results, record_text
+from node.lab.study.table import Study, load_study, study_names
 
 
 def study() -> Study:
     return load_study("control")
+
+
+def page(results: Results, study: Study, seeds: int = 3) -> str:
+    return document(Recipe(study.name, "", seeds, ()), study, figures(study, results), results)
 
 
 def results(**losses: list[float]) -> dict[str, list[dict[str, object]]]:
@@ -49,8 +57,10 @@ def test_gain_retained_is_taken_seed_by_seed() -> None:
     assert method.retained.mean == pytest.approx(0.9)
     assert method.retained.std == pytest.approx(0.0, abs=1e-9)
     assert method.gap.mean == pytest.approx(0.1)
-    text = document(study(), found, results(dense=[2.0], local=[3.0], method=[2.1]), "isthmus study control", "control")
-    assert "| method | 3.1000 ± 0.9950 | +0.1000 ± 0.0100 | 90.0 ± 0.0 % |" in text
+    text = page(results(dense=[2.0, 3.0, 4.0], local=[3.0, 4.1, 4.9], method=[2.1, 3.11, 4.09]), study())
+    (row,) = (line for line in text.splitlines() if line.startswith("| method "))
+    cells = [cell.strip() for cell in row.split("|")]
+    assert cells[2:5] == ["3.1000 ± 0.9950", "+0.1000 ± 0.0100", "90.0 ± 0.0 %"]
 
 
 def test_a_gain_within_the_noise_is_said_to_be_none() -> None:
@@ -58,17 +68,17 @@ def test_a_gain_within_the_noise_is_said_to_be_none() -> None:
     found = figures(study(), noisy)
     assert not found.clear
     assert all(line.retained is None for line in found.lines)
-    assert "not above 3 standard deviations" in document(study(), found, noisy, "", "control")
+    assert "not above 3 standard deviations" in page(noisy, study())
 
 
 def test_one_seed_shows_no_noise_and_so_no_gain_retained() -> None:
     single = results(dense=[2.0], local=[3.0], method=[2.1])
     found = figures(study(), single)
     assert all(line.retained is None for line in found.lines)
-    text = document(study(), found, single, "isthmus study control --seeds 1", "control")
-    assert "of one seed" in text
+    text = page(single, study(), seeds=1)
+    assert "from one seed" in text
     assert "    isthmus study control --seeds 1\n" in text
-    assert raw(single).count("\n") == len(study().arms)
+    assert record_text(Recipe("control", "", 1, ()), single).count("\n") == 1 + len(study().arms)
 
 
 def test_bytes_are_those_of_the_formula() -> None:
@@ -114,8 +124,8 @@ def test_an_arm_that_leaks_is_marked_and_retains_nothing() -> None:
     (name,) = (arm.name for arm in leaky.arms if arm.config.leaks)
     one = results(dense=[2.0, 2.0], local=[3.0, 3.0], method=[2.1, 2.1])
     of_arm = {arm.name: one.get(arm.name, one["method"]) for arm in leaky.arms}
-    text = document(leaky, figures(leaky, of_arm), of_arm, "isthmus study own-chunk", "own-chunk")
-    (row,) = (line for line in text.splitlines() if line.startswith(f"| {name} (leaks) |"))
+    text = page(of_arm, leaky, seeds=2)
+    (row,) = (line for line in text.splitlines() if line.startswith(f"| {name} (leaks) "))
     assert row.split("|")[4].strip() == "–"
 
 
@@ -127,10 +137,6 @@ def test_an_arm_that_leaks_no_more_at_the_end_is_not_marked() -> None:
     assert not any(line.leaks for line in figures(leaky, of_arm).lines)
 
 
-def test_a_table_is_markdown() -> None:
-    assert table(["a", "b"], [["x", "1"]]).splitlines() == ["| a | b |", "| --- | --: |", "| x | 1 |"]
-
-
 def test_the_picture_is_drawn(tmp_path: Path) -> None:
     one = results(dense=[2.0, 2.1], local=[3.0, 3.1], method=[2.1, 2.2])
     drawn: dict[str, Any] = {
@@ -139,5 +145,25 @@ def test_the_picture_is_drawn(tmp_path: Path) -> None:
         "position_tokens": [0.0, 2.0, 2.0],
     }
     of_arm = {arm: [result | drawn for result in of_seed] for arm, of_seed in one.items()}
-    path = draw(study(), of_arm, tmp_path / "control.png")
+    path = draw(study(), figures(study(), of_arm), of_arm, tmp_path / "control.png")
     assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_no_two_arms_of_a_study_look_alike() -> None:
+    most = max(len(load_study(name).arms) for name in study_names())
+    assert len({look.colour for look in looks(most)}) == most
+    assert len({(look.colour, look.marker) for look in looks(40)}) == 40
+    assert len({(look.colour, str(look.dashes)) for look in looks(24)}) == 24
+
+
+@pytest.mark.parametrize(("low", "high"), [(1.0, 1.4), (20.5, 512.0), (142.2, 512.0), (0.3, 5000.0)])
+def test_ticks_of_bytes_are_plain_numbers_with_room_between(low: float, high: float) -> None:
+    figure = Figure(figsize=(4, 4))
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    scale_bytes(axes, [low, high])
+    figure.canvas.draw()
+    shown = [tick.label1 for tick in axes.xaxis.get_major_ticks() + axes.xaxis.get_minor_ticks()]
+    boxes = [label.get_window_extent() for label in shown if label.get_text()]
+    assert [float(label.get_text()) for label in shown if label.get_text()]
+    assert all(one.x1 < other.x0 for one, other in pairwise(sorted(boxes, key=lambda box: box.x0)))

@@ -10,7 +10,7 @@ import pytest
 
 from netem.errors import ConfigError, RunAborted
 from node.lab.study import pool
-from node.lab.study.plan import plan
+from node.lab.study.runs import runs_of
 from node.lab.study.table import load_study
 
 CHILD = """
@@ -38,7 +38,7 @@ def _stand_in(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def test_a_run_that_has_its_result_is_not_run_again(tmp_path: Path) -> None:
-    runs = plan(load_study("control"), 2)
+    runs = runs_of(load_study("control"), 2)
     pool.run_all(runs[:3], tmp_path / "results", 2)
     pool.run_all([*runs[:4], runs[0]], tmp_path / "results", 2)
     started = (tmp_path / "results" / "started").read_text().split()
@@ -52,17 +52,17 @@ def test_a_run_that_has_its_result_is_not_run_again(tmp_path: Path) -> None:
     [(7, ConfigError, "dense, seed 7: train.lr = 1: too high"), (8, RunAborted, "dense, seed 8: a rank failed")],
 )
 def test_a_failure(seed: int, error: type[Exception], words: str, tmp_path: Path) -> None:
-    run = plan(load_study("control"), 9)[seed * len(load_study("control").arms)]
+    run = runs_of(load_study("control"), 9)[seed * len(load_study("control").arms)]
     with pytest.raises(error, match=words):
         pool.run_all([run], tmp_path / "results", 1)
     assert not list((tmp_path / "results").glob("*.json"))
 
 
 def test_a_job_holds_what_the_child_needs(tmp_path: Path) -> None:
-    run = plan(load_study("control"), 1)[0]
+    run = runs_of(load_study("control"), 1)[0]
     folder = tmp_path / "results"
     with pytest.raises(ConfigError):
-        pool.run_all([plan(load_study("control"), 8)[-len(load_study("control").arms)]], folder, 1)
+        pool.run_all([runs_of(load_study("control"), 8)[-len(load_study("control").arms)]], folder, 1)
     (job,) = folder.glob("*.job")
     assert json.loads(job.read_text()).keys() == {"digest", "code", "config"}
     assert run.digest != job.stem

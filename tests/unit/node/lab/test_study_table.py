@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ from netem.errors import ConfigError
 from node.cli import main
 from node.exchange.payload import PayloadFormat
 from node.lab.study import table
-from node.lab.study.plan import digest_of, plan, read_result
+from node.lab.study.runs import digest_of, read_result, runs_of
 from node.lab.study.table import DENSE, LOCAL, base_names, load_study, merge, study_names
 from node.lab.study.version import statements
 
@@ -26,7 +27,7 @@ def test_every_study_can_run_on_every_base(name: str, base: str) -> None:
     assert {DENSE, LOCAL} <= {arm.name for arm in study.arms}
     for arm in study.arms:
         PayloadFormat(arm.config)
-    digests = [run.digest for run in plan(study, 2)]
+    digests = [run.digest for run in runs_of(study, 2)]
     assert len(set(digests)) == len(digests), "two arms are the same"
 
 
@@ -89,12 +90,21 @@ def test_a_result_is_of_a_config_a_seed_and_the_code(tmp_path: Path, monkeypatch
     assert changed("run", seed=5) != digest
     assert changed("train", lr=1.0) != digest
     assert changed("coordinator", nodes=2) != digest
-    monkeypatch.setattr("node.lab.study.plan.code_version", lambda: "other")
+    monkeypatch.setattr("node.lab.study.runs.code_version", lambda: "other")
     assert digest_of(config) != digest
-    run = plan(load_study("control"), 1)[0]
+    run = runs_of(load_study("control"), 1)[0]
     assert read_result(tmp_path, run) is None
-    (tmp_path / f"{run.digest}.json").write_text('{"heldout_loss": 1.5}')
-    assert read_result(tmp_path, run) == {"heldout_loss": 1.5}
+    result = {"heldout_loss": 1.5, "digest": run.digest}
+    (tmp_path / f"{run.digest}.json").write_text(json.dumps(result))
+    assert read_result(tmp_path, run) == result
+
+
+@pytest.mark.parametrize("text", [b"", b"\xff", b"[]", b"[" * 100_000, b"{}"])
+def test_a_file_that_is_no_result_is_named(text: bytes, tmp_path: Path) -> None:
+    run = runs_of(load_study("control"), 1)[0]
+    (tmp_path / f"{run.digest}.json").write_bytes(text)
+    with pytest.raises(ConfigError, match=r"not the result of a run; delete it, and the study runs dense, seed 0"):
+        read_result(tmp_path, run)
 
 
 def test_the_code_is_its_statements() -> None:

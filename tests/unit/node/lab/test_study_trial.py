@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -126,10 +127,53 @@ def test_a_checkpoint_on_disk(tmp_path: Path) -> None:
     save_file(names, tmp_path / "model.safetensors")
     ranks = checkpoint_ranks(tmp_path)
     assert ranks == {0: {"k": 1.0, "q": 1.0, "v": 1.0}, 1: {"k": 1.0, "q": pytest.approx(0.25), "v": 1.0}}
-    assert checkpoint_table(ranks).splitlines()[-1] == "| mean | 62.50% | 100.00% | 100.00% |"
+    last = checkpoint_table(ranks).splitlines()[-1]
+    assert [cell.strip() for cell in last.split("|")[1:-1]] == ["mean", "62.50%", "100.00%", "100.00%"]
     save_file({"lm_head.weight": torch.eye(4)}, tmp_path / "model.safetensors")
     with pytest.raises(ConfigError, match=r"expected layers\.N\.self_attn"):
         checkpoint_ranks(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"nonsense")
     with pytest.raises(ConfigError, match="cannot be read as safetensors"):
+        checkpoint_ranks(tmp_path)
+
+
+def shard(folder: Path, name: str, layers: list[int], **changes: torch.Tensor) -> None:
+    names = {f"model.layers.{layer}.self_attn.{kind}_proj.weight": torch.eye(4) for layer in layers for kind in "qkv"}
+    save_file(names | {key.replace("__", "."): value for key, value in changes.items()}, folder / name)
+
+
+def test_a_checkpoint_is_measured_whole_or_not_at_all(tmp_path: Path) -> None:
+    shard(tmp_path, "model-00001-of-00002.safetensors", [0])
+    (tmp_path / "config.json").write_text('{"num_hidden_layers": 2}')
+    with pytest.raises(ConfigError, match=r"holds the layers 0, and config\.json says 2 layers"):
+        checkpoint_ranks(tmp_path)
+    index = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ConfigError, match=r"index\.json names model-00002-of-00002\.safetensors, which is not there"):
+        checkpoint_ranks(tmp_path)
+    shard(tmp_path, "model-00002-of-00002.safetensors", [1])
+    shard(tmp_path, "consolidated.safetensors", [0], model__layers__0__self_attn__q_proj__weight=torch.ones(4, 4))
+    assert checkpoint_ranks(tmp_path)[0]["q"] == 1.0  # the index says which files count
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors.index.json"])
+@pytest.mark.parametrize("text", [b"", b"\xff", b"[" * 100_000, b"[]", b'{"weight_map": 1, "num_hidden_layers": "x"}'])
+def test_a_checkpoints_json_that_is_none_is_named(name: str, text: bytes, tmp_path: Path) -> None:
+    shard(tmp_path, "model.safetensors", [0])
+    (tmp_path / name).write_bytes(text)
+    with pytest.raises(ConfigError, match=f"{name}: expected") as caught:
+        checkpoint_ranks(tmp_path)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("weight", [torch.ones(4, 4, dtype=torch.uint8), torch.ones(4)])
+def test_weights_that_are_packed_or_no_matrices_are_refused(weight: torch.Tensor, tmp_path: Path) -> None:
+    shard(tmp_path, "model.safetensors", [0], model__layers__0__self_attn__q_proj__weight=weight)
+    with pytest.raises(ConfigError, match=r"q_proj\.weight is .*; expected a matrix of floating-point numbers"):
+        checkpoint_ranks(tmp_path)
+
+
+def test_weights_that_are_not_finite_have_no_stable_rank(tmp_path: Path) -> None:
+    shard(tmp_path, "model.safetensors", [0], model__layers__0__self_attn__q_proj__weight=torch.full((4, 4), math.nan))
+    with pytest.raises(ConfigError, match=r"q_proj\.weight holds numbers that are not finite"):
         checkpoint_ranks(tmp_path)

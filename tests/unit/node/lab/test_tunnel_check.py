@@ -7,15 +7,23 @@ from pathlib import Path
 import pytest
 from helpers.tunnel_runs import A100, bench_of_work, target, write_run
 
-from netem.errors import RunAborted
+from netem.errors import ConfigError
 from node.config import Config
+from node.lab.measured import read_measured
 from node.lab.tunnel.bench import Bench
 from node.lab.tunnel.bench_node import mode_of
-from node.lab.tunnel.check import Verdict, judge, read_measured
+from node.lab.tunnel.check import Verdict, judge
 from node.lab.tunnel.design import Design, Goal, design, goal
 from node.lab.tunnel.small import MODES, run_config, small_config
 
 UNCOMPRESSED = MODES[2]
+
+
+@pytest.fixture(autouse=True)
+def _profile(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The profile that the runs' configs name."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tunnel.toml").write_text('rate = "1 Mbit/s"\n', encoding="utf-8")
 
 
 def built(*overrides: str) -> tuple[Goal, Bench, Design, Config]:
@@ -38,7 +46,7 @@ def ran(
     framing: float = 1.0,
 ) -> Verdict:
     write_run(folder, config, made, bench.body.slowed(slower), late, framing)
-    return judge(one, made, bench.body, read_measured(folder, config, bench.rank))
+    return judge(one, made, bench, read_measured(folder))
 
 
 def test_a_run_as_intended_holds_and_tells_the_targets_tokens(tmp_path: Path) -> None:
@@ -92,9 +100,9 @@ def test_exact_averaging_is_part_of_every_step(tmp_path: Path) -> None:
     one, bench, made, config = built("--train.sync_every=1")
     assert made.sync_every == config.train.sync_every == 1
     write_run(tmp_path, config, made, bench.body)
-    measured = read_measured(tmp_path, config, bench.rank)
+    measured = read_measured(tmp_path)
     assert measured.steps == config.train.steps - 4  # the first, and three that are cold
-    verdict = judge(one, made, bench.body, measured)
+    verdict = judge(one, made, bench, measured)
     assert verdict.missed == ["averaging"]  # there is nothing to choose that would give it its share
     assert verdict.step_s == measured.step_s == pytest.approx(3 * bench.body.step_s + 2 * measured.round_s)
 
@@ -104,5 +112,5 @@ def test_a_run_too_short_is_no_run(tmp_path: Path) -> None:
     write_run(tmp_path, config, made, bench.body)
     lines = (tmp_path / "metrics.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
     (tmp_path / "metrics.jsonl").write_text("".join(lines[:6]), encoding="utf-8")
-    with pytest.raises(RunAborted, match="steps that count; expected 3 or more"):
-        read_measured(tmp_path, config, bench.rank)
+    with pytest.raises(ConfigError, match=r"2 ordinary steps .* expected 3 or more"):
+        read_measured(tmp_path)

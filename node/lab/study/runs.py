@@ -1,7 +1,7 @@
-"""The runs of a study: arm × seed, each with a config that was checked and a digest that names its result.
+"""The runs of a study: arm × seed, each with a checked config and a digest that names its result.
 
-A result is of a config, a seed and a version of the code, not of a study: two studies that share an arm share its
-runs. Where results lie: outputs/study/DIGEST.json, one file a run, there only when the run is done.
+A result belongs to a config, a seed and a version of the code, not to a study: two studies with an arm in common share
+the runs of that arm. Results are kept as outputs/study/DIGEST.json; a file appears only when its run is done.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 
 from netem.config import dump_toml
+from netem.errors import ConfigError
 from node.config import Config, to_tree
 from node.lab.study.table import Arm, Study
 from node.lab.study.version import code_version
@@ -25,7 +26,7 @@ _NO_SECTION = ("net",)
 
 @dataclass(frozen=True)
 class Run:
-    """One run: `digest` names its result."""
+    """One run; `digest` is the name of its result."""
 
     arm: str
     seed: int
@@ -37,13 +38,13 @@ class Run:
         return f"{self.arm}, seed {self.seed}"
 
 
-def plan(study: Study, seeds: int) -> list[Run]:
-    """All runs, seed by seed, so that a study that is broken off has whole tables of fewer seeds."""
+def runs_of(study: Study, seeds: int) -> list[Run]:
+    """All runs, seed by seed, so that an interrupted study has every arm at some of the seeds."""
     return [_run(arm, seed) for seed in range(seeds) for arm in study.arms]
 
 
 def digest_of(config: Config) -> str:
-    """32 hex digits of what the figures of a run depend on."""
+    """32 hex digits that change with anything on which the figures of a run depend."""
     tree = to_tree(config)
     for key in _NO_PART:
         section, _, name = key.partition(".")
@@ -56,12 +57,16 @@ def digest_of(config: Config) -> str:
 
 
 def read_result(folder: Path, run: Run) -> dict[str, Any] | None:
-    """The run's result, if it is there."""
+    """The run's result; None where it has not been run. Raises `ConfigError` where the file is not one."""
     path = folder / f"{run.digest}.json"
     if not path.is_file():
         return None
-    result = json.loads(path.read_text(encoding="utf-8"))
-    assert isinstance(result, dict)
+    try:
+        result = json.loads(path.read_bytes())
+    except (ValueError, RecursionError):  # neither UTF-8 nor JSON
+        result = None
+    if not isinstance(result, dict) or result.get("digest") != run.digest:
+        raise ConfigError(f"{path}: not the result of a run; delete it, and the study runs {run.label} again")
     return result
 
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import msgspec
 
+from netem.tables import markdown_table
 from netem.units import format_rate, format_size, format_time
 from netem.verify.promise import Certificate, Host, Row, round_rate
 
@@ -18,7 +17,7 @@ def as_json(certificate: Certificate) -> str:
 
 
 def as_text(certificate: Certificate) -> str:
-    """A table with aligned columns, and what it comes to."""
+    """A table with aligned columns, then the verdict."""
     lines = [_HEAD, *(_cells(row) for row in certificate.rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(_HEAD))]
     table = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
@@ -26,11 +25,10 @@ def as_text(certificate: Certificate) -> str:
 
 
 def as_markdown(certificate: Certificate, title: str, command: str) -> str:
-    """A document of its own, which says how it was made."""
+    """A whole Markdown document, with the command that made it."""
     head = [f"# {title}", "", f"`{command}`", "", f"{_host(certificate.host)}.", ""]
-    rows: list[Sequence[str]] = [_HEAD, ["---"] * len(_HEAD), *(_cells(row) for row in certificate.rows)]
-    table = ["| " + " | ".join(row) + " |" for row in rows]
-    return "\n".join([*head, *table, "", "  \n".join(_conclusion(certificate)), "", _NOTE, ""])
+    table = markdown_table(_HEAD, (_cells(row) for row in certificate.rows))
+    return "\n".join([*head, table, "", "  \n".join(_conclusion(certificate)), "", _NOTE, ""])
 
 
 _NOTE = """\
