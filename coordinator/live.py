@@ -99,8 +99,8 @@ class LiveNetwork:
         ends = change.ends if isinstance(change, Tune | Cut | Heal) else ()
         for end in ends:
             if not any(self._schedule.profile.means(name, end) for name in names):
-                sites = [site.name for site in self._schedule.profile.sites]
-                return f"{end!r} is nobody in this run; there are {', '.join([*names, *sites])}, and patterns of them"
+                known = ", ".join([*names, *(site.name for site in self._schedule.profile.sites)])
+                return f"{end!r} matches no node or site in this run; there are {known}, and patterns of them"
         before = [one.change for one in self._schedule.timed if one.at_s <= timed.at_s]
         if isinstance(change, Heal) and not heals_something(change, before):
             return f"there is no cut between {change.ends[0]} and {change.ends[1]}; `net show` lists what has changed"

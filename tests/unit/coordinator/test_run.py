@@ -10,6 +10,7 @@ from helpers.fake_coordinator import Wire, config, join, plan, started
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from coordinator.assignment import Assignment
 from coordinator.events import Cancelled, Event, Faulted, Forget, PeerLost, Received, Send, Tick
 from coordinator.member import End, State
 from coordinator.messages import (
@@ -70,6 +71,19 @@ def test_a_wish_for_a_rank_is_honoured_and_the_others_fill_the_gaps() -> None:
     assert {name: member.rank for name, member in wire.members.items()} == {"a": 1, "b": 2, "c": 0}
     assert told(wire, "c", Welcome)[0].rank == 0
     assert told(wire, "a", Welcome)[0].rank == -1
+
+
+def test_a_roster_can_be_made_of_fewer_members_and_a_wish_that_no_longer_fits_is_not_honoured() -> None:
+    """What a later generation will be told: only those who are here, and chunks for them alone."""
+    wire = Wire(config(nodes=3), plan())
+    for name, rank in (("a", 2), ("b", -1), ("c", 0)):
+        wire.enter(name, rank=rank)
+    wire.settle()
+    membership = wire.run.membership
+    membership.remove("c")
+    roster = membership.roster(5, Assignment([[0, 1, 2], [3]]))
+    assert [(entry.name, entry.rank) for entry in roster.members] == [("a", 0), ("b", 1)]
+    assert (roster.generation, roster.start_step, roster.assignment) == (4, 5, [[0, 1, 2], [3]])
 
 
 @pytest.mark.parametrize(
@@ -189,7 +203,7 @@ def test_an_incomplete_rendezvous_ends_with_the_names_of_both_kinds() -> None:
     wire.advance(59)
     assert wire.run.phase is Phase.JOINING
     wire.advance(2)
-    reason = "after 60 s 2 of 4 nodes joined: node-0, node-2; still waited for node-1, node-3"
+    reason = "after 60 s 2 of 4 nodes joined: node-0, node-2; still waiting for node-1, node-3"
     assert told(wire, "node-0", Stop) == [Stop(ok=False, reason=reason)]
     wire.play()
     assert wire.outcome == (False, reason)
@@ -200,7 +214,7 @@ def test_with_names_of_their_own_the_missing_are_counted() -> None:
     wire.enter("berlin")
     wire.settle()
     wire.advance(61)
-    assert "1 of 3 nodes joined: berlin; still waited for 2 more" in told(wire, "berlin", Stop)[0].reason
+    assert "1 of 3 nodes joined: berlin; still waiting for 2 more" in told(wire, "berlin", Stop)[0].reason
 
 
 def test_who_goes_before_the_start_frees_the_place() -> None:
@@ -655,7 +669,7 @@ def test_any_interleaving_ends_well_or_names_the_dead(data: st.DataObject, nodes
         assert all(len(told(wire, name, Go)) == 4 for name in survivors)
         return
     assert victim in wire.dead
-    assert victim in wire.outcome.reason or "still waited for" in wire.outcome.reason
+    assert victim in wire.outcome.reason or "still waiting for" in wire.outcome.reason
     for name in survivors:
         ending = wire.members[name].ending
         assert ending is not None
