@@ -58,7 +58,7 @@ def sender(endpoint: Endpoint) -> Send:
 class Session:
     """One node in one run. The blocking calls belong to one thread, the trainer's.
 
-    Every blocking call raises `RunAborted` with the reason once the run has ended otherwise than by its last step, and
+    Every blocking call raises `RunAborted` with the reason once the run has ended before its last step, and
     `GenerationOver` once a roster has come that `rosters` has not given yet. `run` is the run's name, `name` the node's
     plain name, `address` the address at which its endpoint listens; `rank` is the rank that the node asks for, −1 for
     none. `on_network` is called on the I/O thread when a roster comes, and when the network is changed.
@@ -163,23 +163,23 @@ class Session:
         self._part(Failed(reason=shorten(reason)))
 
     def raise_if_over(self) -> None:
-        """Raise `RunAborted` where the run has ended otherwise than by its last step."""
+        """Raise `RunAborted` where the run has ended before its last step."""
         reason = self.abort_reason
         if reason is not None:
             raise RunAborted(reason)
 
     @property
     def abort_reason(self) -> str | None:
-        """Why the run ended, where it did so otherwise than by its last step; else None. From any thread."""
+        """Why the run ended before its last step; None where it has not. May be read from any thread."""
         ending = self._member.ending
         return None if ending is None or ending.how is End.FINISHED else ending.reason
 
     # Any thread.
 
     def on_abort(self, callback: Callable[[str], None]) -> None:
-        """Have `callback(reason)` called once when the run is aborted, at once if it is already.
+        """Have `callback(reason)` called once when the run is aborted, or at once where it is already.
 
-        It is called on whichever thread finds out (I/O, timer, trainer) and must not block.
+        It is called on the thread that learns of it (I/O, timer or trainer) and must not block.
         """
         with self._changed:
             reason = self.abort_reason

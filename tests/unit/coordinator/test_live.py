@@ -161,7 +161,7 @@ def test_a_member_confirms_only_what_there_is() -> None:
     wire = begun()
     wire.say("node-0", Changed(number=1))
     wire.settle()
-    assert "confirmed change 1 of the network, which there is not" in str(wire.faults[0])
+    assert "confirmed change 1 of the network, which does not exist" in str(wire.faults[0])
 
 
 def test_records_say_what_changed_since_the_one_before_and_traces_do_not_fill_them() -> None:
