@@ -25,7 +25,7 @@ from coordinator.messages import (
     encode,
 )
 from coordinator.plan import RunPlan
-from coordinator.run import Run
+from coordinator.run import Phase, Run
 from netem.errors import ProtocolError
 from netem.names import plain
 from netem.network import UNSHAPED
@@ -219,3 +219,18 @@ def started(nodes: int = 2, steps: int = 3, **plan_changes: Any) -> Wire:
         wire.enter(f"node-{rank}")
     wire.settle()
     return wire
+
+
+def in_round(nodes: int = 3) -> Wire:
+    """A complete world in which the first step's round is open."""
+    wire = started(nodes=nodes, rounds_for=lambda step: ["weights"])
+    for name in wire.members:
+        wire.work(name)
+    wire.settle()
+    assert wire.run.phase is Phase.ROUND
+    return wire
+
+
+def told(wire: Wire, name: str, kind: type) -> list[Any]:
+    """The messages of one kind that a node has heard."""
+    return [message for message in wire.heard[name] if type(message) is kind]
