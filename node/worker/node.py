@@ -132,7 +132,7 @@ def _rosters(session: Session, place: Place) -> Iterator[tuple[int, Roster]]:
 
 
 def _advertised(bound: str, host: str) -> str:
-    """The address that peers are told: as bound, or with another host in it (behind NAT, in a container)."""
+    """The address for the peers: the bound one, or the same port at `host` (behind NAT, in a container)."""
     if not host:
         return bound
     address = f"tcp://{host}:{bound.rpartition(':')[2]}"
@@ -141,7 +141,7 @@ def _advertised(bound: str, host: str) -> str:
 
 
 def warn_of_leak(config: Config) -> None:
-    """Say in the log where the combination of settings lets a token know of later ones (`Config.leaks`)."""
+    """Warn in the log where the settings let the prediction of a token depend on later tokens (`Config.leaks`)."""
     if config.leaks:
         log.warning(
             'this model leaks: with compress.own = "projected", theta of the chunk\'s own mean tells early tokens of a '
@@ -150,7 +150,7 @@ def warn_of_leak(config: Config) -> None:
 
 
 def choose_device(config: Config) -> torch.device:
-    """The device of `run.device`, with `run.threads` set. Raises `ConfigError` where this machine has none such."""
+    """The device of `run.device`; sets `run.threads`. Raises `ConfigError` where this machine has no such device."""
     device = torch.device(config.run.device)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError(f'run.device = {config.run.device!r}: torch finds no GPU here; set run.device = "cpu"')
@@ -162,8 +162,11 @@ def choose_device(config: Config) -> torch.device:
 
 
 def _ring_cap_bytes(model: ExchangedLlama) -> int:
-    """Ring shards that may wait here unasked for. The node before this one gets at most a lap ahead, before it needs
-    what this one sends: that is one vector, and four times as much leaves room."""
+    """Most bytes of ring shards that may wait here before they are asked for.
+
+    The node before this one in the ring needs shards from this one, so it can be at most one lap ahead, which is one
+    vector. Four times as much leaves room.
+    """
     elements = sum(parameter.numel() for parameter in model.parameters())
     moments = sum(codec.shape.groups * codec.shape.width**2 for _, codec in model.codecs())
     return 4 * 4 * max(elements, moments, 1 << 20)

@@ -73,7 +73,7 @@ def join(name: str, **changes: Any) -> Join:
 
 
 class Wire:
-    """One run, its members, and what is under way between them."""
+    """One run, its members, and the messages on their way between them."""
 
     def __init__(self, settings: CoordinatorConfig, run_plan: RunPlan) -> None:
         self.now_s = 0.0
@@ -103,11 +103,11 @@ class Wire:
         self._put(name, self.members[name].send(message, self.now_s))
 
     def inject(self, name: str, message: NodeMessage) -> list[Action]:
-        """A node says something past its own machine: nonsense, for once."""
+        """A node sends a message that its own machine did not make."""
         return self.event(Received(name, message))
 
     def event(self, event: Event) -> list[Action]:
-        """The coordinator's machine takes an event; what it does is done, as the server does it."""
+        """Hand an event to the coordinator's machine and carry out its actions, as the server does."""
         done: list[Action] = []
         pending = deque([event])
         while pending and self.outcome is None:
@@ -134,7 +134,7 @@ class Wire:
             self.members[name].receive(message, self.now_s)
 
     def settle(self) -> None:
-        """Deliver until nothing is under way."""
+        """Deliver messages until none is on its way."""
         while any(self.up.values()) or any(self.down.values()):
             for name in self.members:
                 while self.up[name]:
@@ -151,19 +151,19 @@ class Wire:
             self.settle()
 
     def tick(self) -> None:
-        """A moment on all clocks."""
+        """Let both machines notice the time."""
         for name, member in self.members.items():
             if name not in self.dead:
                 self._put(name, member.tick(self.now_s))
         self.event(Tick())
 
     def kill(self, name: str) -> None:
-        """The node is gone, and what it had not sent with it."""
+        """The node dies. What it had not sent yet is lost."""
         self.dead.add(name)
         self.up[name].clear()
 
     def work(self, name: str) -> bool:
-        """What a trainer does next, where it can do anything: be ready, vote, leave."""
+        """Do what a trainer does next, if anything: be ready, vote, or leave. False where there is nothing to do."""
         member = self.members[name]
         if name in self.dead:
             return False

@@ -100,8 +100,10 @@ def test_weights_that_differ_are_found_where_a_world_begins(tmp_path: Path) -> N
 
     train_in(Coordinator(config, WORLDS["2x2"], 2), trainers, make)
     next(trainers[1].model.parameters()).data[0] += 1e-3
+    second = Coordinator(config, WORLDS["2x2"], STEPS)
     with pytest.raises(AssertionError, match="digests differ"):
-        train_in(Coordinator(config, WORLDS["2x2"], STEPS), trainers, make)
+        train_in(second, trainers, make)
+    assert [list(by_step) for by_step in second.said] == [[2], [2]], "found before a step is done"
 
 
 @pytest.mark.parametrize("mode", ["dense", "geodesic"])
@@ -151,9 +153,8 @@ def test_a_rank_without_its_own_share_would_not_train_as_one_node(tmp_path: Path
 
         def work(rank: int, wire: ThreadWire, chunks: Any = chunks, coordinator: Coordinator = coordinator) -> None:
             world = make_world(payload, chunks, wire, Session(coordinator, rank), tmp_path)
-            metrics = (trainer if rank == 0 else make_trainer(config, payload)).step(
-                world, Go(step=3, generation=1, cursor=0)
-            )
+            one = trainer if rank == 0 else make_trainer(config, payload)
+            metrics = one.step(world, Go(step=3, generation=1, cursor=0))
             if rank == 0:
                 shares.append(world.share)
                 tokens.append(metrics["tokens"])
