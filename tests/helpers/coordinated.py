@@ -101,7 +101,7 @@ def make_trainer(config: Config, payload: PayloadFormat) -> Trainer:
 
 
 def make_world(
-    payload: PayloadFormat, chunks: Sequence[Sequence[int]], wire: ThreadWire, session: Session, folder: Path
+    payload: PayloadFormat, chunks: Sequence[Sequence[int]], wire: ThreadWire | None, session: Session, folder: Path
 ) -> World:
     """The world of one rank, over memory. Rank r owns the chunks `chunks[r]`; a world of one has no wire."""
     names = tuple(f"node-{rank}" for rank in range(len(chunks)))
