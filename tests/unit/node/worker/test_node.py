@@ -11,7 +11,7 @@ from helpers.worlds import tiny_config
 
 from coordinator.messages import Roster, RosterEntry
 from netem.counters import LinkCounters
-from netem.errors import ConfigError, GenerationOver, RunAborted
+from netem.errors import ConfigError, GenerationOver, ProtocolError, RunAborted
 from node.exchange.inbox import Inbox
 from node.exchange.payload import PayloadFormat
 from node.worker.node import Place, _train
@@ -72,6 +72,8 @@ def test_each_world_has_its_own_members_and_what_lasts_is_told_of_the_change() -
     assert second.exchange is not first.exchange
     assert second.averager is not first.averager
     assert meter.step_metrics()["averaging_s"] == 0.0
+    with pytest.raises(ProtocolError, match="malformed tag"):  # a member, so looked at
+        inbox.admit("cyd~1", 6, b"\xc1", 1)
     endpoint.asked.clear()
     alone, _ = builder.build(0, roster(7, [[0, 1, 2, 3]], "bob"))
     assert endpoint.asked == [("generation", 7), ("forget", "cyd~1")]
