@@ -1,8 +1,8 @@
-"""Which rank owns which chunk, and who reads from whom: pure arithmetic on small integers.
+"""Which rank owns which chunk, and which ranks read it: pure arithmetic on small integers.
 
 A chunk is one of the C equal parts of a context; a rank is a node's place in the world. Under causal masking
 chunk j is read by the chunks after it, so its payload goes only to the ranks that own one of those. Nothing
-here moves bytes; the exchange of the node floor asks these questions.
+here moves bytes; `node.exchange` uses it.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ Mode = Literal["contiguous", "zigzag"]
 class Assignment:
     """Chunks to ranks, fixed for one generation.
 
-    `chunks_of_rank[r]` are the chunks of rank r. Together they are 0 … C−1, each once; no rank is without.
-    Raises `ConfigError` where that is not so.
+    `chunks_of_rank[r]` are the chunks of rank r. Together they must be 0 … C−1, each once, and every rank must have at
+    least one. Raises `ConfigError` otherwise.
     """
 
     def __init__(self, chunks_of_rank: Sequence[Sequence[int]]) -> None:

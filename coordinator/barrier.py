@@ -1,7 +1,7 @@
-"""The barrier before one step: who is ready, who is not, and whether they agree. A small machine without I/O.
+"""The barrier before one step: which members are ready, and whether they agree. A small machine without I/O.
 
-The deadline runs from the first member that is ready: a step may take as long as it takes, but the slowest
-node may lag behind the fastest only so far. `differing` is shared with `rounds`; `run` gives the orders.
+The deadline runs from the first member that is ready: it bounds how far the slowest node may lag behind the fastest,
+not how long a step takes. `run` uses it; `rounds` shares `differing`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from netem.names import plain
 
 
 class BarrierState(enum.Enum):
-    """EMPTY until the first member is ready, FULL once all are."""
+    """EMPTY until the first member is ready, FULL once all members are ready."""
 
     EMPTY = "empty"
     FILLING = "filling"
@@ -35,13 +35,13 @@ class Barrier:
 
     @property
     def state(self) -> BarrierState:
-        """How full it is."""
+        """Whether none, some or all of the members are ready."""
         if not self._ready:
             return BarrierState.EMPTY
         return BarrierState.FULL if len(self._ready) == len(self._peers) else BarrierState.FILLING
 
     def ready(self, peer: str, message: Ready, now_s: float) -> None:
-        """Note that a member is ready. Raises `ProtocolError` for a second time, or another step."""
+        """Note that a member is ready. Raises `ProtocolError` where it was ready already, or is at another step."""
         if peer in self._ready:
             raise ProtocolError(f"ready twice for step {self.step}", peer=peer)
         if message.step != self.step:
@@ -51,14 +51,14 @@ class Barrier:
         self._ready[peer] = message
 
     def overdue(self, now_s: float) -> str | None:
-        """The reason to give up, naming the laggards, once the deadline has passed; else None."""
+        """Once the deadline has passed, a reason to end the run that names the members that are late; else None."""
         if self.state is not BarrierState.FILLING or now_s <= self._deadline_s:
             return None
         late = ", ".join(plain(peer) for peer in self._peers if peer not in self._ready)
         return f"step {self.step}: {late} not ready within {self._timeout_s:g} s of {self._first}"
 
     def disagreement(self) -> str | None:
-        """Which digest differs and for whom, of all that is in; None where equal keys have equal values."""
+        """The first key whose digests differ, with the members of each value; None where all of them agree."""
         keys = sorted({key for message in self._ready.values() for key in message.digests})
         for key in keys:
             told = {plain(peer): m.digests[key] for peer, m in self._ready.items() if key in m.digests}
@@ -67,14 +67,14 @@ class Barrier:
         return None
 
     def metrics(self) -> dict[str, dict[str, float]]:
-        """What the members measured, by name; members that reported nothing are left out."""
+        """The members' metrics, by name; members without metrics are left out."""
         return {plain(peer): self._ready[peer].metrics for peer in self._peers if self._ready[peer].metrics}
 
 
 def differing(told: Mapping[str, str]) -> str | None:
-    """Who says what, the largest group first, where not all say the same; None where they do.
+    """The names that have each value, the largest group first, where values differ; None where all are equal.
 
-    ``node-0, node-1 have 33cd; node-2 has 91ab``. Who is right is not for a count to say.
+    For example ``node-0, node-1 have 33cd; node-2 has 91ab``. A larger group need not be right.
     """
     groups: dict[str, list[str]] = {}
     for name, value in told.items():

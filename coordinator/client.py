@@ -1,8 +1,8 @@
 """A node's conversation with the coordinator, for the trainer's thread: blocking calls with deadlines.
 
-`Session` wraps the machine `Member` with a lock, a clock and a timer thread. It owns no endpoint: it is
-given a `send` and is fed by the node's receiver (`on_message`, on the I/O thread), so a node has one
-endpoint for control and bulk. Heartbeats come from the timer thread and go on while the trainer computes.
+`Session` wraps the machine `Member` with a lock, a clock and a timer thread. It owns no endpoint: it is given a
+`send`, and the node's receiver hands it the coordinator's messages (`on_message`, on the I/O thread), so a node has one
+endpoint for control and bulk. The timer thread sends heartbeats while the trainer computes.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from coordinator.config import CoordinatorConfig
 from coordinator.member import End, Member, State
@@ -38,15 +38,16 @@ from coordinator.messages import (
     shorten,
 )
 from netem.endpoint import Endpoint
-from netem.errors import ConfigError, IsthmusError, ProtocolError, RunAborted
+from netem.errors import ConfigError, GenerationOver, IsthmusError, ProtocolError, RunAborted
 from netem.schedule import Timed
 
 OnNetwork = Callable[[float, tuple[Timed, ...]], None]
-"""Told when the run began here (seconds of the monotonic clock), and all changes of its network by command."""
+"""Called with the time at which the run began here (seconds of the monotonic clock), and all changes of its network by
+command."""
 
 
 def sender(endpoint: Endpoint) -> Send:
-    """How a session speaks through a node's endpoint that is connected to the peer `COORDINATOR`."""
+    """A `send` for a session, over a node's endpoint that is connected to the peer `COORDINATOR`."""
 
     def send(body: bytes) -> None:
         endpoint.send(COORDINATOR, CONTROL_TAG, [body], urgent=True)
@@ -57,10 +58,10 @@ def sender(endpoint: Endpoint) -> Send:
 class Session:
     """One node in one run. The blocking calls belong to one thread, the trainer's.
 
-    Every blocking call raises `RunAborted` with the reason once the run has ended otherwise than by its
-    last step. `run` is the run's name, `name` the node's for people, `address` where its endpoint listens;
-    `rank` is a wish, −1 for none. `on_network` is called on the I/O thread when the run begins, and when its network
-    is changed.
+    Every blocking call raises `RunAborted` with the reason once the run has ended before its last step, and
+    `GenerationOver` once a roster has come that `rosters` has not given yet. `run` is the run's name, `name` the node's
+    plain name, `address` the address at which its endpoint listens; `rank` is the rank that the node asks for, −1 for
+    none. `on_network` is called on the I/O thread when a roster comes, and when the network is changed.
     """
 
     def __init__(
@@ -91,20 +92,33 @@ class Session:
         )
         self._member = Member(config)
         self._changed = threading.Condition()
+        self._generation = 0  # of the roster that the trainer's thread knows
         self._callbacks: list[Callable[[str], None]] = []
+        self._on_generation: list[Callable[[int], None]] = []
         self._closed = threading.Event()
         self._timer = threading.Thread(target=self._keep_time, name=f"{name}-heartbeat", daemon=True)
 
     # The trainer's thread.
 
+    def rosters(self) -> Iterator[tuple[int, Roster]]:
+        """Join, then give this node's rank and the roster of each generation, one after another.
+
+        Ask for the next one when a call has raised `GenerationOver`, or when the run has ended in good order: then
+        there is none. Raises as `join` does.
+        """
+        yield self.join()
+        while self._member.ending is None:
+            yield self._newest()
+        self.raise_if_over()
+
     def join(self) -> tuple[int, Roster]:
-        """Ask to be let in, and wait until the world is complete; gives this node's rank and the roster.
+        """Ask to be let in, and wait until all nodes have joined. Returns this node's rank and the first roster.
 
         Raises `ConfigError` where the coordinator refuses or cannot be reached.
         """
         self._say(self._join)
         self._timer.start()
-        # The coordinator ends a rendezvous by itself; this is for one that is alive and says nothing.
+        # The coordinator ends a rendezvous by itself. This limit is for one that is alive and sends no roster.
         limit_s = 2 * self._config.join_timeout_s + self._config.heartbeat_timeout_s
         self._wait_while((State.JOINING, State.WAITING), limit_s)
         ending = self._member.ending
@@ -113,26 +127,27 @@ class Session:
         if ending is not None and ending.how is End.UNREACHABLE:
             raise ConfigError(f"{ending.reason}; is it running, and is its address right?")
         self.raise_if_over()
-        assert self._member.roster is not None
-        return self._member.rank, self._member.roster
+        return self._newest()
 
     def ready(
         self, step: int, metrics: Mapping[str, float] | None = None, digests: Mapping[str, str] | None = None
     ) -> Go | Stop:
-        """Say that `step` steps are done, and wait for the next one, or for the end in good order."""
+        """Say that `step` steps are done, and wait for the next step, or for the end of the run in good order."""
         self._say(Ready(step=step, metrics=dict(metrics or {}), digests=dict(digests or {})))
         self._wait_while((State.READY,), self._config.step_timeout_s + self._config.heartbeat_timeout_s)
         if self._member.ending is not None and self._member.ending.how is End.FINISHED:
             return Stop(ok=True, reason=self._member.ending.reason)
-        self.raise_if_over()
-        assert self._member.go is not None
-        return self._member.go
+        with self._changed:
+            self._raise_if_void()
+            assert self._member.go is not None
+            return self._member.go
 
     def vote(self, round_id: int, ok: bool, digest: str = "", reason: str = "") -> Commit:
-        """Say how the round went here, and wait for the verdict. Raises `RunAborted` where it is an abort."""
+        """Say how the round went here, and wait for the decision. Raises `RunAborted` where the round is aborted."""
         self._say(Vote(round_id=round_id, ok=ok, digest=digest, reason=shorten(reason)))
         self._wait_while((State.VOTED,), self._config.step_timeout_s + self._config.heartbeat_timeout_s)
-        self.raise_if_over()
+        with self._changed:
+            self._raise_if_void()
         return Commit(round_id=round_id)
 
     def saved(self, step: int) -> None:
@@ -140,31 +155,31 @@ class Session:
         self._say(Saved(step=step))
 
     def leave(self, reason: str = "") -> None:
-        """Go in good order; before the end it ends the run for all. Does not raise; may be called twice."""
+        """Leave the run; before its end this ends it for all nodes. Does not raise, and may be called twice."""
         self._part(Leave(reason=shorten(reason)))
 
     def fail(self, reason: str) -> None:
-        """Tell the coordinator that this node cannot go on. Does not raise; may be called twice."""
+        """Tell the coordinator that this node cannot go on. Does not raise, and may be called twice."""
         self._part(Failed(reason=shorten(reason)))
 
     def raise_if_over(self) -> None:
-        """Raise `RunAborted` where the run has ended otherwise than by its last step."""
+        """Raise `RunAborted` where the run has ended before its last step."""
         reason = self.abort_reason
         if reason is not None:
             raise RunAborted(reason)
 
     @property
     def abort_reason(self) -> str | None:
-        """Why the run ended, where it did so otherwise than by its last step; else None. From any thread."""
+        """Why the run ended before its last step; None where it has not. May be read from any thread."""
         ending = self._member.ending
         return None if ending is None or ending.how is End.FINISHED else ending.reason
 
     # Any thread.
 
     def on_abort(self, callback: Callable[[str], None]) -> None:
-        """Have `callback(reason)` called once when the run is aborted, at once if it is already.
+        """Have `callback(reason)` called once when the run is aborted, or at once where it is already.
 
-        It is called on whichever thread finds out (I/O, timer, trainer) and must not block.
+        It is called on the thread that learns of it (I/O, timer or trainer) and must not block.
         """
         with self._changed:
             reason = self.abort_reason
@@ -173,12 +188,19 @@ class Session:
         if reason is not None:
             callback(reason)
 
+    def on_generation(self, callback: Callable[[int], None]) -> None:
+        """Have `callback(generation)` called on the I/O thread whenever a roster comes. It must not block."""
+        self._on_generation.append(callback)
+
     def on_message(self, body: bytes | bytearray | memoryview) -> None:
-        """Take in a control message. Nonsense ends the run here; it does not raise."""
+        """Take in a control message. One that breaks the protocol ends the run here; this does not raise."""
         try:
             message = decode_from_coordinator(body)
             with self._changed:
                 self._member.receive(message, time.monotonic())
+            if isinstance(message, Roster):
+                for callback in self._on_generation:
+                    callback(message.generation)
             if isinstance(message, Roster | Alter):
                 self._follow(message)
         except ProtocolError as error:
@@ -187,7 +209,7 @@ class Session:
         self._settle()
 
     def on_failure(self, error: IsthmusError) -> None:
-        """The node's endpoint failed, or its link to the coordinator did: the run is over here."""
+        """The node's endpoint or its link to the coordinator failed: the run is over here."""
         with self._changed:
             self._member.lose(str(error))
         self._settle()
@@ -196,12 +218,28 @@ class Session:
 
     def _say(self, message: NodeMessage) -> None:
         with self._changed:
-            self.raise_if_over()
+            self._raise_if_void()
             out = self._member.send(message, time.monotonic())
         self._put(out)
 
+    def _newest(self) -> tuple[int, Roster]:
+        """This node's rank and the roster of the newest generation, which the trainer's thread knows from here on."""
+        with self._changed:
+            roster = self._member.roster
+            assert roster is not None
+            assert roster.generation > self._generation, "no call has raised: the trainer's generation goes on"
+            self._generation = roster.generation
+            return self._member.rank, roster
+
+    def _raise_if_void(self) -> None:
+        """Raise where the run is over, or the trainer's thread works in a generation that is."""
+        self.raise_if_over()
+        roster = self._member.roster
+        if roster is not None and roster.generation > self._generation:
+            raise GenerationOver(f"generation {self._generation} is over: {roster.generation} has begun")
+
     def _follow(self, message: Roster | Alter) -> None:
-        """Hand the network's changes on, and say that they are known."""
+        """Hand the network's changes on, and confirm a new one to the coordinator."""
         member = self._member
         if self._on_network:
             self._on_network(member.began_s, member.changes)
@@ -220,7 +258,7 @@ class Session:
             self._timer.join(timeout=5.0)
 
     def _put(self, messages: list[NodeMessage]) -> None:
-        """Send outside the lock: the I/O thread may be waiting for it."""
+        """Send, without the lock, for which the I/O thread may be waiting."""
         try:
             for message in messages:
                 self._wire(encode(message))
@@ -234,7 +272,7 @@ class Session:
         self._settle()
 
     def _settle(self) -> None:
-        """Wake whoever waits; tell the subscribers, once, where the run has been aborted."""
+        """Wake the waiting calls. Where the run has been aborted, call the callbacks, once."""
         with self._changed:
             self._changed.notify_all()
             reason = self.abort_reason
@@ -246,7 +284,7 @@ class Session:
             callback(reason)
 
     def _keep_time(self) -> None:
-        """The timer thread: heartbeats, and the watch on the coordinator."""
+        """The timer thread: it sends heartbeats, and ends the run where the coordinator is silent."""
         pause_s = min(0.25, self._config.heartbeat_interval_s / 2)
         while not self._closed.wait(pause_s):
             with self._changed:

@@ -1,7 +1,7 @@
-"""The section [coordinator]: where it listens, how many nodes it waits for, and how long for anything.
+"""The section [coordinator]: its address, the number of nodes, and the time limits.
 
-Only settings and their checks are here; `run` and `member` act on them. The token is a secret: whoever saves
-a resolved configuration leaves it out (`SECRETS` names such keys).
+Only settings and their checks are here; `run` and `member` act on them. The token is a secret and must be left out of a
+saved configuration (`SECRETS` names such keys).
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ class CoordinatorConfig(Section, frozen=True, kw_only=True):
         if host in ("*", "0.0.0.0", "::"):
             raise ConfigError(
                 f'{path}address = "{self.address}": name one interface, by its address or its name '
-                "(tcp://10.0.0.5:7070, tcp://eth0:7070); listening on all of them is not offered"
+                "(tcp://10.0.0.5:7070, tcp://eth0:7070); listening on all interfaces is not supported"
             )
         return host
 

@@ -1,6 +1,6 @@
-"""What the coordinator's machine takes in (events) and gives out (actions): a vocabulary without behaviour.
+"""What the coordinator's machine takes in (events) and what it returns (actions): types without behaviour.
 
-`run` is the machine; `server` makes the events of what happens and does what the actions say.
+`run` is the machine. `server` turns what happens into events, and carries the actions out.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ from netem.schedule import Schedule
 
 
 class Received(NamedTuple):
-    """A node said something. The time given with it is that of its arrival."""
+    """A node sent a message. The time that goes in with it is the time of its arrival."""
 
     peer: str
     message: NodeMessage
 
 
 class PeerLost(NamedTuple):
-    """The transport gave a node up."""
+    """The transport has lost a node."""
 
     peer: str
     reason: str
 
 
 class Faulted(NamedTuple):
-    """A node that lives broke the protocol; `reason` names it."""
+    """A node that is alive broke the protocol; `reason` says how, and names the node."""
 
     peer: str
     reason: str
@@ -42,16 +42,24 @@ class Cancelled(NamedTuple):
 
 
 class Tick(NamedTuple):
-    """Time has passed. All that arrived before has been handled."""
+    """Time has passed. Every message that arrived before has been handled."""
 
 
 Event = Received | PeerLost | Faulted | Cancelled | Tick
+
+
+def subject_of(event: Event) -> tuple[str, NodeMessage | Event]:
+    """The peer that the event is about ("" where it is about none), and its message, or the event itself."""
+    if isinstance(event, Received):
+        return event.peer, event.message
+    return (event.peer if isinstance(event, PeerLost | Faulted) else ""), event
+
 
 # Actions.
 
 
 class Send(NamedTuple):
-    """Say `message` to the node `peer`."""
+    """Send `message` to the node `peer`."""
 
     peer: str
     message: CoordinatorMessage
@@ -64,19 +72,20 @@ class Forget(NamedTuple):
 
 
 PER_LINK: Final = "link/"
-"""Keys that begin so ("link/node-1/missed_s") are of one link of one node. They are recorded, and not added up."""
+"""A metric whose key begins with this ("link/node-1/missed_s") is about one link of one node. Such metrics are
+recorded, and not added up over nodes."""
 
 
 class NetworkChange(NamedTuple):
-    """What changed in the network, for people, and when: seconds since the run's start."""
+    """A change of the network in words, and its time in seconds since the run's start."""
 
     at_s: float
     text: str
 
 
 class Record(NamedTuple):
-    """What the nodes measured, after `step` steps, by node name and key; how the network has changed since the step
-    before."""
+    """What the nodes measured in the step that ended with `step` steps done, by node name and key, and how the network
+    has changed since the step before."""
 
     step: int
     generation: int
@@ -85,7 +94,7 @@ class Record(NamedTuple):
 
 
 class Follow(NamedTuple):
-    """The network from here goes by `schedule` from now on, which began at `began_s` of the machine's clock."""
+    """From now on the links from here follow `schedule`, whose time 0 is `began_s` of the machine's clock."""
 
     schedule: Schedule
     began_s: float
@@ -98,7 +107,7 @@ class CheckpointComplete(NamedTuple):
 
 
 class Finish(NamedTuple):
-    """The last action: all is said."""
+    """The run is over. This is the last action."""
 
     ok: bool
     reason: str

@@ -1,10 +1,10 @@
 """The network of a running run: its schedule, and the changes that people make in it. A machine without I/O.
 
-Times of the schedule count from the roster, which is when the run began. A change by command becomes one more entry of
-the schedule, a moment ahead, so that it reaches all nodes before it happens and they change together; one that is told
-too late (the node was cut off) changes when it hears. Who asked is answered once all nodes know, or after `ANSWER_S`.
-A change of the same network that is on its way is no obstacle to the next. `run` gives events in and takes actions
-out; the person's side is `operator`.
+Times of the schedule count from the first roster, which is when the run began. A change by command becomes one more
+entry of the schedule, shortly ahead, so that it reaches all nodes before it happens and they change together. A node
+that hears of it too late, because it was cut off, changes when it hears. The person who asked is answered once all
+nodes have confirmed the change, or after `ANSWER_S`. Several changes may be on their way at once. `run` hands events in
+and takes actions out; `operator` is the person's side.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from netem.schedule import Schedule, Timed
 
 ANSWER_S = 5.0
 """How long nodes may take to confirm a change."""
-_LEAD_S = 0.02  # beyond the longest way to a node
+_LEAD_S = 0.02  # added to the longest latency to a node
 _MOST_SHOWN = 8
 _MOST_CHANGES = 10_000
 
@@ -37,22 +37,22 @@ class _Pending:
 
 
 class LiveNetwork:
-    """All that changes in one run's network. `now_s` is the machine's clock."""
+    """The changes of one run's network. `now_s` is the time of the coordinator's clock."""
 
     def __init__(self, schedule: Schedule) -> None:
         self._schedule = schedule
         self._began_s: float | None = None
         self._changes: list[Timed] = []
         self._pending: dict[int, _Pending] = {}
-        self._told_s = -math.inf  # up to when changes have been handed out for the records
+        self._told_s = -math.inf  # changes up to this time have been recorded
 
     def begin(self, now_s: float) -> list[Action]:
-        """The roster goes out: time 0."""
+        """The first roster is sent: this is time 0."""
         self._began_s = now_s
         return [Follow(self._schedule, now_s)]
 
     def ask(self, peer: str, ask: Ask, members: Mapping[str, str], step: int, now_s: float) -> list[Action]:
-        """Someone who may asks; `members` are names by peer, complete once the run has begun."""
+        """A person who has the token asks. `members` are names by peer, all of them once the run has begun."""
         if ask.change is None:
             return [Send(peer, self._answer(step, self._elapsed_s(now_s)))]
         if self._began_s is None:
@@ -70,9 +70,9 @@ class LiveNetwork:
         ]
 
     def confirm(self, peer: str, number: int, step: int, now_s: float) -> list[Action]:
-        """A node knows of a change. Raises `ProtocolError` where there is none of that number."""
+        """A node confirms a change. Raises `ProtocolError` where there is no change of that number."""
         if not 0 < number <= len(self._changes):
-            raise ProtocolError(f"confirmed change {number} of the network, which there is not", peer=peer)
+            raise ProtocolError(f"confirmed change {number} of the network, which does not exist", peer=peer)
         pending = self._pending.get(number)
         if pending is None or peer not in pending.silent:
             return []
@@ -80,12 +80,12 @@ class LiveNetwork:
         return [] if pending.silent else self._settle(number, step, now_s)
 
     def tick(self, step: int, now_s: float, *, ends: bool = False) -> list[Action]:
-        """Answer who has waited long enough; all, where the run `ends`."""
+        """Answer the requests that have waited for `ANSWER_S`; all of them where the run `ends`."""
         late = [number for number, one in self._pending.items() if ends or now_s > one.until_s]
         return [action for number in late for action in self._settle(number, step, now_s)]
 
     def news(self, now_s: float) -> tuple[NetworkChange, ...]:
-        """What has changed since the last call; the steps of traces are not counted."""
+        """The changes since the last call, without the steps of traces."""
         if self._began_s is None:
             return ()
         before_s, self._told_s = self._told_s, self._elapsed_s(now_s)
@@ -99,8 +99,8 @@ class LiveNetwork:
         ends = change.ends if isinstance(change, Tune | Cut | Heal) else ()
         for end in ends:
             if not any(self._schedule.profile.means(name, end) for name in names):
-                sites = [site.name for site in self._schedule.profile.sites]
-                return f"{end!r} is nobody in this run; there are {', '.join([*names, *sites])}, and patterns of them"
+                known = ", ".join([*names, *(site.name for site in self._schedule.profile.sites)])
+                return f"{end!r} matches no node or site in this run; there are {known}, and patterns of them"
         before = [one.change for one in self._schedule.timed if one.at_s <= timed.at_s]
         if isinstance(change, Heal) and not heals_something(change, before):
             return f"there is no cut between {change.ends[0]} and {change.ends[1]}; `net show` lists what has changed"
@@ -109,7 +109,7 @@ class LiveNetwork:
         return None
 
     def _next_time_s(self, members: Mapping[str, str], now_s: float) -> float:
-        """When a change that is asked for now happens: once all can know, and after those before it."""
+        """The time of a change that is asked for now: it can have reached all nodes, and earlier changes come first."""
         elapsed_s = self._elapsed_s(now_s)
         profile = self._schedule.profile_at(elapsed_s)
         ways = [profile.link(COORDINATOR, name) for name in members.values()]
@@ -118,7 +118,7 @@ class LiveNetwork:
 
     def _settle(self, number: int, step: int, now_s: float) -> list[Action]:
         pending = self._pending.pop(number)
-        # Not by way of the clock's time: rounded down, it would be the moment before the change.
+        # At least the time of the change itself: the clock's time, rounded down, may be just before it.
         elapsed_s = max(self._elapsed_s(now_s), self._changes[number - 1].at_s)
         answer = self._answer(step, elapsed_s, pending.confirmed, tuple(pending.silent.values()))
         return [Send(pending.asker, answer)]

@@ -1,19 +1,22 @@
 """The node's side of the protocol: one machine without I/O, two tables.
 
-`send` is what the trainer wants to say, `receive` what the coordinator said, `tick` the time passing; what
-is not in `LOCAL` or `REMOTE` is a `ProtocolError` (its `peer` is "" where this side is at fault). A member
-goes NEW → JOINING → WAITING → RUNNING ⇄ READY, RUNNING ⇄ VOTED, and from anywhere to DONE → GONE. It also
-finds a silent coordinator. The other side is `run`; `client` adds threads and a clock.
+The node's own events go in through `send` (what it wants to say), `tick` (time) and `lose` (the connection broke), and
+the coordinator's messages through `receive`. `LOCAL` and `REMOTE` hold every legal move and the states to which it may
+lead; anything else raises `ProtocolError`, whose `peer` is "" where this side is at fault. A member goes NEW →
+JOINING → WAITING → RUNNING ⇄ READY, RUNNING ⇄ VOTED, and from any of them to DONE → GONE; `docs/protocol.md` has the
+diagram. A later roster, of a higher generation, takes it back to RUNNING. `run` is the other side; `client` adds
+threads and a clock.
 """
 
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
 from coordinator.assignment import Assignment
 from coordinator.config import CoordinatorConfig
+from coordinator.events import PeerLost, Tick
 from coordinator.messages import (
     COORDINATOR,
     Abort,
@@ -35,13 +38,14 @@ from coordinator.messages import (
     Vote,
     Welcome,
 )
+from coordinator.table import Table, arrive, row
 from netem.errors import ConfigError, ProtocolError
 from netem.names import plain
 from netem.schedule import Timed
 
 
 class State(enum.Enum):
-    """Where this node is."""
+    """Where this node is in the protocol."""
 
     NEW = "not joined yet"
     JOINING = "asking to join"
@@ -57,10 +61,10 @@ class End(enum.Enum):
     """How a member's run ended."""
 
     FINISHED = "finished"  # the last step is done
-    ABORTED = "aborted"  # someone's loss or decision
-    REFUSED = "refused"  # never let in
-    UNREACHABLE = "unreachable"  # never heard of the coordinator
-    LEFT = "left"  # by our own wish
+    ABORTED = "aborted"  # the coordinator or this side ended it before that
+    REFUSED = "refused"  # the coordinator did not let this node in
+    UNREACHABLE = "unreachable"  # the coordinator never answered
+    LEFT = "left"  # this node left
 
 
 class Ending(NamedTuple):
@@ -70,15 +74,20 @@ class Ending(NamedTuple):
     reason: str
 
 
-# In these states the coordinator is expected to be heard, and to hear us.
-_LIVE = frozenset({State.WAITING, State.RUNNING, State.READY, State.VOTED})
+# In these states both sides send heartbeats.
+_LIVE = (State.WAITING, State.RUNNING, State.READY, State.VOTED)
+_IN_WORLD = (State.RUNNING, State.READY, State.VOTED)
+_JOINED = (State.JOINING, *_LIVE)
+_OVER = (State.DONE, State.GONE)
+_APART = (State.NEW, State.GONE)
 
 
 class Member:
-    """One node in one run. `now_s` is any clock that never runs backwards.
+    """One node in one run. Times are seconds of a monotonic clock.
 
-    `rank` and `roster` are known from RUNNING on, and `began_s`, when the roster came; `go` is the step last begun;
-    `committed` the last round that counted; `changes` are the network's by command; `ending` is set from DONE on.
+    From RUNNING on, `roster` is the latest roster, `rank` this node's rank in it, and `began_s` the time at which the
+    first one came. `go` is the step last begun under that roster, `committed` the last round that was committed,
+    `changes` the network's changes by command. `ending` is set from DONE on.
     """
 
     def __init__(self, config: CoordinatorConfig) -> None:
@@ -100,38 +109,35 @@ class Member:
         self._timeout_s = config.heartbeat_timeout_s
 
     def send(self, message: NodeMessage, now_s: float) -> list[NodeMessage]:
-        """Say something; gives what goes on the wire (nothing where a farewell finds nobody to hear it)."""
-        move = LOCAL.get((self.state, type(message)))
-        if move is None:
-            raise ProtocolError(f"{type(message).__name__} while {self.state.value}")
-        return move(self, message, now_s)
+        """Say something. Returns the messages for the wire; none where the coordinator no longer needs this one."""
+        return self._act(message, now_s)
 
     def receive(self, message: CoordinatorMessage, now_s: float) -> None:
-        """Take in what the coordinator said. Raises `ProtocolError` where it may not say that now."""
-        move = REMOTE.get((self.state, type(message)))
-        if move is None:
-            raise self._wrong(f"{type(message).__name__} while this node is {self.state.value}")
-        move(self, message, now_s)
+        """Take in a message of the coordinator. Raises `ProtocolError` where it may not come now."""
+        before, kind = self.state, type(message)
+        if (before, kind) not in REMOTE:
+            raise self._wrong(f"{kind.__name__} while this node is {before.value}")
+        REMOTE[before, kind].move(self, message, now_s)
+        arrive(REMOTE, before, kind, self.state)
         self._heard_s = max(self._heard_s, now_s)
 
     def tick(self, now_s: float) -> list[NodeMessage]:
-        """Let time pass: gives a heartbeat where one is due; ends the run where the coordinator is silent."""
-        quiet_s = now_s - self._heard_s
-        if self.state is State.JOINING and quiet_s > self._config.join_timeout_s:
-            self._end(End.UNREACHABLE, f"no answer from the coordinator within {self._config.join_timeout_s:g} s")
-        if self.state in _LIVE and quiet_s > self._timeout_s:
-            self._end(End.ABORTED, f"the coordinator was lost: silent for {self._timeout_s:g} s")
-        if self.state not in _LIVE or now_s < self._next_beat_s:
-            return []
-        self._next_beat_s = now_s + self._interval_s
-        return [Heartbeat()]
+        """Let time pass. Returns a heartbeat where one is due, and ends the run where the coordinator is silent."""
+        return self._act(Tick(), now_s)
 
     def lose(self, reason: str) -> None:
-        """End the run for a cause on this side: the transport broke, the coordinator spoke nonsense."""
-        if self.state not in (State.DONE, State.GONE):
-            self._end(End.ABORTED, reason)
+        """End the run for a reason on this side: the transport broke, or the coordinator broke the protocol."""
+        self._act(PeerLost(COORDINATOR, reason), self._heard_s)
 
-    # Local moves: (message, time) → what goes on the wire.
+    def _act(self, event: NodeMessage | Tick | PeerLost, now_s: float) -> list[NodeMessage]:
+        before, kind = self.state, type(event)
+        if (before, kind) not in LOCAL:
+            raise ProtocolError(f"{kind.__name__} while {before.value}")
+        said = LOCAL[before, kind].move(self, event, now_s)
+        arrive(LOCAL, before, kind, self.state)
+        return said
+
+    # Local moves. Each takes the event and the time, and returns the messages for the wire.
 
     def _ask(self, join: Join, now_s: float) -> list[NodeMessage]:
         self.state = State.JOINING
@@ -167,7 +173,26 @@ class Member:
         self.state = State.GONE
         return [message]
 
-    def _say_nothing(self, message: NodeMessage, now_s: float) -> list[NodeMessage]:
+    def _say_nothing(self, event: NodeMessage | Tick | PeerLost, now_s: float) -> list[NodeMessage]:
+        return []
+
+    def _wait_for_answer(self, tick: Tick, now_s: float) -> list[NodeMessage]:
+        if now_s - self._heard_s > self._config.join_timeout_s:
+            self._end(End.UNREACHABLE, f"no answer from the coordinator within {self._config.join_timeout_s:g} s")
+            self.state = State.GONE  # the coordinator never answered, so it waits for no farewell
+        return []
+
+    def _keep_in_touch(self, tick: Tick, now_s: float) -> list[NodeMessage]:
+        if now_s - self._heard_s > self._timeout_s:
+            self._end(End.ABORTED, f"the coordinator was lost: silent for {self._timeout_s:g} s")
+            return []
+        if now_s < self._next_beat_s:
+            return []
+        self._next_beat_s = now_s + self._interval_s
+        return [Heartbeat()]
+
+    def _break_off(self, lost: PeerLost, now_s: float) -> list[NodeMessage]:
+        self._end(End.ABORTED, lost.reason)
         return []
 
     # Remote moves.
@@ -188,6 +213,20 @@ class Member:
             raise self._wrong("Refused after Welcome")
 
     def _enrolled(self, roster: Roster, now_s: float) -> None:
+        self._enter(roster)
+        self.began_s = now_s
+
+    def _enrolled_anew(self, roster: Roster, now_s: float) -> None:
+        """The membership has changed: what was under way in the older generation is void."""
+        assert self.roster is not None
+        if roster.generation <= self.roster.generation:
+            raise self._wrong(f"a roster of generation {roster.generation} after {self.roster.generation}")
+        self._enter(roster)
+        self.go = None
+        self._ready_step = -1
+        self._rounds_left = []
+
+    def _enter(self, roster: Roster) -> None:
         assert self._join is not None
         ranks = {entry.name: entry.rank for entry in roster.members}
         if sorted(ranks.values()) != list(range(len(roster.members))):
@@ -204,7 +243,6 @@ class Member:
             raise self._wrong(str(error)) from None
         self.rank = ranks[self._join.name]
         self.roster = roster
-        self.began_s = now_s
         self.state = State.RUNNING
 
     def _begun(self, go: Go, now_s: float) -> None:
@@ -237,7 +275,7 @@ class Member:
         self._end(End.FINISHED if stop.ok else End.ABORTED, stop.reason)
 
     def _heard(self, message: CoordinatorMessage, now_s: float) -> None:
-        pass  # noted by `receive`; after the end, whatever was under way means nothing any more
+        pass  # `receive` notes the time; after the end, messages that were under way have no effect
 
     def _require_open(self, round_id: int) -> None:
         if not self._rounds_left or round_id != self._rounds_left[0]:
@@ -249,66 +287,53 @@ class Member:
 
     def _end(self, how: End, reason: str) -> None:
         self.ending = Ending(how, reason)
-        # Who never answered is not waiting for a farewell.
-        self.state = State.GONE if how is End.UNREACHABLE else State.DONE
+        self.state = State.DONE
 
     def _wrong(self, message: str) -> ProtocolError:
         generation = self.roster.generation if self.roster else None
         return ProtocolError(message, peer=COORDINATOR, generation=generation)
 
 
-LOCAL: Final[Mapping[tuple[State, type], Callable[[Member, Any, float], list[NodeMessage]]]] = {
-    (State.NEW, Join): Member._ask,
-    (State.RUNNING, Ready): Member._report,
-    (State.RUNNING, Vote): Member._cast,
-    (State.RUNNING, Saved): Member._pass,
-    (State.READY, Saved): Member._pass,
-    (State.VOTED, Saved): Member._pass,
-    (State.DONE, Saved): Member._pass,
-    (State.RUNNING, Changed): Member._pass,
-    (State.READY, Changed): Member._pass,
-    (State.VOTED, Changed): Member._pass,
-    (State.DONE, Changed): Member._say_nothing,
-    (State.GONE, Changed): Member._say_nothing,
-    (State.JOINING, Leave): Member._go_away,
-    (State.WAITING, Leave): Member._go_away,
-    (State.RUNNING, Leave): Member._go_away,
-    (State.READY, Leave): Member._go_away,
-    (State.VOTED, Leave): Member._go_away,
-    (State.DONE, Leave): Member._say_farewell,
-    (State.NEW, Leave): Member._say_nothing,
-    (State.GONE, Leave): Member._say_nothing,
-    (State.JOINING, Failed): Member._go_away,
-    (State.WAITING, Failed): Member._go_away,
-    (State.RUNNING, Failed): Member._go_away,
-    (State.READY, Failed): Member._go_away,
-    (State.VOTED, Failed): Member._go_away,
-    (State.DONE, Failed): Member._say_farewell,
-    (State.NEW, Failed): Member._say_nothing,
-    (State.GONE, Failed): Member._say_nothing,
+LocalMove = Callable[[Member, Any, float], list[NodeMessage]]
+RemoteMove = Callable[[Member, Any, float], None]
+
+LOCAL: Final[Table[State, LocalMove]] = {
+    (State.NEW, Join): row(Member._ask, State.JOINING),
+    (State.RUNNING, Ready): row(Member._report, State.READY),
+    (State.RUNNING, Vote): row(Member._cast, State.VOTED),
+    **{(state, kind): row(Member._pass, state) for state in _IN_WORLD for kind in (Saved, Changed)},
+    (State.DONE, Saved): row(Member._pass, State.DONE),
+    **{(state, Changed): row(Member._say_nothing, state) for state in _OVER},
+    **{(state, kind): row(Member._go_away, State.GONE) for state in _JOINED for kind in (Leave, Failed)},
+    **{(State.DONE, kind): row(Member._say_farewell, State.GONE) for kind in (Leave, Failed)},
+    **{(state, kind): row(Member._say_nothing, state) for state in _APART for kind in (Leave, Failed)},
+    (State.JOINING, Tick): row(Member._wait_for_answer, State.JOINING, State.GONE),
+    **{(state, Tick): row(Member._keep_in_touch, state, State.DONE) for state in _LIVE},
+    **{(state, Tick): row(Member._say_nothing, state) for state in (State.NEW, *_OVER)},
+    **{(state, PeerLost): row(Member._break_off, State.DONE) for state in (State.NEW, *_JOINED)},
+    **{(state, PeerLost): row(Member._say_nothing, state) for state in _OVER},
 }
 
-REMOTE: Final[Mapping[tuple[State, type], Callable[[Member, Any, float], None]]] = {
-    (State.JOINING, Welcome): Member._welcomed,
-    (State.JOINING, Refused): Member._refused,
-    (State.JOINING, Stop): Member._stopped,
-    (State.JOINING, Heartbeat): Member._heard,
-    (State.WAITING, Roster): Member._enrolled,
-    (State.READY, Go): Member._begun,
-    (State.RUNNING, Alter): Member._altered,
-    (State.READY, Alter): Member._altered,
-    (State.VOTED, Alter): Member._altered,
-    (State.VOTED, Commit): Member._agreed,
+REMOTE: Final[Table[State, RemoteMove]] = {
+    (State.JOINING, Welcome): row(Member._welcomed, State.WAITING),
+    (State.JOINING, Refused): row(Member._refused, State.JOINING, State.GONE),
+    (State.JOINING, Stop): row(Member._stopped, State.DONE),
+    (State.JOINING, Heartbeat): row(Member._heard, State.JOINING),
+    (State.WAITING, Roster): row(Member._enrolled, State.RUNNING),
+    **{(state, Roster): row(Member._enrolled_anew, State.RUNNING) for state in _IN_WORLD},
+    (State.READY, Go): row(Member._begun, State.RUNNING),
+    **{(state, Alter): row(Member._altered, state) for state in _IN_WORLD},
+    (State.VOTED, Commit): row(Member._agreed, State.RUNNING),
     # One member's vote against, or the deadline, may end a round before this node has voted.
-    (State.RUNNING, Abort): Member._aborted,
-    (State.VOTED, Abort): Member._aborted,
-    **{(state, Stop): Member._stopped for state in _LIVE},
-    **{(state, Heartbeat): Member._heard for state in _LIVE},
-    # Only what was said to a namesake, with its address, is not meant for this one.
-    **{(state, Refused): Member._refused_other for state in _LIVE},
+    (State.RUNNING, Abort): row(Member._aborted, State.DONE),
+    (State.VOTED, Abort): row(Member._aborted, State.DONE),
+    **{(state, Stop): row(Member._stopped, State.DONE) for state in _LIVE},
+    **{(state, Heartbeat): row(Member._heard, state) for state in _LIVE},
+    # A refusal is legal here only where its address shows that it is for another node of this name.
+    **{(state, Refused): row(Member._refused_other, state) for state in _LIVE},
     **{
-        (state, kind): Member._heard
-        for state in (State.DONE, State.GONE)
+        (state, kind): row(Member._heard, state)
+        for state in _OVER
         for kind in (Welcome, Refused, Roster, Go, Alter, Commit, Abort, Stop, Heartbeat)
     },
 }

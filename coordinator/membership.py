@@ -1,8 +1,8 @@
-"""Who is here: the rendezvous of N nodes, as a small machine without I/O.
+"""The members of a run, from the first that joins: a small machine without I/O.
 
-It decides who is let in, tells a person why not, counts generations, and finds the silent. Ranks are
-settled when the world is complete: wishes first, then the rest in name order, so that ranks do not depend
-on who came first. It sends nothing; `run` turns what it says into messages.
+It decides which nodes may join, says why another may not, counts generations, and finds members that are silent. Ranks
+are given when the roster is made: members get the ranks that they asked for, the rest follow in name order, so ranks do
+not depend on the order of joining. It sends nothing; `run` does.
 """
 
 from __future__ import annotations
@@ -14,25 +14,26 @@ from dataclasses import dataclass
 
 import msgspec
 
+from coordinator.assignment import Assignment
 from coordinator.config import CoordinatorConfig
-from coordinator.messages import COORDINATOR, PROTOCOL_VERSION, Ask, Join, Peer, RosterEntry
+from coordinator.messages import COORDINATOR, PROTOCOL_VERSION, Ask, Join, Peer, Roster, RosterEntry, Welcome
 from netem.names import plain
 
 
 @dataclass
 class Seat:
-    """One member: how it introduced itself, and when it was last heard (seconds, the caller's clock)."""
+    """One member: its `Join`, and when it was last heard (seconds of the caller's clock)."""
 
     join: Join
     heard_s: float
 
 
 class Membership:
-    """The members of one run, by their endpoints' names, which are theirs alone (`netem.names`).
+    """The members of one run, identified by the names of their endpoints, which are unique (`netem.names`).
 
-    The names for people are unique among the members too. `generation` rises whenever a node joins, leaves or is
-    lost. It is 0 only before anybody came: nodes that know no world yet, and the coordinator itself, stamp their
-    messages 0, which no endpoint takes for out of date.
+    Members' plain names are unique too. `generation` rises whenever a node joins, leaves or is lost. It is 0 only
+    before the first node joins: nodes that have no roster yet, and the coordinator itself, mark their messages with
+    generation 0, which an endpoint never treats as out of date.
     """
 
     def __init__(self, config: CoordinatorConfig, run_name: str, config_digest: str) -> None:
@@ -50,28 +51,28 @@ class Membership:
 
     @property
     def peers(self) -> list[str]:
-        """Members in the order of their names, numbers by value: node-2 before node-10."""
+        """Members in the order of their names, with numbers compared by value: node-2 before node-10."""
         return sorted(self._seats, key=lambda peer: name_order(plain(peer)))
 
     @property
     def names(self) -> list[str]:
-        """The same, as people call them."""
+        """The plain names of the members, in the same order."""
         return [plain(peer) for peer in self.peers]
 
     @property
     def complete(self) -> bool:
-        """All expected nodes are here."""
+        """Whether all expected nodes have joined."""
         return len(self._seats) == self._config.nodes
 
     def refusal(self, peer: str, join: Join) -> str | None:
-        """Why this joiner cannot come in, for a person to read; None where it can.
+        """Why this node may not join, for a person to read; None where it may.
 
-        A stranger without the token learns nothing about the run.
+        A node without the token learns nothing about the run.
         """
         if (reason := self.refusal_to_talk(join.name, join)) is not None:
             return reason
         if not _is_peer(peer) or plain(peer) != join.name or join.name == COORDINATOR:
-            return f"{join.name!r} is not a name that the connection of {peer!r} may bear"
+            return f"{join.name!r} is not a name that the endpoint {peer!r} may use"
         if join.run != self._run_name:
             return f"this is run {self._run_name!r}, {join.name} asks for run {join.run!r}; give all the same run.name"
         if join.config_digest != self._config_digest:
@@ -83,7 +84,7 @@ class Membership:
         return self._clash(join)
 
     def refusal_to_talk(self, name: str, opening: Join | Ask) -> str | None:
-        """Why whoever begins a conversation so is not spoken with; None where it is."""
+        """Why the sender of this first message gets no further answer; None where it gets one."""
         if opening.version != PROTOCOL_VERSION:
             return (
                 f"{name} speaks protocol version {opening.version}, this run version {PROTOCOL_VERSION}; "
@@ -95,19 +96,19 @@ class Membership:
         return None
 
     def admit(self, peer: str, join: Join, now_s: float) -> None:
-        """Seat a joiner that `refusal` had nothing against."""
+        """Make a node a member. `refusal` must have returned None for it."""
         assert peer not in self._seats
         assert not self.complete
         self._seats[peer] = Seat(join, now_s)
         self.generation += 1
 
     def remove(self, peer: str) -> None:
-        """Take a member out; it left or was lost."""
+        """Remove a member that left or was lost."""
         del self._seats[peer]
         self.generation += 1
 
     def hear(self, peer: str, now_s: float) -> None:
-        """Note a sign of life. Arrival times may come out of order, and never turn the clock back."""
+        """Note that a member was heard at `now_s`. A time before the latest one changes nothing."""
         seat = self._seats[peer]
         seat.heard_s = max(seat.heard_s, now_s)
 
@@ -116,27 +117,43 @@ class Membership:
         timeout_s = self._config.heartbeat_timeout_s
         return [peer for peer in self.peers if now_s - self._seats[peer].heard_s > timeout_s]
 
-    def ranked(self) -> list[RosterEntry]:
-        """All members of a complete world by rank: wishes first, the others in name order."""
-        assert self.complete
-        wishes = {seat.join.rank: peer for peer, seat in self._seats.items() if seat.join.rank >= 0}
-        others = iter(peer for peer in self.peers if self._seats[peer].join.rank < 0)
-        order = [wishes[rank] if rank in wishes else next(others) for rank in range(len(self._seats))]
-        return [
-            RosterEntry(name=plain(peer), peer=peer, rank=rank, address=self._seats[peer].join.address)
-            for rank, peer in enumerate(order)
-        ]
+    def welcome(self, join: Join) -> Welcome:
+        """The answer to a node that was admitted."""
+        return Welcome(
+            rank=join.rank,
+            heartbeat_interval_s=self._config.heartbeat_interval_s,
+            heartbeat_timeout_s=self._config.heartbeat_timeout_s,
+        )
+
+    def roster(self, start_step: int, assignment: Assignment) -> Roster:
+        """This generation's members by rank, and their chunks.
+
+        Members get the ranks that they asked for, where there are such ranks; the others fill the gaps in name order.
+        """
+        count = len(self._seats)
+        assert assignment.n_ranks == count
+        asked = {seat.join.rank: peer for peer, seat in self._seats.items() if 0 <= seat.join.rank < count}
+        others = iter(peer for peer in self.peers if peer not in asked.values())
+        order = [asked[rank] if rank in asked else next(others) for rank in range(count)]
+        return Roster(
+            generation=self.generation,
+            start_step=start_step,
+            members=[
+                RosterEntry(name=plain(peer), peer=peer, rank=rank, address=self._seats[peer].join.address)
+                for rank, peer in enumerate(order)
+            ],
+            assignment=assignment.to_lists(),
+        )
 
     def describe(self, peers: Sequence[str]) -> str:
-        """Names with their process, as a person looks for it: ``node-2 (pid 71 on atlas)``."""
+        """Names, each with its process and host: ``node-2 (pid 71 on atlas)``."""
         return ", ".join(_describe(self._seats[peer].join) for peer in peers)
 
     def waiting_text(self) -> str:
-        """How far the rendezvous is: ``2 of 4 nodes joined: node-0, node-2; still waited for 2 more``."""
-        missing = self._config.nodes - len(self._seats)
+        """How many nodes have joined: ``2 of 4 nodes joined: node-0, node-2; still waiting for 2 more``."""
         here = f": {', '.join(self.names)}" if self._seats else ""
         count = f"{len(self._seats)} of {self._config.nodes} nodes joined"
-        return f"{count}{here}; still waited for {self._whom(missing)}"
+        return f"{count}{here}; still waiting for {self._missing()}"
 
     def _clash(self, join: Join) -> str | None:
         nodes = self._config.nodes
@@ -158,16 +175,16 @@ class Membership:
             return f"the run is full: it has its {nodes} nodes ({', '.join(self.names)})"
         return None
 
-    def _whom(self, missing: int) -> str:
-        """Name the missing where the names are the usual ``node-0`` to ``node-N``, else only count them."""
+    def _missing(self) -> str:
+        """The names of the missing nodes where all names are the usual ``node-0`` to ``node-N``, else their number."""
         usual = [f"node-{number}" for number in range(self._config.nodes)]
         if all(name in usual for name in self.names):
             return ", ".join(name for name in usual if name not in self.names)
-        return f"{missing} more"
+        return f"{self._config.nodes - len(self._seats)} more"
 
 
 def name_order(name: str) -> tuple[tuple[int, int, str], ...]:
-    """Sort key under which node-2 comes before node-10; total, also where digits meet letters."""
+    """Sort key under which node-2 comes before node-10. Any two names can be compared."""
     parts = re.findall(r"\d+|\D+", name)
     return tuple((0, int(part), part) if part.isdigit() else (1, 0, part) for part in parts)
 

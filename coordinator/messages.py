@@ -1,10 +1,9 @@
-"""What nodes and the coordinator say to each other, as typed structs, and the one way they become bytes.
+"""The messages between nodes and the coordinator, as typed structs, and their form as bytes.
 
-A message is a MessagePack map with its kind under "type". It travels as the single buffer of an endpoint
-message whose tag is `CONTROL_TAG`, always urgent; so a receiver tells control from bulk by the tag alone,
-and allocates at most `MAX_BODY_BYTES` for it. Everything that arrives is bounded and checked here: what the
-machines see is well typed, though not yet right. What may be said when is in `run` (coordinator) and
-`member` (node).
+A message is a MessagePack map with its kind under "type". It travels as the single buffer of an endpoint message whose
+tag is `CONTROL_TAG`, and is always urgent. So a receiver tells control from bulk by the tag alone, and allocates at
+most `MAX_BODY_BYTES` for it. The sizes and types of whatever arrives are checked here. Whether it may come now, and
+whether its values are right, is for `run` (coordinator) and `member` (node) to decide.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from netem.schedule import Timed
 
 PROTOCOL_VERSION = 2
 COORDINATOR = "coordinator"  # the coordinator's name as an endpoint; no node may bear it
-RUN_ID = "isthmus"  # of all endpoints of all runs, so that who asks at another run's coordinator is heard, and told
+RUN_ID = "isthmus"  # the same for all runs, so that a coordinator can tell a node that it has asked at the wrong run
 NODE_NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"
 CONTROL_TAG: bytes = msgpack.packb({"control": 1})
 MAX_BODY_BYTES = 1 << 20
@@ -41,16 +40,17 @@ class Message(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 class Heartbeat(Message, frozen=True, kw_only=True):
-    """I live. Says nothing about progress. Both directions."""
+    """The sender is alive. It says nothing about progress. Sent in both directions."""
 
 
 # From a node to the coordinator.
 
 
 class Join(Message, frozen=True, kw_only=True):
-    """Let me in. `rank` is a wish, −1 for none; `config_digest` covers what all nodes must have in common.
+    """A request to join. `rank` is the rank that the node asks for, −1 for none.
 
-    `name` is the part for people of the name that the sender's endpoint bears (`netem.names`).
+    `config_digest` covers all settings that must be equal on all nodes. `name` is the plain part of the name of the
+    sender's endpoint (`netem.names`).
     """
 
     name: Name
@@ -65,9 +65,9 @@ class Join(Message, frozen=True, kw_only=True):
 
 
 class Ready(Message, frozen=True, kw_only=True):
-    """I have done `step` steps and wait for the next.
+    """The sender has done `step` steps and waits for the next.
 
-    `metrics` are of the step just done; equal keys of `digests` must have equal values on all nodes.
+    `metrics` are those of the last step; equal keys of `digests` must have equal values on all nodes.
     """
 
     step: Count
@@ -76,7 +76,7 @@ class Ready(Message, frozen=True, kw_only=True):
 
 
 class Vote(Message, frozen=True, kw_only=True):
-    """The round's bytes have (or have not) been exchanged here; `digest` is of the result."""
+    """Whether the sender has the round's result; `digest` is the digest of it."""
 
     round_id: Count
     ok: bool
@@ -85,34 +85,34 @@ class Vote(Message, frozen=True, kw_only=True):
 
 
 class Saved(Message, frozen=True, kw_only=True):
-    """My part of the checkpoint after `step` steps is on disk."""
+    """The sender's part of the checkpoint after `step` steps is on disk."""
 
     step: Count
 
 
 class Changed(Message, frozen=True, kw_only=True):
-    """The network's live change `number` is known here, and happens at its time."""
+    """The sender knows the live change `number` of the network, and makes it at its time."""
 
     number: Count
 
 
 class Leave(Message, frozen=True, kw_only=True):
-    """I go, in good order."""
+    """The sender leaves, in good order."""
 
     reason: Reason = ""
 
 
 class Failed(Message, frozen=True, kw_only=True):
-    """I cannot go on."""
+    """The sender cannot go on."""
 
     reason: Reason
 
 
-# From a person (`operator`) to the coordinator, and back. Neither is about membership.
+# From a person (`operator`) to the coordinator, and back. The person does not become a member.
 
 
 class Ask(Message, frozen=True, kw_only=True):
-    """Change the run's network so, or without `change`: what is it like? `token` as in `Join`."""
+    """A request to change the run's network, or, without `change`, to describe it. `token` is as in `Join`."""
 
     token: Text
     version: Count
@@ -120,9 +120,9 @@ class Ask(Message, frozen=True, kw_only=True):
 
 
 class Answer(Message, frozen=True, kw_only=True):
-    """The network at `step`, `at_s` emulated seconds after the run's start; who knows of the change, who is silent.
+    """The network at `step`, `at_s` emulated seconds after the run's start, and which nodes have confirmed the change.
 
-    `past` are the last changes that have happened, `coming` the next ones; both for people.
+    `past` describes the last changes that have happened, `coming` the next ones, both in words.
     """
 
     step: Count
@@ -138,7 +138,7 @@ class Answer(Message, frozen=True, kw_only=True):
 
 
 class Welcome(Message, frozen=True, kw_only=True):
-    """You are in; wait for the roster. `rank` is the granted wish, or −1 until the roster says it."""
+    """The node is a member and waits for the roster. `rank` repeats the rank that it asked for, or −1."""
 
     rank: Annotated[int, msgspec.Meta(ge=-1)]
     heartbeat_interval_s: Annotated[float, msgspec.Meta(gt=0)]
@@ -146,14 +146,14 @@ class Welcome(Message, frozen=True, kw_only=True):
 
 
 class Refused(Message, frozen=True, kw_only=True):
-    """You are not in, and why. `address` repeats the joiner's, to tell two nodes of one name apart."""
+    """The node may not join, and why. `address` repeats its address, which tells two nodes of one name apart."""
 
     reason: Reason
     address: Annotated[str, msgspec.Meta(max_length=256)] = ""
 
 
 class RosterEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One member as all others see it; `address` is where it listens, `peer` what its endpoint is called there."""
+    """One member. It listens at `address`; `peer` is the name of its endpoint."""
 
     name: Name
     peer: Peer
@@ -162,9 +162,10 @@ class RosterEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
 
 class Roster(Message, frozen=True, kw_only=True):
-    """The world is complete: members by rank, and the chunks of each rank.
+    """A generation begins: its members by rank, and the chunks of each rank.
 
-    `start_step` steps are done already: each node goes on from its own part of that checkpoint.
+    `start_step` steps are done already. A node that has not done them itself goes on from its own part of that
+    checkpoint.
     """
 
     generation: Count
@@ -174,7 +175,7 @@ class Roster(Message, frozen=True, kw_only=True):
 
 
 class Round(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """An averaging round at the end of a step: what is averaged (`kind`, opaque here), weights by rank."""
+    """An averaging round of a step. `kind` says what is averaged and is not interpreted here; weights are by rank."""
 
     round_id: Count
     kind: Key
@@ -182,7 +183,8 @@ class Round(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 class Go(Message, frozen=True, kw_only=True):
-    """All are ready: do `step` on the contexts from `cursor` on, then these rounds in this order."""
+    """All members are ready: do the step after `step` steps on the contexts from `cursor` on, with these rounds in this
+    order."""
 
     step: Count
     generation: Count
@@ -191,27 +193,27 @@ class Go(Message, frozen=True, kw_only=True):
 
 
 class Alter(Message, frozen=True, kw_only=True):
-    """The network changes, for the `number`-th time by command (from 1 on), at that time of its schedule."""
+    """The network will change, at the given time of its schedule. Changes by command are numbered from 1 on."""
 
     number: Annotated[int, msgspec.Meta(ge=1, le=1 << 53)]
     timed: Timed
 
 
 class Commit(Message, frozen=True, kw_only=True):
-    """All members have the round's result, and the same one: apply it."""
+    """All members have the same result of the round, and apply it."""
 
     round_id: Count
 
 
 class Abort(Message, frozen=True, kw_only=True):
-    """The round did not happen anywhere: discard its result."""
+    """The round did not happen on any member; its result is discarded."""
 
     round_id: Count
     reason: Reason
 
 
 class Stop(Message, frozen=True, kw_only=True):
-    """The run is over: done (`ok`), or ended for `reason`."""
+    """The run is over: it reached its last step (`ok`), or it ended for `reason`."""
 
     ok: bool
     reason: Reason = ""
@@ -224,7 +226,7 @@ Send = Callable[[bytes], None]
 
 
 def encode(message: NodeMessage | CoordinatorMessage) -> bytes:
-    """The body of a control message. Raises `ValueError` over the cap: our own fault, not a peer's."""
+    """The body of a control message. Raises `ValueError` where it is too large, which is a fault on this side."""
     body: bytes = msgpack.packb(msgspec.to_builtins(message))
     if len(body) > MAX_BODY_BYTES:
         raise ValueError(f"a {type(message).__name__} of {len(body)} bytes exceeds {MAX_BODY_BYTES}")
@@ -232,21 +234,21 @@ def encode(message: NodeMessage | CoordinatorMessage) -> bytes:
 
 
 def decode_from_node(body: bytes | bytearray | memoryview, peer: str = "") -> NodeMessage:
-    """Read what a node sent. Raises `ProtocolError` naming `peer` and the field that is wrong."""
+    """Decode a message of a node. Raises `ProtocolError` naming `peer` and the field that is wrong."""
     message: NodeMessage = _decode(body, NodeMessage, peer)
     return message
 
 
 def decode_from_coordinator(body: bytes | bytearray | memoryview, peer: str = COORDINATOR) -> CoordinatorMessage:
-    """Read what the coordinator sent. Raises `ProtocolError` naming the field that is wrong."""
+    """Decode a message of the coordinator. Raises `ProtocolError` naming the field that is wrong."""
     message: CoordinatorMessage = _decode(body, CoordinatorMessage, peer)
     return message
 
 
 def control_buffer(tag: bytes, total_bytes: int, peer: str) -> memoryview | None:
-    """What a receiver's `admit` does about control: None where `tag` is not control, else room for the body.
+    """For a receiver's `admit`: room for the body of a control message; None where `tag` is not that of control.
 
-    Raises `ProtocolError` where the body is empty or over the cap; nothing has been allocated then.
+    Raises `ProtocolError`, before anything is allocated, where the body is empty or too large.
     """
     if tag != CONTROL_TAG:
         return None
@@ -257,7 +259,7 @@ def control_buffer(tag: bytes, total_bytes: int, peer: str) -> memoryview | None
 
 
 def shorten(reason: str) -> str:
-    """Fit any text into a `Reason`."""
+    """Cut any text to the length of a `Reason`."""
     return reason if len(reason) <= 4000 else reason[:3996] + " ..."
 
 

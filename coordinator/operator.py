@@ -1,6 +1,7 @@
-"""A person's word with a running run's coordinator, from outside: one question, one answer, within a time limit.
+"""A person's request to the coordinator of a running run: one question and one answer, within a time limit.
 
-The network of a run is changed so (`live`). This endpoint is no part of the emulated network; a cut does not reach it.
+It changes or describes the run's network (`live`). Its endpoint is not part of the emulated network, so cuts do not
+affect it.
 """
 
 from __future__ import annotations
@@ -28,9 +29,9 @@ from netem.network import UNSHAPED
 
 
 def ask(address: str, token: str, change: Change | None, timeout_s: float = 15.0) -> Answer:
-    """Have the network of the run at `address` changed, or only described.
+    """Change the network of the run whose coordinator is at `address`, or only describe it.
 
-    Raises `ConfigError` where nobody answers there, or the coordinator refuses.
+    Raises `ConfigError` where no coordinator answers there, or it refuses.
     """
     inbox = _Inbox()
     endpoint = Endpoint(unique(OPERATOR), RUN_ID, UNSHAPED, inbox, bind=None, limits=Limits(max_strangers=0))

@@ -1,4 +1,4 @@
-"""What is to be run, as far as the coordinator must know. No behaviour; `run` goes by it."""
+"""What the coordinator must know of the training that it coordinates. `run` works from this."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from netem.schedule import Schedule
 
 @dataclass(frozen=True, kw_only=True)
 class RunPlan:
-    """One run; the node floor makes it from its own config.
+    """One run; `node.commands.coordinator` makes it from the whole configuration.
 
-    Steps `start_step` to `steps`−1 are done, on `batch` contexts each from `start_cursor` on.
-    `rounds_for(step)` are the kinds of averaging at the end of that step, in order: a pure function.
-    `config_digest` is what joiners bring; `schedule` is the emulated network, and what changes in it.
+    Steps `start_step` to `steps`−1 are to be done, each on `batch` contexts, of which the first is `start_cursor`.
+    `rounds_for(step)` is a pure function that gives the kinds of averaging at the end of that step, in order. Nodes
+    must join with the same `config_digest`. `schedule` is the emulated network and its planned changes.
     """
 
     run_name: str
@@ -26,3 +26,7 @@ class RunPlan:
     schedule: Schedule
     start_step: int = 0
     start_cursor: int = 0
+
+    def cursor_at(self, step: int) -> int:
+        """The first context that the step after `step` steps is done on."""
+        return self.start_cursor + self.batch * (step - self.start_step)

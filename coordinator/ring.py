@@ -1,4 +1,4 @@
-"""The schedule of a ring all-reduce: who sends which shard at which hop. Pure arithmetic; moves no bytes.
+"""The schedule of a ring all-reduce: which position sends which shard at which hop. Pure arithmetic; moves no bytes.
 
 A vector of n elements is cut into N shards. In the reduce-scatter, N−1 hops, each position passes a running
 sum to the next one, until position p holds the whole sum of shard p+1; in the all-gather, N−1 hops, the
@@ -54,12 +54,12 @@ def schedule(world: int, position: int) -> list[Hop]:
 
 
 def next_position(world: int, position: int) -> int:
-    """Whom `position` sends to."""
+    """The position that `position` sends to."""
     return (position + 1) % world
 
 
 def previous_position(world: int, position: int) -> int:
-    """Whom `position` receives from."""
+    """The position that `position` receives from."""
     return (position - 1) % world
 
 

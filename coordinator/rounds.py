@@ -1,14 +1,16 @@
-"""One averaging round: it happens on all members or on none. A small machine without I/O.
+"""Averaging rounds: each one happens on all members or on none. Small machines without I/O.
 
-The members exchange the bytes among themselves; here only their votes are counted. All in favour with equal
-digests commits; one against, one different, or one late aborts, and the reason names who. Two-phase commit
-without a log: the coordinator's word is final, and a member that cannot hear it ends its run.
+The members exchange the data among themselves; the coordinator only counts their votes (`Ballot`). A round is committed
+where all vote for it with equal digests. One vote against, one other digest or one late vote aborts it, and the reason
+names the member. This is two-phase commit without a log: the coordinator's decision is final, and a member that does
+not hear it ends its run. `StepRounds` numbers the rounds of a step and opens one after another.
 """
 
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Iterable, Sequence
 
 from coordinator.barrier import differing
 from coordinator.messages import Round, Vote
@@ -17,7 +19,7 @@ from netem.names import plain
 
 
 class RoundState(enum.Enum):
-    """OPEN while votes are out; then one of the two others, for good."""
+    """OPEN while votes are missing; then one of the two others, for good."""
 
     OPEN = "open"
     COMMITTED = "committed"
@@ -25,7 +27,7 @@ class RoundState(enum.Enum):
 
 
 class Ballot:
-    """The votes of `peers` on one round. The deadline runs from the first vote."""
+    """The votes of `peers` on one round. All must vote within `timeout_s` of the first vote."""
 
     def __init__(self, peers: Iterable[str], round_: Round, step: int, timeout_s: float) -> None:
         self.round = round_
@@ -68,3 +70,41 @@ class Ballot:
     def _abort(self, why: str) -> None:
         self.state = RoundState.ABORTED
         self.reason = f"{self._where}: {why}"
+
+
+class StepRounds:
+    """The averaging rounds of one step after another. Their numbers rise through the whole run.
+
+    `ballot` is the one that was opened last.
+    """
+
+    ballot: Ballot
+
+    def __init__(self, timeout_s: float) -> None:
+        self._timeout_s = timeout_s
+        self._next_id = 0
+        self._waiting: deque[Round] = deque()
+
+    def number(self, kinds: Sequence[str], weights: Sequence[float]) -> list[Round]:
+        """The rounds of the next step, in order; `weights` are by rank. None of them is open yet."""
+        assert not self._waiting
+        rounds = [Round(round_id=self._next_id + i, kind=kind, weights=list(weights)) for i, kind in enumerate(kinds)]
+        self._next_id += len(rounds)
+        self._waiting.extend(rounds)
+        return rounds
+
+    def open_next(self, peers: Iterable[str], step: int) -> bool:
+        """Open the next round of `step`. False where none is left."""
+        if not self._waiting:
+            return False
+        self.ballot = Ballot(peers, self._waiting.popleft(), step, self._timeout_s)
+        return True
+
+    def vote(self, peer: str, vote: Vote, now_s: float) -> None:
+        """Count a vote on the open round. Raises `ProtocolError` as `Ballot.vote` does."""
+        self.ballot.vote(peer, vote, now_s)
+
+    def tick(self, now_s: float) -> RoundState:
+        """Let time pass for the open round, and return its state."""
+        self.ballot.tick(now_s)
+        return self.ballot.state

@@ -1,16 +1,16 @@
 """The coordinator's side of the protocol: one machine without I/O, one table.
 
-Events and the time go in (`Run.handle`), actions come out; `server` carries them out. A run goes JOINING →
-BARRIER ⇄ ROUND → STOPPING → FINISHED. What is not in `TABLE` is a `ProtocolError`, raised before anything
-has changed. For now a lost member ends the run; the others are told who it was. The node's side is
-`member`; the parts are `membership`, `barrier`, `rounds` and `saves`, and beside them `live`, the network's changes.
+Events and the time go in (`Run.handle`), actions come out, and `server` carries them out. A run goes JOINING →
+BARRIER ⇄ ROUND → STOPPING → FINISHED; `docs/protocol.md` has the diagram. `TABLE` holds every legal move and the
+phases to which it may lead. Any other event raises `ProtocolError` before anything has changed. A lost member ends the
+run, and the others are told which one it was. `member` is the node's side; `membership`, `barrier`, `rounds`, `saves`
+and `live` are this machine's parts.
 """
 
 from __future__ import annotations
 
 import enum
-from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Final
 
 from coordinator.assignment import assign
@@ -29,6 +29,7 @@ from coordinator.events import (
     Record,
     Send,
     Tick,
+    subject_of,
 )
 from coordinator.live import LiveNetwork
 from coordinator.membership import Membership
@@ -46,87 +47,81 @@ from coordinator.messages import (
     Ready,
     Refused,
     Roster,
-    Round,
     Saved,
     Stop,
     Vote,
-    Welcome,
     shorten,
 )
 from coordinator.plan import RunPlan
-from coordinator.rounds import Ballot, RoundState
+from coordinator.rounds import RoundState, StepRounds
 from coordinator.saves import Saves
+from coordinator.table import Table, arrive, row
 from netem.errors import ProtocolError
 from netem.names import plain
 
 
 class Phase(enum.Enum):
-    """Where the run is. BARRIER covers the computing of a step too: all work towards the next one."""
+    """Where the run is. BARRIER includes the time in which the nodes compute the step before that barrier."""
 
     JOINING = "the nodes are joining"
-    BARRIER = "a step is computed"
-    ROUND = "a round is open"
+    BARRIER = "a step is being computed"
+    ROUND = "an averaging round is open"
     STOPPING = "the run is ending"
     FINISHED = "the run is over"
 
 
 class Run:
-    """One run from the first joiner to the last farewell. `now_s` is any clock that never runs backwards.
+    """One run, from the first node that joins to the last that leaves. Times are seconds of a monotonic clock.
 
-    Raises `ConfigError` at once where the chunks cannot be assigned.
+    `step` is the number of steps that all nodes have done. Raises `ConfigError` where the chunks cannot be assigned.
     """
 
     def __init__(self, config: CoordinatorConfig, plan: RunPlan, now_s: float) -> None:
         self.assignment = assign(plan.chunks, config.nodes, config.assignment, config.chunks_per_node)
         self.membership = Membership(config, plan.run_name, plan.config_digest)
         self.phase = Phase.JOINING
-        self.step = plan.start_step  # how many steps all nodes have done
+        self.step = plan.start_step
         self._config = config
         self._plan = plan
-        self._world: list[str] = []  # members by rank, once complete
+        self._roster: Roster | None = None  # the members of this generation, once all have joined
         self._barrier = Barrier((), plan.start_step, config.step_timeout_s)
-        self._ballot: Ballot | None = None
-        self._rounds: deque[Round] = deque()
-        self._next_round_id = 0
+        self._rounds = StepRounds(config.step_timeout_s)
         self._saves = Saves()
         self._live = LiveNetwork(plan.schedule)
         self._outcome = Finish(False, "")
-        # Of the whole phase: the rendezvous, progress of any kind, the farewells.
+        # The end of the rendezvous, of the time without any progress, or of the farewells, depending on the phase.
         self._deadline_s = now_s + config.join_timeout_s
         self._next_beat_s = now_s
 
     def handle(self, event: Event, now_s: float) -> list[Action]:
-        """Take one event in, give the actions it causes, in order.
+        """Take one event in and return the actions that it causes, in order.
 
-        Raises `ProtocolError` naming the peer where `TABLE` has no such move or the message is wrong; the
-        caller then hands in `Faulted` for that peer.
+        Raises `ProtocolError`, which names the peer, where `TABLE` has no such move or the message is wrong. The caller
+        then hands in `Faulted` for that peer.
         """
-        peer, subject = _subject(event)
+        peer, subject = subject_of(event)
         if isinstance(event, Received | PeerLost | Faulted) and not isinstance(subject, Join | Ask):
-            if peer not in self.membership:  # a stranger, or one that has left or been given up
+            if peer not in self.membership:  # a stranger, or a member that has left or was removed
                 return [Forget(peer)] if isinstance(event, PeerLost) else []
             if isinstance(event, Received):
                 self.membership.hear(peer, now_s)
         elif isinstance(subject, Join) and peer in self.membership:
-            return []  # it asked twice, since our answer was slow
-        move = TABLE.get((self.phase, type(subject)))
-        if move is None:
-            raise ProtocolError(f"{type(subject).__name__} while {self.phase.value}", peer=peer)
-        return move(self, peer, subject, now_s)
+            return []  # it repeated its request because our answer was slow
+        before, kind = self.phase, type(subject)
+        if (before, kind) not in TABLE:
+            raise ProtocolError(f"{kind.__name__} while {before.value}", peer=peer)
+        actions = TABLE[before, kind].move(self, peer, subject, now_s)
+        arrive(TABLE, before, kind, self.phase)
+        return actions
 
-    # Moves: (peer, subject of the event, time) → actions.
+    # The moves. Each takes the peer, the event's subject and the time, and returns actions.
 
     def _join(self, peer: str, join: Join, now_s: float) -> list[Action]:
         reason = self.membership.refusal(peer, join)
         if reason is not None:
             return [Send(peer, Refused(reason=shorten(reason), address=join.address))]
         self.membership.admit(peer, join, now_s)
-        welcome = Welcome(
-            rank=join.rank,
-            heartbeat_interval_s=self._config.heartbeat_interval_s,
-            heartbeat_timeout_s=self._config.heartbeat_timeout_s,
-        )
-        actions: list[Action] = [Send(peer, welcome)]
+        actions: list[Action] = [Send(peer, self.membership.welcome(join))]
         return actions + (self._begin(now_s) if self.membership.complete else [])
 
     def _join_late(self, peer: str, join: Join, now_s: float) -> list[Action]:
@@ -135,11 +130,8 @@ class Run:
             reason = f"{self.phase.value} at step {self.step}; nobody can join any more"
         return [Send(peer, Refused(reason=shorten(reason), address=join.address))]
 
-    def _heartbeat(self, peer: str, message: Heartbeat, now_s: float) -> list[Action]:
-        return []  # heard already
-
     def _depart(self, peer: str, message: Leave | Failed | PeerLost, now_s: float) -> list[Action]:
-        """Go before the world was complete: the place is free again."""
+        """A member leaves before all have joined: its place is free again."""
         return self._drop(peer, message)
 
     def _ready(self, peer: str, ready: Ready, now_s: float) -> list[Action]:
@@ -158,20 +150,19 @@ class Run:
         return actions + self._go()
 
     def _vote(self, peer: str, vote: Vote, now_s: float) -> list[Action]:
-        assert self._ballot is not None
-        self._ballot.vote(peer, vote, now_s)
+        self._rounds.vote(peer, vote, now_s)
         self._progress(now_s)
         return self._count(now_s)
 
     def _save(self, peer: str, saved: Saved, now_s: float) -> list[Action]:
         if not self._plan.start_step <= saved.step <= self.step + 1:
             raise ProtocolError(f"saved step {saved.step} where the run is at step {self.step}", peer=peer)
-        complete = self._saves.note(peer, saved.step, self._world)
+        complete = self._saves.note(peer, saved.step, self._members)
         self._progress(now_s)
         return [CheckpointComplete(saved.step)] if complete else []
 
     def _ask(self, peer: str, ask: Ask, now_s: float) -> list[Action]:
-        """About the network, from a person outside."""
+        """A person outside the run asks about the network, or for a change of it."""
         if (reason := self.membership.refusal_to_talk("this command", ask)) is not None:
             return [Send(peer, Refused(reason=shorten(reason)))]
         members = {member: plain(member) for member in self.membership.peers}
@@ -194,7 +185,7 @@ class Run:
         return self._drop(peer, message) + self._finish_if_alone()
 
     def _expel(self, peer: str, fault: Faulted, now_s: float) -> list[Action]:
-        """Nonsense before the world was complete: that one is told why and goes, the others wait on."""
+        """A member broke the protocol before all had joined: it is told why and removed, and the others wait on."""
         self.membership.remove(peer)
         return [Send(peer, Stop(ok=False, reason=shorten(fault.reason)))]
 
@@ -204,13 +195,11 @@ class Run:
     def _part(self, peer: str, fault: Faulted, now_s: float) -> list[Action]:
         return self._drop(peer) + self._finish_if_alone()
 
-    def _late(self, peer: str, message: Ready | Vote, now_s: float) -> list[Action]:
-        return []  # was under way when the run ended
-
     def _cancel(self, peer: str, cancelled: Cancelled, now_s: float) -> list[Action]:
         return self._end(False, cancelled.reason, now_s)
 
     def _nothing(self, peer: str, subject: object, now_s: float) -> list[Action]:
+        """A sign of life, which `handle` has noted, or a message that was sent before its sender heard of the end."""
         return []
 
     # Time.
@@ -233,9 +222,8 @@ class Run:
             for lost in silent:
                 actions += self._drop(lost)
             return actions + self._end(False, text, now_s)
-        if self._ballot is not None:
-            self._ballot.tick(now_s)
-            if self._ballot.state is not RoundState.OPEN:
+        if self.phase is Phase.ROUND:
+            if self._rounds.tick(now_s) is not RoundState.OPEN:
                 return actions + self._count(now_s)
         elif (reason := self._barrier.overdue(now_s)) is not None:
             return actions + self._end(False, reason, now_s)
@@ -256,45 +244,32 @@ class Run:
     # Steps of the run.
 
     def _begin(self, now_s: float) -> list[Action]:
-        members = self.membership.ranked()
-        self._world = [entry.peer for entry in members]
-        roster = Roster(
-            generation=self.membership.generation,
-            start_step=self.step,
-            members=members,
-            assignment=self.assignment.to_lists(),
-        )
+        """All have joined: tell them who is here and which chunks each one owns, and wait for the first barrier."""
+        self._roster = self.membership.roster(self.step, self.assignment)
         self._progress(now_s)
         self._await_step(self.step)
-        return self._broadcast(roster) + self._live.begin(now_s)
+        return self._broadcast(self._roster) + self._live.begin(now_s)
 
     def _await_step(self, step: int) -> None:
         self.phase = Phase.BARRIER
-        self._ballot = None
-        self._barrier = Barrier(self._world, step, self._config.step_timeout_s)
+        self._barrier = Barrier(self._members, step, self._config.step_timeout_s)
 
     def _go(self) -> list[Action]:
-        kinds = self._plan.rounds_for(self.step)
-        weights = self.assignment.weights()
-        rounds = [Round(round_id=self._next_round_id + i, kind=kind, weights=weights) for i, kind in enumerate(kinds)]
-        self._next_round_id += len(rounds)
-        self._rounds = deque(rounds)
-        cursor = self._plan.start_cursor + self._plan.batch * (self.step - self._plan.start_step)
+        rounds = self._rounds.number(self._plan.rounds_for(self.step), self.assignment.weights())
         self._open_round()
         generation = self.membership.generation
+        cursor = self._plan.cursor_at(self.step)
         return self._broadcast(Go(step=self.step, generation=generation, cursor=cursor, rounds=rounds))
 
     def _open_round(self) -> None:
-        """Open the step's next round; without one, the step's end is the next barrier."""
-        if not self._rounds:
+        """Open the step's next round; where none is left, wait for the next barrier."""
+        if self._rounds.open_next(self._members, self.step):
+            self.phase = Phase.ROUND
+        else:
             self._await_step(self.step + 1)
-            return
-        self.phase = Phase.ROUND
-        self._ballot = Ballot(self._world, self._rounds.popleft(), self.step, self._config.step_timeout_s)
 
     def _count(self, now_s: float) -> list[Action]:
-        assert self._ballot is not None
-        ballot = self._ballot
+        ballot = self._rounds.ballot
         if ballot.state is RoundState.OPEN:
             return []
         round_id = ballot.round.round_id
@@ -304,14 +279,19 @@ class Run:
         self._open_round()
         return self._broadcast(Commit(round_id=round_id))
 
+    @property
+    def _members(self) -> list[str]:
+        """The members of this generation by rank; none before all have joined."""
+        return [entry.peer for entry in self._roster.members] if self._roster else []
+
     def _drop(self, peer: str, message: Leave | Failed | PeerLost | None = None) -> list[Action]:
-        """Take a member out. One that took its leave still waits for the acknowledgement of that."""
+        """Remove a member. One that said that it leaves is not forgotten yet: it waits for an acknowledgement."""
         self.membership.remove(peer)
         return [] if isinstance(message, Leave | Failed) else [Forget(peer)]
 
     def _end(self, ok: bool, reason: str, now_s: float) -> list[Action]:
-        """Tell all that the run is over, then wait for farewells for as long as a heartbeat may take."""
-        if not ok and self._world:
+        """Tell all that the run is over, then wait for their farewells, for at most the heartbeat timeout."""
+        if not ok and self._roster:
             reason = f"{reason}; the last complete step is {self.step}"
         self.phase = Phase.STOPPING
         self._outcome = Finish(ok, reason)
@@ -339,66 +319,61 @@ class Run:
             self._deadline_s = now_s + self._config.progress_timeout_s
 
 
-def _subject(event: Event) -> tuple[str, Any]:
-    """Who the event is about, and what the table looks up: the message, or the event itself."""
-    if isinstance(event, Received):
-        return event.peer, event.message
-    return (event.peer if isinstance(event, PeerLost | Faulted) else ""), event
+Move = Callable[[Run, str, Any, float], list[Action]]
 
-
-TABLE: Final[Mapping[tuple[Phase, type], Callable[[Run, str, Any, float], list[Action]]]] = {
-    (Phase.JOINING, Join): Run._join,
-    (Phase.JOINING, Ask): Run._ask,
-    (Phase.JOINING, Heartbeat): Run._heartbeat,
-    (Phase.JOINING, Leave): Run._depart,
-    (Phase.JOINING, Failed): Run._depart,
-    (Phase.JOINING, PeerLost): Run._depart,
-    (Phase.JOINING, Faulted): Run._expel,
-    (Phase.JOINING, Cancelled): Run._cancel,
-    (Phase.JOINING, Tick): Run._tick_joining,
-    # A step is computed, and then its successor awaited.
-    (Phase.BARRIER, Join): Run._join_late,
-    (Phase.BARRIER, Ask): Run._ask,
-    (Phase.BARRIER, Heartbeat): Run._heartbeat,
-    (Phase.BARRIER, Ready): Run._ready,
-    (Phase.BARRIER, Saved): Run._save,
-    (Phase.BARRIER, Changed): Run._changed,
-    (Phase.BARRIER, Leave): Run._lose,
-    (Phase.BARRIER, Failed): Run._lose,
-    (Phase.BARRIER, PeerLost): Run._lose,
-    (Phase.BARRIER, Faulted): Run._blame,
-    (Phase.BARRIER, Cancelled): Run._cancel,
-    (Phase.BARRIER, Tick): Run._tick_running,
-    # A step with averaging rounds is computed, and then voted on.
-    (Phase.ROUND, Join): Run._join_late,
-    (Phase.ROUND, Ask): Run._ask,
-    (Phase.ROUND, Heartbeat): Run._heartbeat,
-    (Phase.ROUND, Vote): Run._vote,
-    (Phase.ROUND, Saved): Run._save,
-    (Phase.ROUND, Changed): Run._changed,
-    (Phase.ROUND, Leave): Run._lose,
-    (Phase.ROUND, Failed): Run._lose,
-    (Phase.ROUND, PeerLost): Run._lose,
-    (Phase.ROUND, Faulted): Run._blame,
-    (Phase.ROUND, Cancelled): Run._cancel,
-    (Phase.ROUND, Tick): Run._tick_running,
-    # All have been told; what they said before they heard is still legal.
-    (Phase.STOPPING, Join): Run._join_late,
-    (Phase.STOPPING, Ask): Run._ask_late,
-    (Phase.STOPPING, Heartbeat): Run._heartbeat,
-    (Phase.STOPPING, Ready): Run._late,
-    (Phase.STOPPING, Vote): Run._late,
-    (Phase.STOPPING, Saved): Run._save,
-    (Phase.STOPPING, Changed): Run._changed,
-    (Phase.STOPPING, Leave): Run._farewell,
-    (Phase.STOPPING, Failed): Run._farewell,
-    (Phase.STOPPING, PeerLost): Run._farewell,
-    (Phase.STOPPING, Faulted): Run._part,
-    (Phase.STOPPING, Cancelled): Run._nothing,
-    (Phase.STOPPING, Tick): Run._tick_stopping,
-    (Phase.FINISHED, Join): Run._join_late,
-    (Phase.FINISHED, Ask): Run._ask_late,
-    (Phase.FINISHED, Heartbeat): Run._nothing,
-    (Phase.FINISHED, Cancelled): Run._nothing,
-    (Phase.FINISHED, Tick): Run._nothing,
+TABLE: Final[Table[Phase, Move]] = {
+    (Phase.JOINING, Join): row(Run._join, Phase.JOINING, Phase.BARRIER),
+    (Phase.JOINING, Ask): row(Run._ask, Phase.JOINING),
+    (Phase.JOINING, Heartbeat): row(Run._nothing, Phase.JOINING),
+    (Phase.JOINING, Leave): row(Run._depart, Phase.JOINING),
+    (Phase.JOINING, Failed): row(Run._depart, Phase.JOINING),
+    (Phase.JOINING, PeerLost): row(Run._depart, Phase.JOINING),
+    (Phase.JOINING, Faulted): row(Run._expel, Phase.JOINING),
+    (Phase.JOINING, Cancelled): row(Run._cancel, Phase.STOPPING, Phase.FINISHED),
+    (Phase.JOINING, Tick): row(Run._tick_joining, Phase.JOINING, Phase.STOPPING, Phase.FINISHED),
+    # The nodes compute a step that has no averaging round, or wait for the next barrier.
+    (Phase.BARRIER, Join): row(Run._join_late, Phase.BARRIER),
+    (Phase.BARRIER, Ask): row(Run._ask, Phase.BARRIER),
+    (Phase.BARRIER, Heartbeat): row(Run._nothing, Phase.BARRIER),
+    (Phase.BARRIER, Ready): row(Run._ready, Phase.BARRIER, Phase.ROUND, Phase.STOPPING),
+    (Phase.BARRIER, Saved): row(Run._save, Phase.BARRIER),
+    (Phase.BARRIER, Changed): row(Run._changed, Phase.BARRIER),
+    (Phase.BARRIER, Leave): row(Run._lose, Phase.STOPPING, Phase.FINISHED),
+    (Phase.BARRIER, Failed): row(Run._lose, Phase.STOPPING, Phase.FINISHED),
+    (Phase.BARRIER, PeerLost): row(Run._lose, Phase.STOPPING, Phase.FINISHED),
+    (Phase.BARRIER, Faulted): row(Run._blame, Phase.STOPPING),
+    (Phase.BARRIER, Cancelled): row(Run._cancel, Phase.STOPPING),
+    (Phase.BARRIER, Tick): row(Run._tick_running, Phase.BARRIER, Phase.STOPPING, Phase.FINISHED),
+    # The nodes compute a step that has averaging rounds, and vote on the first that is still open.
+    (Phase.ROUND, Join): row(Run._join_late, Phase.ROUND),
+    (Phase.ROUND, Ask): row(Run._ask, Phase.ROUND),
+    (Phase.ROUND, Heartbeat): row(Run._nothing, Phase.ROUND),
+    (Phase.ROUND, Vote): row(Run._vote, Phase.ROUND, Phase.BARRIER, Phase.STOPPING),
+    (Phase.ROUND, Saved): row(Run._save, Phase.ROUND),
+    (Phase.ROUND, Changed): row(Run._changed, Phase.ROUND),
+    (Phase.ROUND, Leave): row(Run._lose, Phase.STOPPING, Phase.FINISHED),
+    (Phase.ROUND, Failed): row(Run._lose, Phase.STOPPING, Phase.FINISHED),
+    (Phase.ROUND, PeerLost): row(Run._lose, Phase.STOPPING, Phase.FINISHED),
+    (Phase.ROUND, Faulted): row(Run._blame, Phase.STOPPING),
+    (Phase.ROUND, Cancelled): row(Run._cancel, Phase.STOPPING),
+    (Phase.ROUND, Tick): row(Run._tick_running, Phase.ROUND, Phase.STOPPING, Phase.FINISHED),
+    # All have been told of the end. What they sent before they heard of it is still legal.
+    (Phase.STOPPING, Join): row(Run._join_late, Phase.STOPPING),
+    (Phase.STOPPING, Ask): row(Run._ask_late, Phase.STOPPING),
+    (Phase.STOPPING, Heartbeat): row(Run._nothing, Phase.STOPPING),
+    (Phase.STOPPING, Ready): row(Run._nothing, Phase.STOPPING),
+    (Phase.STOPPING, Vote): row(Run._nothing, Phase.STOPPING),
+    (Phase.STOPPING, Saved): row(Run._save, Phase.STOPPING),
+    (Phase.STOPPING, Changed): row(Run._changed, Phase.STOPPING),
+    (Phase.STOPPING, Leave): row(Run._farewell, Phase.STOPPING, Phase.FINISHED),
+    (Phase.STOPPING, Failed): row(Run._farewell, Phase.STOPPING, Phase.FINISHED),
+    (Phase.STOPPING, PeerLost): row(Run._farewell, Phase.STOPPING, Phase.FINISHED),
+    (Phase.STOPPING, Faulted): row(Run._part, Phase.STOPPING, Phase.FINISHED),
+    (Phase.STOPPING, Cancelled): row(Run._nothing, Phase.STOPPING),
+    (Phase.STOPPING, Tick): row(Run._tick_stopping, Phase.STOPPING, Phase.FINISHED),
+    (Phase.FINISHED, Join): row(Run._join_late, Phase.FINISHED),
+    (Phase.FINISHED, Ask): row(Run._ask_late, Phase.FINISHED),
+    (Phase.FINISHED, Heartbeat): row(Run._nothing, Phase.FINISHED),
+    (Phase.FINISHED, Cancelled): row(Run._nothing, Phase.FINISHED),
+    (Phase.FINISHED, Tick): row(Run._nothing, Phase.FINISHED),
 }

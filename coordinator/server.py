@@ -1,9 +1,8 @@
-"""The coordinator as it runs: `Run` with an endpoint, a clock and callbacks around it.
+"""The running coordinator: `Run` with an endpoint, a clock and callbacks around it.
 
-The endpoint's I/O thread only puts what arrives, with its time, on a queue; the loop in the calling thread
-hands events and ticks to the machine and carries out its actions. No decision is taken here: those are in
-`run`; but for how much is heard of strangers, who are all that have not been welcomed: few of them at once, a
-few small messages of each.
+The endpoint's I/O thread puts what arrives on a queue, with its time. The loop in the calling thread hands events and
+ticks to the machine and carries out its actions. All decisions about members are in `run`. This module only limits
+strangers, that is, peers that are not members: to a few at once, and to a few small messages from each.
 """
 
 from __future__ import annotations
@@ -52,13 +51,13 @@ from netem.limits import Limits
 _FLUSH_TIMEOUT_S = 2.0
 _MAX_BATCH = 10_000  # arrivals between two ticks; a flood must not stop the clock
 _LIMITS = Limits(max_strangers=256, max_open_messages=16, max_message_bytes=MAX_BODY_BYTES)
-_STRANGER_BYTES = 16 << 10  # of one message; a Join is far smaller
-_STRANGER_MESSAGES = 4  # of one stranger that wait to be handled
-_STRANGERS_MESSAGES = 1024  # of all of them
+_STRANGER_BYTES = 16 << 10  # most bytes in one message of a stranger; a Join is far smaller
+_STRANGER_MESSAGES = 4  # most messages of one stranger that wait to be handled
+_STRANGERS_MESSAGES = 1024  # most messages of all strangers that wait to be handled
 
 
 class RunOutcome(NamedTuple):
-    """How the run ended, and why it did where not `ok`."""
+    """How the run ended; `reason` says why where it is not `ok`."""
 
     ok: bool
     reason: str
@@ -72,9 +71,9 @@ class _Arrival(NamedTuple):
 
 
 class _Inbox:
-    """The endpoint's receiver. Runs on the I/O thread, so it only looks at sizes and queues.
+    """The endpoint's receiver. It runs on the I/O thread, so it only checks sizes and puts messages on the queue.
 
-    `members` is replaced, as a whole, by the serving thread.
+    The serving thread replaces `members` as a whole.
     """
 
     def __init__(self) -> None:
@@ -102,15 +101,15 @@ class _Inbox:
         if isinstance(error, PeerSilent):
             self.queue.put(PeerLost(error.peer, str(error)))
         elif isinstance(error, ProtocolError) and error.peer:
-            if error.peer in self.members:  # nobody else's nonsense is anybody's business
+            if error.peer in self.members:  # a stranger that breaks the protocol is ignored
                 self.queue.put(Faulted(error.peer, str(error)))
         else:
             self.queue.put(Cancelled(f"the network failed: {error}"))
 
     def handled(self, arrival: _Arrival) -> None:
-        """A stranger's message no longer waits."""
+        """Note that a stranger's message has been taken from the queue."""
         with self._lock:
-            self._waiting -= Counter((arrival.peer,))  # which also drops what has come to 0
+            self._waiting -= Counter((arrival.peer,))  # subtraction also drops counts of 0
 
     def _hears(self, stranger: str, total_bytes: int) -> bool:
         with self._lock:
@@ -119,10 +118,10 @@ class _Inbox:
 
 
 class CoordinatorServer:
-    """One run's coordinator. Binds at once (`address`); `serve` blocks until the run is over.
+    """One run's coordinator. It listens at `address` at once; `serve` blocks until the run is over.
 
-    `record` and `checkpoint_complete` are called on the serving thread; an `OSError` from them ends the
-    run. Raises `ConfigError` where the chunks cannot be assigned or the address cannot be bound.
+    `record` and `checkpoint_complete` are called on the serving thread; an `OSError` from them ends the run. Raises
+    `ConfigError` where the chunks cannot be assigned or the address cannot be bound.
     """
 
     def __init__(
@@ -145,7 +144,7 @@ class CoordinatorServer:
         self.address = self._endpoint.address
 
     def serve(self) -> RunOutcome:
-        """Run to the end, then close the endpoint. Call once."""
+        """Serve the run to its end, then close the endpoint. May be called once."""
         try:
             while self._outcome is None:
                 self._turn()
@@ -179,14 +178,14 @@ class CoordinatorServer:
             event: Event = Received(item.peer, decode_from_node(item.body, item.peer))
         except ProtocolError as error:
             if item.peer not in self._run.membership:
-                # Most likely another version of isthmus: it understands at least that.
+                # Most likely it is another version of isthmus, which understands at least a refusal.
                 self._send(item.peer, Refused(reason=shorten(f"not understood: {error}; is it the same isthmus?")))
                 return
             event = Faulted(item.peer, str(error))
         self._handle(event, item.arrived_s)
 
     def _handle(self, event: Event, now_s: float) -> None:
-        """Feed the machine, and what follows from carrying out its actions, until it is quiet."""
+        """Hand the event to the machine and carry out its actions, and so for the events that follow from that."""
         pending = deque([event])
         while pending and self._outcome is None:
             event = pending.popleft()
@@ -195,14 +194,14 @@ class CoordinatorServer:
             except ProtocolError as error:
                 pending.append(Faulted(error.peer, str(error)))
                 continue
-            self._greet()
+            self._share_members()
             for action in actions:
                 consequence = self._carry_out(action)
                 if consequence is not None:
                     pending.append(consequence)
 
-    def _greet(self) -> None:
-        """Let the I/O thread know who the members are, where that has changed."""
+    def _share_members(self) -> None:
+        """Tell the I/O thread who the members are, where that has changed."""
         membership = self._run.membership
         if membership.generation != self._generation:
             self._generation = membership.generation
@@ -211,7 +210,7 @@ class CoordinatorServer:
                 self._endpoint.trust(peer)
 
     def _carry_out(self, action: Action) -> Event | None:
-        """Do what the machine says; gives the event that a failure to do so is."""
+        """Carry out one action. Returns an event where that fails."""
         try:
             match action:
                 case Send(peer, message):

@@ -32,6 +32,10 @@ class RunAborted(IsthmusError):
     """The run ended before its last step; the message says why and names who was lost."""
 
 
+class GenerationOver(IsthmusError):
+    """The membership has changed: work that was under way in the older generation cannot be finished."""
+
+
 class QueueFull(IsthmusError):
     """What is sent waits for a slower network, and as much as may already does. It can be tried again."""
 

@@ -1,4 +1,4 @@
-"""`isthmus coordinator`: rendezvous, barriers and averaging rounds of one run, and its records."""
+"""`isthmus coordinator`: serves the rendezvous, barriers and averaging rounds of one run, and records its metrics."""
 
 from __future__ import annotations
 

@@ -35,9 +35,9 @@ def run_node(config: Config, join: str, bind: str, advertise: str, name: str, ra
 
 
 def default_name(rank: int) -> str:
-    """A name for a node that was given none: its rank, or else its host and some digits that no other node has.
+    """A name for a node without one: made of its rank, or else of its host and random digits.
 
-    The number of its process would not do: in containers on one host it is 1 for all.
+    The process id would not be unique: in containers on one host it is 1 for all nodes.
     """
     if rank >= 0:
         return f"node-{rank}"

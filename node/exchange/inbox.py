@@ -17,7 +17,7 @@ import numpy as np
 from coordinator import ring
 from coordinator.assignment import Assignment
 from coordinator.messages import COORDINATOR, control_buffer
-from netem.errors import IsthmusError, PeerSilent, ProtocolError, RunAborted
+from netem.errors import GenerationOver, IsthmusError, PeerSilent, ProtocolError, RunAborted
 from netem.names import plain
 from node.exchange.chunks import passes_ahead
 from node.exchange.passes import PassSpec
@@ -56,9 +56,10 @@ class RingKey(NamedTuple):
 Key = ChunkKey | RingKey
 
 
-class World(NamedTuple):
-    """Who is who in this generation, as seen by one rank."""
+class Members(NamedTuple):
+    """The members of one generation, as seen from one of them."""
 
+    generation: int
     assignment: Assignment
     rank: int
     peers: tuple[str, ...]
@@ -73,6 +74,8 @@ class Conversation(Protocol):
     def on_failure(self, error: IsthmusError) -> None: ...
 
     def on_abort(self, callback: Callable[[str], None]) -> None: ...
+
+    def on_generation(self, callback: Callable[[int], None]) -> None: ...
 
 
 class Inbox:
@@ -89,23 +92,30 @@ class Inbox:
         self._changed = threading.Condition()
         self._held: dict[Key, memoryview] = {}
         self._admitted: set[Key] = set()
-        self._world: World | None = None
+        self._world: Members | None = None
+        self._generation = 0  # the newest that the coordinator has announced
         self._newest = 0
         self._open: set[int] = set()
         self._failure: IsthmusError | None = None
         self.waited_s = 0.0
 
     def follow(self, conversation: Conversation) -> None:
-        """Hand control messages to `conversation`, and end every wait when it says that the run is over."""
+        """Hand control messages to `conversation`. It ends every wait when a generation or the run is over."""
         self._conversation = conversation
+        conversation.on_generation(self.announce)
         conversation.on_abort(lambda reason: self.abort(RunAborted(reason)))
 
     # The trainer's thread.
 
-    def enter(self, world: World) -> None:
-        """The roster is known; tensors may come."""
+    def enter(self, members: Members) -> None:
+        """A generation begins here, with nothing held: tensors may come from its members, and from nobody else."""
         with self._changed:
-            self._world = world
+            self._world = members
+            self._held.clear()
+            self._admitted.clear()
+            self._ring_held_bytes = 0
+            self._newest = 0
+            self._open.clear()
 
     def begin(self, pass_no: int) -> None:
         """Pass `pass_no` begins here. Passes are begun in order."""
@@ -114,9 +124,14 @@ class Inbox:
             self._newest = pass_no
             self._open.add(pass_no)
 
-    def end(self, pass_no: int) -> None:
-        """Pass `pass_no` is over: whatever is left of it is dropped, and whatever comes later too."""
+    def end(self, pass_no: int, generation: int) -> None:
+        """Pass `pass_no` is over: whatever is left of it is dropped, and whatever comes later too.
+
+        A pass of an older generation changes nothing: it may have been abandoned there, and be noticed only now.
+        """
         with self._changed:
+            if not self._is_of_now(generation):
+                return
             self._open.discard(pass_no)
             for key in [key for key in self._admitted if isinstance(key, ChunkKey) and key.pass_no == pass_no]:
                 self._admitted.discard(key)
@@ -146,20 +161,24 @@ class Inbox:
             self._changed.notify_all()
 
     def raise_if_over(self) -> None:
-        """Raise what `abort` was given, if it was called."""
-        if self._failure is not None:
-            raise self._failure
+        """Raise what ends every wait: what `abort` was given, or `GenerationOver` where a later one is announced."""
+        if (over := self._over()) is not None:
+            raise over
+
+    def _over(self) -> IsthmusError | None:
+        if self._failure is None and self._world is not None and self._generation > self._world.generation:
+            return GenerationOver(f"generation {self._world.generation} is over: {self._generation} has begun")
+        return self._failure
 
     def _wait(self, arrived: Callable[[], bool], keys: tuple[Key, ...], timeout_s: float) -> None:
         began = time.monotonic()
-        done = self._changed.wait_for(lambda: arrived() or self._failure is not None, timeout_s)
+        done = self._changed.wait_for(lambda: arrived() or self._over() is not None, timeout_s)
         if isinstance(keys[0], ChunkKey):
             self.waited_s += time.monotonic() - began  # averaging has its own clock
         if not done:
             raise RunAborted(f"waited {timeout_s:g} s for {self._describe(keys[0])}: coordinator.step_timeout_s")
         if not arrived():
-            assert self._failure is not None
-            raise self._failure
+            self.raise_if_over()
 
     def _describe(self, key: Key) -> str:
         if isinstance(key, RingKey):
@@ -182,6 +201,8 @@ class Inbox:
             return None
         named = decode_tag(tag, peer)
         with self._changed:
+            if not self._is_of_now(generation):
+                return None
             if isinstance(named, RingTag):
                 key: Key | None = self._admit_ring(named, total_bytes, peer)
             else:
@@ -202,6 +223,8 @@ class Inbox:
             return
         named = decode_tag(tag, peer)
         with self._changed:
+            if not self._is_of_now(generation):
+                return  # it was admitted just before this generation began
             assert self._world is not None
             key = self._key(named, self._world.peers.index(peer))
             if key in self._admitted:  # its pass may have ended while it came in
@@ -216,6 +239,15 @@ class Inbox:
         if self._conversation:
             self._conversation.on_failure(error)
         self.abort(error)
+
+    def announce(self, generation: int) -> None:
+        """The coordinator has said that `generation` has begun: every wait in an older one ends."""
+        with self._changed:
+            self._generation = max(generation, self._generation)
+            self._changed.notify_all()
+
+    def _is_of_now(self, generation: int) -> bool:
+        return self._world is not None and generation == self._world.generation
 
     def _is_member(self, peer: str) -> bool:
         """Nobody is before the roster is known, since members send no tensors before all have it."""
@@ -239,7 +271,7 @@ class Inbox:
     def _admit_chunk(self, tag: ChunkTag, total_bytes: int, peer: str) -> Key | None:
         """The tag must name a payload that this peer owes us, with the very shapes that the configuration gives it."""
         assert self._world is not None
-        assignment, me, peers = self._world
+        _, assignment, me, peers = self._world
         rank = peers.index(peer)
         if tag.pass_no <= self._newest and tag.pass_no not in self._open:
             return None

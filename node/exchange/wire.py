@@ -18,7 +18,7 @@ from torch import Tensor
 from netem.errors import ProtocolError, QueueFull, RunAborted
 from netem.names import plain
 from node.exchange.formats import TensorSpec
-from node.exchange.inbox import ChunkKey, Inbox, Key, RingKey, World
+from node.exchange.inbox import ChunkKey, Inbox, Key, Members, RingKey
 from node.exchange.passes import PassKey
 from node.exchange.payload import PayloadFormat
 from node.exchange.tags import ChunkTag, RingTag, Tag, encode_tag
@@ -36,20 +36,21 @@ class Sender(Protocol):
 class Wire:
     """One node's way to its peers. Counts payload bytes by what they are for (`sent_bytes`)."""
 
-    def __init__(self, sender: Sender, inbox: Inbox, world: World, payload: PayloadFormat, timeout_s: float) -> None:
+    def __init__(
+        self, sender: Sender, inbox: Inbox, members: Members, payload: PayloadFormat, timeout_s: float
+    ) -> None:
         self.sent_bytes: Counter[str] = Counter()
         self._sender = sender
         self._inbox = inbox
-        self._world = world
+        self._members = members
         self._payload = payload
         self._timeout_s = timeout_s
-        inbox.enter(world)
 
     def begin(self, number: int) -> None:
         self._inbox.begin(number)
 
     def end(self, number: int) -> None:
-        self._inbox.end(number)
+        self._inbox.end(number, self._members.generation)
 
     def send(self, rank: int, kind: str, layer: int, chunk: int, key: PassKey, tensors: tuple[Tensor, ...]) -> None:
         spec = key.spec
@@ -94,7 +95,7 @@ class Wire:
     def _send(self, rank: int, tag: Tag, tensors: tuple[Tensor, ...], use: str) -> None:
         buffers = [as_buffer(tensor) for tensor in tensors]
         self.sent_bytes[use] += sum(len(buffer) for buffer in buffers)
-        send = partial(self._sender.send, self._world.peers[rank], encode_tag(tag), buffers)
+        send = partial(self._sender.send, self._members.peers[rank], encode_tag(tag), buffers)
         try:
             send()
         except QueueFull:
@@ -111,7 +112,7 @@ class Wire:
                 waiting = False
             except QueueFull as error:
                 if time.monotonic() - began >= self._timeout_s:
-                    to = plain(self._world.peers[rank])
+                    to = plain(self._members.peers[rank])
                     what = f"waited {self._timeout_s:g} s for room to send to {to}: coordinator.step_timeout_s"
                     raise RunAborted(f"{what}; {error}") from None
         if exposed:

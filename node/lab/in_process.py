@@ -156,7 +156,7 @@ class Coordinator:
 
 @dataclass
 class Session:
-    """One rank's word with the coordinator: the trainer's `Barrier`, the averager's `Ballot`, and a silent meter."""
+    """One rank's session: the trainer's `StepSession`, the averager's `VotingSession`, and a meter of nothing."""
 
     coordinator: Coordinator
     rank: int

@@ -1,8 +1,8 @@
-"""Averaging rounds: vectors summed over all nodes round the ring, applied by all or by none.
+"""Averaging rounds: vectors are summed over all nodes round the ring, and the sum is used by all of them or by none.
 
-The coordinator names a round and its weights; the bytes go from node to node (`coordinator.ring`) over the shaped
-links; every node votes with a digest of the result, and uses the result only once the coordinator commits.
-Every shard is summed in one order and then copied, so all nodes hold the same bits.
+The coordinator names a round and its weights. The data goes from node to node (`coordinator.ring`) over the shaped
+links. Every node votes with a digest of the result, and uses the result only once the coordinator has committed the
+round. Every shard is summed in one order and then copied, so all nodes hold the same bits.
 """
 
 from __future__ import annotations
@@ -19,41 +19,41 @@ from node.exchange.formats import TensorSpec
 from node.subspace.basis import digest
 
 BUCKET_ELEMENTS = 1 << 20
-"""Elements of one bucket (4 MB a bucket, less a shard): buckets follow each other round the ring without waiting."""
+"""Elements of one bucket (4 MB). Buckets go round the ring one behind the other, so that links are not idle."""
 
 
 class ShardWire(Protocol):
-    """What carries shards (`node.exchange.wire.Wire`)."""
+    """A way to the other nodes for shards (`node.exchange.wire.Wire`)."""
 
     def send_shard(self, rank: int, round_id: int, hop: int, bucket: int, shard: Tensor) -> None: ...
 
     def take_shard(self, round_id: int, hop: int, bucket: int, spec: TensorSpec) -> Tensor: ...
 
 
-class Ballot(Protocol):
-    """Where the result of a round is agreed on (`coordinator.client`)."""
+class VotingSession(Protocol):
+    """The part of a session with the coordinator that agrees on a round's result (`coordinator.client.Session`)."""
 
     def vote(self, round_id: int, ok: bool, digest: str, reason: str = "") -> object: ...
 
 
 class Averager:
-    """One node's part in every round."""
+    """One node's part in the rounds of one generation. `elapsed_s` is the time that it has spent in them."""
 
-    def __init__(self, rank: int, world_size: int, wire: ShardWire | None, ballot: Ballot) -> None:
+    def __init__(self, rank: int, world_size: int, wire: ShardWire | None, session: VotingSession) -> None:
         self.elapsed_s = 0.0
         self._rank = rank
         self._world_size = world_size
         self._wire = wire
-        self._ballot = ballot
+        self._session = session
 
     def total(self, round_id: int, vector: Tensor) -> Tensor:
-        """The sum of all nodes' float32 vectors (equal lengths), once all nodes have it.
+        """The sum of all nodes' float32 vectors, which have equal lengths, once all nodes have it.
 
         Raises `RunAborted` where the round is aborted. `vector` must not change while the round goes on.
         """
         began = time.monotonic()
         result = all_reduce(vector, self._rank, self._world_size, self._wire, round_id)
-        self._ballot.vote(round_id, True, digest([result]))
+        self._session.vote(round_id, True, digest([result]))
         self.elapsed_s += time.monotonic() - began
         return result
 
@@ -78,7 +78,7 @@ def all_reduce(vector: Tensor, rank: int, world_size: int, wire: ShardWire | Non
 
 
 class _Bucket:
-    """A part of the vector in shards. What was sent is never written to again: the endpoint may send it twice."""
+    """A part of the vector in shards. A shard that was sent is never written to: the endpoint may send it again."""
 
     def __init__(self, part: Tensor, world_size: int) -> None:
         self._shards = [part[start:stop] for start, stop in ring.shards(len(part), world_size)]

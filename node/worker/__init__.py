@@ -1,1 +1,1 @@
-"""One node's life: joining, training, leaving (`node`), and what it measures beside the loss (`meter`)."""
+"""A node from joining to leaving (`node`), the world of each generation (`world_builder`), and metrics (`meter`)."""

@@ -1,8 +1,9 @@
-"""What a node measures beside its loss: traffic by use, waiting, and the process itself.
+"""Metrics of a node beside its loss: traffic by use, waiting, and the process itself.
 
-Totals are kept by others (the wire, the inbox, the endpoint); the meter turns them into figures of one step.
-`uncompressed_bytes` is what the same exchange would have sent with K and V as they are (in bfloat16, or in float32
-where the run sends nothing else: `PayloadFormat.uncompressed_bytes`), `replaced_bytes` that of the compressed layers.
+The wire, the inbox, the averager and the endpoint keep totals; the meter turns them into figures of one step.
+`uncompressed_bytes` are the bytes that the same exchange would have sent with whole K and V (in bfloat16, or in float32
+where the run sends nothing else: `PayloadFormat.uncompressed_bytes`); `replaced_bytes` is the part of them that belongs
+to the compressed layers.
 """
 
 from __future__ import annotations
@@ -21,12 +22,12 @@ from node.exchange.wire import Wire
 from node.train.averaging import Averager
 
 USES = ("compressed", "dense", "averaging", "evaluation")
-"""What payload bytes are for: layers that compress, layers that do not, averaging rounds, and passes without gradients
+"""The uses of payload bytes: layers that compress, layers that do not, averaging rounds, and passes without gradients
 (held-out evaluation, and the calibration of the basis)."""
 
 
 class Meter:
-    """Figures of the step since the last call."""
+    """Measures one step after another, in one world. `links` gives the endpoint's totals by peer."""
 
     def __init__(
         self, wire: Wire | None, inbox: Inbox, averager: Averager, links: Callable[[], Mapping[str, LinkCounters]]
@@ -42,7 +43,7 @@ class Meter:
         self._before = self._totals()
 
     def step_metrics(self) -> dict[str, float]:
-        """Differences of all totals since the last call, and the state of the process now."""
+        """How much each total has grown since the last call, and the state of the process now."""
         now = self._totals()
         metrics = {key: value - self._before.get(key, 0.0) for key, value in now.items()}
         self._before = now
@@ -59,7 +60,7 @@ class Meter:
         self._evaluation_exposed_s += self._inbox.waited_s - waited_s
 
     def _kept(self) -> dict[str, float]:
-        """How well this host kept each link's rate (`LinkCounters.promised_s`), for `rates.missed_links`."""
+        """How well this host kept each link's rate, for `coordinator.records.rates.missed_links`."""
         shaped = [(plain(peer), link) for peer, link in self._links().items() if link.promised_s]
         promised = {f"{PER_LINK}{peer}/promised_s": link.promised_s for peer, link in shaped}
         return promised | {f"{PER_LINK}{peer}/missed_s": link.missed_s for peer, link in shaped}

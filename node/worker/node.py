@@ -1,21 +1,23 @@
-"""One node, from joining the run to leaving it: what `isthmus node` does.
+"""One node, from joining the run to leaving it, for `isthmus node`.
 
-It puts the rooms together: corpus, model, endpoint, session with the coordinator, exchange, trainer. One endpoint
-carries control and bulk; its receiver is the inbox.
+It makes what lasts for the whole run: corpus, model, endpoint, session with the coordinator, trainer. Then the trainer
+trains in one world after another, as the coordinator begins generations. One endpoint carries control and bulk; its
+receiver is the inbox.
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
 
-from coordinator.assignment import Assignment
 from coordinator.client import Session, sender
 from coordinator.messages import COORDINATOR, RUN_ID, Roster
 from netem.endpoint import Endpoint, unique
-from netem.errors import ConfigError, IsthmusError
+from netem.errors import ConfigError, GenerationOver, IsthmusError
 from netem.limits import Limits
 from netem.profile import resolve_schedule
 from netem.schedule import Schedule, Timed
@@ -23,15 +25,11 @@ from netem.sockets import parse_address
 from node.config import Config
 from node.data import Task, open_data
 from node.data.task import check_room
-from node.exchange.chunks import ChunkExchange
-from node.exchange.inbox import Inbox, World
+from node.exchange.inbox import Inbox
 from node.exchange.payload import PayloadFormat
-from node.exchange.wire import Wire
 from node.model.exchanged import ExchangedLlama
-from node.train.averaging import Averager
-from node.train.checkpoint import Checkpoints
 from node.train.trainer import Trainer
-from node.worker.meter import Meter
+from node.worker.world_builder import WorldBuilder
 
 log = logging.getLogger("isthmus.node")
 
@@ -39,18 +37,18 @@ FAREWELL_S = 2.0
 """How long the coordinator may take to acknowledge that this node leaves. It may have gone already."""
 
 MEMBERS_ONLY = Limits(max_strangers=0)
-"""A node hears the coordinator and the members that it has dialled. Whoever else calls is counted, and not heard."""
+"""A node listens to the coordinator and to the members that it has dialled. Frames of others are only counted."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where this node stands in the network, and what it would like to be called."""
+    """A node's addresses, name and rank."""
 
     join: str  # the coordinator's address
-    bind: str  # "tcp://INTERFACE:PORT" on which peers reach this node
-    advertise: str  # the host that peers are told; empty: as bound
+    bind: str  # "tcp://INTERFACE:PORT" on which this node listens
+    advertise: str  # the host under which peers dial this node; empty: the host in `bind`
     name: str
-    rank: int  # a wish, −1 for none
+    rank: int  # the rank that it asks for, −1 for none
 
 
 def run_node(config: Config, place: Place) -> None:
@@ -86,7 +84,7 @@ def _take_part(
     word_s = network.profile.link(COORDINATOR, place.name).latency_s
 
     def follow(heard: float, changes: tuple[Timed, ...]) -> None:
-        """The run began when the coordinator said so, which is a while before it was heard here."""
+        """The run began when the coordinator sent the roster, which was one latency before it arrived here."""
         endpoint.follow(network.with_timed(changes), heard - word_s)
 
     session = Session(
@@ -100,19 +98,10 @@ def _take_part(
         on_network=follow,
     )
     inbox.follow(session)
+    timeout_s = config.coordinator.step_timeout_s
+    builder = WorldBuilder(endpoint, inbox, payload, session, timeout_s, config.run.folder, task.fingerprint)
     try:
-        rank, roster = _join(session, place)
-        log.info("joined as rank %d of %d, listening at %s", rank, len(roster.members), address)
-        wire = _meet(config, rank, roster, inbox, endpoint, payload)
-        assignment = Assignment(roster.assignment)
-        exchange = ChunkExchange(assignment, rank, payload, wire)
-        averager = Averager(rank, assignment.n_ranks, wire, session)
-        checkpoints = Checkpoints(config.run.folder, rank, task.fingerprint)
-        trainer = Trainer(config, task, model, exchange, averager, checkpoints)
-        if roster.start_step:
-            trainer.resume(roster.start_step)
-            log.info("resumed after step %d", roster.start_step)
-        trainer.run(roster.start_step, session, Meter(wire, inbox, averager, endpoint.counters))
+        _train(Trainer(config, task, model), session, builder, place)
     except Exception as error:  # also a fault of our own: the others say then what it was
         session.fail(str(error) if isinstance(error, IsthmusError) else repr(error))
         raise
@@ -124,31 +113,27 @@ def _take_part(
         endpoint.flush(FAREWELL_S)
 
 
-def _join(session: Session, place: Place) -> tuple[int, Roster]:
+def _train(trainer: Trainer, session: Session, builder: WorldBuilder, place: Place) -> None:
+    """Train in the world of each generation, until the run is over."""
+    for rank, roster in _rosters(session, place):
+        log.info("joined as rank %d of %d, generation %d", rank, len(roster.members), roster.generation)
+        world, meter = builder.build(rank, roster)
+        if roster.start_step != trainer.done:
+            trainer.resume(world, roster.start_step)
+            log.info("resumed after step %d", roster.start_step)
+        with suppress(GenerationOver):  # the next roster is here
+            trainer.run(world, session, meter)
+
+
+def _rosters(session: Session, place: Place) -> Iterator[tuple[int, Roster]]:
     try:
-        return session.join()
+        yield from session.rosters()
     except ConfigError as error:
         raise ConfigError(f"--join {place.join}: {error}") from None
 
 
-def _meet(
-    config: Config, rank: int, roster: Roster, inbox: Inbox, endpoint: Endpoint, payload: PayloadFormat
-) -> Wire | None:
-    """Dial every peer. A world of one has no wire at all."""
-    endpoint.set_generation(roster.generation)
-    peers = tuple(member.peer for member in sorted(roster.members, key=lambda member: member.rank))
-    world = World(Assignment(roster.assignment), rank, peers)
-    for member in roster.members:
-        if member.rank != rank:
-            endpoint.connect(member.peer, member.address)
-    if len(peers) == 1:
-        return None
-    timeout_s = config.coordinator.step_timeout_s
-    return Wire(endpoint, inbox, world, payload, timeout_s)
-
-
 def _advertised(bound: str, host: str) -> str:
-    """The address that peers are told: as bound, or with another host in it (behind NAT, in a container)."""
+    """The address for the peers: the bound one, or the same port at `host` (behind NAT, in a container)."""
     if not host:
         return bound
     address = f"tcp://{host}:{bound.rpartition(':')[2]}"
@@ -157,7 +142,7 @@ def _advertised(bound: str, host: str) -> str:
 
 
 def warn_of_leak(config: Config) -> None:
-    """Say in the log where the combination of settings lets a token know of later ones (`Config.leaks`)."""
+    """Warn in the log where the settings let the prediction of a token depend on later tokens (`Config.leaks`)."""
     if config.leaks:
         log.warning(
             'this model leaks: with compress.own = "projected", theta of the chunk\'s own mean tells early tokens of a '
@@ -166,7 +151,7 @@ def warn_of_leak(config: Config) -> None:
 
 
 def choose_device(config: Config) -> torch.device:
-    """The device of `run.device`, with `run.threads` set. Raises `ConfigError` where this machine has none such."""
+    """The device of `run.device`; sets `run.threads`. Raises `ConfigError` where this machine has no such device."""
     device = torch.device(config.run.device)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError(f'run.device = {config.run.device!r}: torch finds no GPU here; set run.device = "cpu"')
@@ -178,8 +163,11 @@ def choose_device(config: Config) -> torch.device:
 
 
 def _ring_cap_bytes(model: ExchangedLlama) -> int:
-    """Ring shards that may wait here unasked for. The node before this one gets at most a lap ahead, before it needs
-    what this one sends: that is one vector, and four times as much leaves room."""
+    """Most bytes of ring shards that may wait here before they are asked for.
+
+    The node before this one in the ring needs shards from this one, so it can be at most one lap ahead, which is one
+    vector. Four times as much leaves room.
+    """
     elements = sum(parameter.numel() for parameter in model.parameters())
     moments = sum(codec.shape.groups * codec.shape.width**2 for _, codec in model.codecs())
     return 4 * 4 * max(elements, moments, 1 << 20)

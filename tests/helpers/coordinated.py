@@ -1,6 +1,6 @@
-"""A coordinator's part of a training run, played within one process: barrier, schedule, ballots, nothing else.
+"""A coordinator's part of a training run within one process, for the trainer's tests: barrier, schedule, votes.
 
-For the trainer's tests: ranks are the threads of `threads`, and what they say to the coordinator is kept.
+Ranks are the threads of `threads`, and what they say to the coordinator is kept.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from coordinator.assignment import Assignment
 from coordinator.messages import Go, Stop
 from helpers.small import VOCAB
 from helpers.threads import ThreadWire, run_ranks
-from helpers.worlds import exchange_of
 from node.config import Config
 from node.data import Corpus, make_tokenizer
+from node.exchange.inbox import Members
+from node.exchange.payload import PayloadFormat
 from node.lab.in_process import go
 from node.model.exchanged import ExchangedLlama
-from node.train.averaging import Averager
-from node.train.checkpoint import Checkpoints
 from node.train.trainer import Metrics, Trainer
+from node.train.world import World, build_world
 
 TIMEOUT_S = 30.0
 
@@ -41,7 +41,7 @@ def corpus(tokens: int = 4000) -> Corpus:
 
 @dataclass
 class Coordinator:
-    """What all ranks' sessions share."""
+    """What the sessions of all ranks share. It ends the run after `until` steps."""
 
     config: Config
     world: Sequence[Sequence[int]]
@@ -64,7 +64,7 @@ class Coordinator:
 
 @dataclass
 class Session:
-    """One rank's word with the coordinator: the trainer's `Barrier`, and the averager's `Ballot`."""
+    """One rank's session with the coordinator: the trainer's `StepSession`, the averager's `VotingSession`."""
 
     shared: Coordinator
     rank: int
@@ -99,20 +99,18 @@ class Still:
         return nullcontext()
 
 
-def make_trainer(
-    config: Config, world: Sequence[Sequence[int]], rank: int, wire: ThreadWire, session: Session, folder: Path
-) -> Trainer:
-    """One rank's trainer, with the weights that `run.seed` gives all ranks."""
-    exchange = exchange_of(config, world, rank, wire)
-    averager = Averager(rank, len(world), wire, session)
-    return Trainer(
-        config,
-        corpus(),
-        ExchangedLlama(config, VOCAB, exchange.payload.ranks),
-        exchange,
-        averager,
-        Checkpoints(folder, rank),
-    )
+def make_trainer(config: Config, payload: PayloadFormat) -> Trainer:
+    """A node's trainer, with the weights that `run.seed` gives all nodes, and the ranks of the node's `payload`."""
+    return Trainer(config, corpus(), ExchangedLlama(config, VOCAB, payload.ranks))
+
+
+def make_world(
+    payload: PayloadFormat, chunks: Sequence[Sequence[int]], wire: ThreadWire | None, session: Session, folder: Path
+) -> World:
+    """The world of one rank, over memory. Rank r owns the chunks `chunks[r]`; a world of one has no wire."""
+    names = tuple(f"node-{rank}" for rank in range(len(chunks)))
+    members = Members(1, Assignment(chunks), session.rank, names)
+    return build_world(members, payload, wire if len(chunks) > 1 else None, session, folder)
 
 
 def train(
@@ -123,10 +121,11 @@ def train(
 
     def work(rank: int, wire: ThreadWire) -> Trainer:
         session = Session(shared, rank)
-        trainer = make_trainer(config, world, rank, wire, session, folder)
+        payload = PayloadFormat(config)
+        here, trainer = make_world(payload, world, wire, session, folder), make_trainer(config, payload)
         if start:
-            trainer.resume(start)
-        trainer.run(start, session, Still())
+            trainer.resume(here, start)
+        trainer.run(here, session, Still())
         return trainer
 
     return shared, run_ranks(len(world), work)

@@ -1,4 +1,4 @@
-"""A coordinator's server and nodes that compute nothing, over real endpoints on 127.0.0.1.
+"""A coordinator's server and nodes that do not compute, over real endpoints on 127.0.0.1.
 
 Run as a script, this file is one such node: ``python coordinators.py COORDINATOR_ADDRESS NAME``.
 """
@@ -35,7 +35,7 @@ from netem.schedule import Schedule
 
 
 class Receiver:
-    """A node's receiver, as far as control goes."""
+    """A node's receiver, for control messages only."""
 
     session: Session
 
@@ -81,7 +81,7 @@ def node(address: str, name: str, config: CoordinatorConfig) -> Iterator[tuple[S
 
 
 def train(address: str, name: str, config: CoordinatorConfig, pause_s: float = 0.0) -> list[Go]:
-    """A trainer that computes nothing: every step with its rounds, to the end."""
+    """A trainer that does not compute: it takes part in every step and round, to the end."""
     gos: list[Go] = []
     with node(address, name, config) as (session, endpoint):
         _rank, roster = session.join()

@@ -25,7 +25,7 @@ from coordinator.messages import (
     encode,
 )
 from coordinator.plan import RunPlan
-from coordinator.run import Run
+from coordinator.run import Phase, Run
 from netem.errors import ProtocolError
 from netem.names import plain
 from netem.network import UNSHAPED
@@ -73,7 +73,7 @@ def join(name: str, **changes: Any) -> Join:
 
 
 class Wire:
-    """One run, its members, and what is under way between them."""
+    """One run, its members, and the messages on their way between them."""
 
     def __init__(self, settings: CoordinatorConfig, run_plan: RunPlan) -> None:
         self.now_s = 0.0
@@ -103,11 +103,11 @@ class Wire:
         self._put(name, self.members[name].send(message, self.now_s))
 
     def inject(self, name: str, message: NodeMessage) -> list[Action]:
-        """A node says something past its own machine: nonsense, for once."""
+        """A node sends a message that its own machine did not make."""
         return self.event(Received(name, message))
 
     def event(self, event: Event) -> list[Action]:
-        """The coordinator's machine takes an event; what it does is done, as the server does it."""
+        """Hand an event to the coordinator's machine and carry out its actions, as the server does."""
         done: list[Action] = []
         pending = deque([event])
         while pending and self.outcome is None:
@@ -134,7 +134,7 @@ class Wire:
             self.members[name].receive(message, self.now_s)
 
     def settle(self) -> None:
-        """Deliver until nothing is under way."""
+        """Deliver messages until none is on its way."""
         while any(self.up.values()) or any(self.down.values()):
             for name in self.members:
                 while self.up[name]:
@@ -151,19 +151,19 @@ class Wire:
             self.settle()
 
     def tick(self) -> None:
-        """A moment on all clocks."""
+        """Let both machines notice the time."""
         for name, member in self.members.items():
             if name not in self.dead:
                 self._put(name, member.tick(self.now_s))
         self.event(Tick())
 
     def kill(self, name: str) -> None:
-        """The node is gone, and what it had not sent with it."""
+        """The node dies. What it had not sent yet is lost."""
         self.dead.add(name)
         self.up[name].clear()
 
     def work(self, name: str) -> bool:
-        """What a trainer does next, where it can do anything: be ready, vote, leave."""
+        """Do what a trainer does next, if anything: be ready, vote, or leave. False where there is nothing to do."""
         member = self.members[name]
         if name in self.dead:
             return False
@@ -219,3 +219,18 @@ def started(nodes: int = 2, steps: int = 3, **plan_changes: Any) -> Wire:
         wire.enter(f"node-{rank}")
     wire.settle()
     return wire
+
+
+def in_round(nodes: int = 3) -> Wire:
+    """A complete world in which the first step's round is open."""
+    wire = started(nodes=nodes, rounds_for=lambda step: ["weights"])
+    for name in wire.members:
+        wire.work(name)
+    wire.settle()
+    assert wire.run.phase is Phase.ROUND
+    return wire
+
+
+def told(wire: Wire, name: str, kind: type) -> list[Any]:
+    """The messages of one kind that a node has heard."""
+    return [message for message in wire.heard[name] if type(message) is kind]

@@ -11,7 +11,7 @@ from coordinator.assignment import Assignment
 from netem.endpoint import Endpoint
 from netem.profile import Profile
 from node.config import Config
-from node.exchange.inbox import Inbox, World
+from node.exchange.inbox import Inbox, Members
 from node.exchange.payload import PayloadFormat
 from node.exchange.wire import Wire
 
@@ -47,8 +47,9 @@ def run_over_sockets(
             for peer, other in zip(names, endpoints, strict=True):
                 if other is not endpoint:
                     endpoint.connect(peer, other.address)
-            world = World(assignment, rank, names)
-            wire = Wire(endpoint, inbox, world, payload, TIMEOUT_S)
+            members = Members(1, assignment, rank, names)
+            inbox.enter(members)
+            wire = Wire(endpoint, inbox, members, payload, TIMEOUT_S)
             ranks.append(Rank(rank, wire if len(names) > 1 else None, endpoint))
         with ThreadPoolExecutor(len(names)) as pool:
             return [future.result(timeout=2 * TIMEOUT_S) for future in [pool.submit(work, rank) for rank in ranks]]

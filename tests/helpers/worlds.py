@@ -20,7 +20,7 @@ from node.config import Config
 from node.data.batches import Contexts
 from node.exchange.chunks import ChunkExchange
 from node.exchange.chunks import Wire as AnyWire
-from node.exchange.inbox import Inbox, World
+from node.exchange.inbox import Inbox, Members
 from node.exchange.passes import PassSpec
 from node.exchange.payload import PayloadFormat
 from node.exchange.wire import Wire
@@ -113,34 +113,47 @@ def loss_and_gradients(
 
 
 class Loop:
-    """Nodes without sockets: what one wire sends is admitted and delivered to the other's inbox on the spot."""
+    """Nodes without sockets: what one wire sends is admitted and delivered to the other's inbox at once.
+
+    `members` and `wires` are those of the latest generation, by rank; `inboxes` last, by name.
+    """
 
     def __init__(self, config: Config, world: Sequence[Sequence[int]], timeout_s: float = 30.0) -> None:
+        self.payload = PayloadFormat(config)
+        self._timeout_s = timeout_s
         self.names = tuple(f"node-{rank}" for rank in range(len(world)))
-        payload = PayloadFormat(config)
-        self.inboxes = [Inbox(payload, ring_cap_bytes=1 << 24) for _ in world]
+        self._by_name = {name: Inbox(self.payload, ring_cap_bytes=1 << 24) for name in self.names}
+        self.inboxes = list(self._by_name.values())
+        self.begin(1, world, self.names)
+
+    def begin(self, generation: int, world: Sequence[Sequence[int]], names: Sequence[str]) -> None:
+        """A generation of these nodes, by rank."""
+        self.members = [Members(generation, Assignment(world), rank, tuple(names)) for rank in range(len(world))]
+        for members in self.members:
+            self.inbox(members).enter(members)
         self.wires = [
-            Wire(
-                LoopSender(self, rank),
-                inbox,
-                World(Assignment(world), rank, self.names),
-                payload,
-                timeout_s,
-            )
-            for rank, inbox in enumerate(self.inboxes)
+            Wire(LoopSender(self, members), self.inbox(members), members, self.payload, self._timeout_s)
+            for members in self.members
         ]
+
+    def inbox(self, members: Members) -> Inbox:
+        """The inbox of one member."""
+        return self._by_name[members.peers[members.rank]]
+
+    def hand_over(self, sender: Members, peer: str, tag: bytes, body: bytes) -> None:
+        """What `sender` sends, which bears its name and generation, reaches `peer`."""
+        name, inbox = sender.peers[sender.rank], self._by_name[peer]
+        room = inbox.admit(name, sender.generation, tag, len(body))
+        if room is not None:
+            room[:] = body
+            inbox.deliver(name, sender.generation, tag, room)
 
 
 class LoopSender:
-    """One node's sending side of a `Loop`."""
+    """One node's sending side of a `Loop`, in one generation."""
 
-    def __init__(self, loop: Loop, rank: int) -> None:
-        self._loop, self._name = loop, f"node-{rank}"
+    def __init__(self, loop: Loop, members: Members) -> None:
+        self._loop, self._members = loop, members
 
     def send(self, peer: str, tag: bytes, buffers: Sequence[memoryview] = (), *, timeout_s: float = 0.0) -> None:
-        body = b"".join(buffers)
-        inbox = self._loop.inboxes[self._loop.names.index(peer)]
-        room = inbox.admit(self._name, 1, tag, len(body))
-        if room is not None:
-            room[:] = body
-            inbox.deliver(self._name, 1, tag, room)
+        self._loop.hand_over(self._members, peer, tag, b"".join(buffers))

@@ -45,6 +45,7 @@ PURE_MODULES = [
     "coordinator.rounds",
     "coordinator.run",
     "coordinator.saves",
+    "coordinator.table",
 ]
 BELOW = {"netem": set(), "coordinator": {"netem"}, "node": {"coordinator", "netem"}}
 

@@ -28,15 +28,15 @@ from netem.errors import ConfigError, RunAborted
 from node.config import Config, to_tree
 from node.data import Task, open_data
 from node.exchange.chunks import ChunkExchange
+from node.exchange.inbox import Members
 from node.exchange.payload import PayloadFormat
 from node.lab.in_process import Coordinator, MemoryWire, Post, Session
 from node.lab.study.measure import payload_bytes, position_losses, stable_ranks
 from node.lab.study.version import code_version
 from node.model.exchanged import ExchangedLlama
-from node.train.averaging import Averager
-from node.train.checkpoint import Checkpoints
 from node.train.schedule import pass_spec
 from node.train.trainer import Metrics, Trainer
+from node.train.world import World, build_world
 
 log = logging.getLogger("isthmus.study")
 
@@ -92,14 +92,16 @@ def _nodes(config: Config, task: Task, payloads: list[PayloadFormat], notebook: 
     coordinator = Coordinator(config, config.assignment(), watch)
     with tempfile.TemporaryDirectory() as folder:
         sessions = [Session(coordinator, rank) for rank in range(ranks)]
-        trainers = [
-            _trainer(config, task, session, payload, post if ranks > 1 else None, Path(folder))
+        models = [ExchangedLlama(config, task.vocab_size, payload.ranks) for payload in payloads]
+        trainers = [Trainer(config, task, model) for model in models]
+        worlds = [
+            _world(config, session, payload, post if ranks > 1 else None, Path(folder))
             for session, payload in zip(sessions, payloads, strict=True)
         ]
 
         def work(rank: int) -> None:
             try:
-                trainers[rank].run(0, sessions[rank], sessions[rank])
+                trainers[rank].run(worlds[rank], sessions[rank], sessions[rank])
             except BaseException:
                 coordinator.abort()
                 post.close()
@@ -114,21 +116,10 @@ def _nodes(config: Config, task: Task, payloads: list[PayloadFormat], notebook: 
     return trainers
 
 
-def _trainer(
-    config: Config, task: Task, session: Session, payload: PayloadFormat, post: Post | None, folder: Path
-) -> Trainer:
+def _world(config: Config, session: Session, payload: PayloadFormat, post: Post | None, folder: Path) -> World:
     assignment, rank = config.assignment(), session.rank
-    wire = MemoryWire(post, rank) if post else None
-    exchange = ChunkExchange(assignment, rank, payload, wire)
-    averager = Averager(rank, assignment.n_ranks, wire, session)
-    return Trainer(
-        config,
-        task,
-        ExchangedLlama(config, task.vocab_size, exchange.payload.ranks),
-        exchange,
-        averager,
-        Checkpoints(folder, rank),
-    )
+    members = Members(1, assignment, rank, tuple(f"node-{peer}" for peer in range(assignment.n_ranks)))
+    return build_world(members, payload, MemoryWire(post, rank) if post else None, session, folder)
 
 
 class _Notebook:

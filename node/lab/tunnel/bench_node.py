@@ -23,6 +23,7 @@ from node.config import Config, load_config
 from node.data import open_data
 from node.exchange.chunks import ChunkExchange
 from node.exchange.formats import Packed, TensorSpec
+from node.exchange.inbox import Members
 from node.exchange.passes import PassKey
 from node.exchange.payload import PayloadFormat
 from node.model.exchanged import ExchangedLlama
@@ -30,6 +31,7 @@ from node.train.averaging import Averager
 from node.train.basis import weight_moments
 from node.train.checkpoint import Checkpoints
 from node.train.trainer import Trainer
+from node.train.world import World
 
 SIZE = 1e-2
 """The value of all numbers that `Void` delivers."""
@@ -120,15 +122,19 @@ class Rank:
             codec.set_moments(moments[key])
             codec.start()
         exchange = ChunkExchange(config.assignment(), rank, payload, Void())
+        members = Members(
+            0, config.assignment(), rank, tuple(f"node-{peer}" for peer in range(config.coordinator.nodes))
+        )
         averager = Averager(rank, config.coordinator.nodes, None, Silence())
-        self._trainer = Trainer(config, task, model, exchange, averager, Checkpoints(Path(), rank))
+        self._world = World(members, exchange, averager, Checkpoints(Path(), rank))
+        self._trainer = Trainer(config, task, model)
         self._watch = Stopwatch(model.layers)
         self._number = config.warmup_steps + 1  # past the warm start, and the step that takes the basis
 
     def step(self) -> StepTimes:
         """Make one step."""
         began = time.monotonic()
-        self._trainer.step(Go(step=self._number, generation=0, cursor=0))
+        self._trainer.step(self._world, Go(step=self._number, generation=0, cursor=0))
         return StepTimes(time.monotonic() - began, self._watch.times_s())
 
 

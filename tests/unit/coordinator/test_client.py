@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import msgspec
 import pytest
 from helpers.fake_coordinator import config
 
@@ -32,7 +33,7 @@ from coordinator.messages import (
     decode_from_node,
     encode,
 )
-from netem.errors import ConfigError, IsthmusError, ProtocolError, RunAborted
+from netem.errors import ConfigError, GenerationOver, IsthmusError, ProtocolError, RunAborted
 
 WELCOME = Welcome(rank=-1, heartbeat_interval_s=1.0, heartbeat_timeout_s=10.0)
 ROSTER = Roster(
@@ -40,7 +41,13 @@ ROSTER = Roster(
     members=[RosterEntry(name="node-0", peer="node-0~7", rank=0, address="tcp://127.0.0.1:1")],
     assignment=[[0, 1]],
 )
+LATER = Roster(generation=3, start_step=1, members=ROSTER.members, assignment=[[0, 1]])
 GO = Go(step=0, generation=1, cursor=0, rounds=[Round(round_id=0, kind="weights", weights=[1.0])])
+
+
+def changed(roster: Roster, **changes: Any) -> Roster:
+    return msgspec.structs.replace(roster, **changes)
+
 
 Answers = dict[type, list[CoordinatorMessage]]
 
@@ -107,6 +114,52 @@ def test_a_step_by_the_book(script: MakeScript) -> None:
     assert isinstance(join, Join)
     assert join.token == "t"
     assert join.pid > 0
+
+
+def test_rosters_come_one_after_another_until_the_run_is_over(script: MakeScript) -> None:
+    one = script(BY_THE_BOOK)
+    announced: list[int] = []
+    one.session.on_generation(announced.append)
+    rosters = one.session.rosters()
+    assert next(rosters) == (0, ROSTER)
+    one.session.ready(0)
+    one.answers[Vote] = [LATER]
+    with pytest.raises(GenerationOver, match="generation 1 is over: 3 has begun"):
+        one.session.vote(0, True)
+    said = list(one.said)
+    for call in (lambda: one.session.ready(1), lambda: one.session.vote(0, True), lambda: one.session.saved(1)):
+        with pytest.raises(GenerationOver):
+            call()
+    assert one.said == said, "words of the old generation would be taken for the new one's"
+    assert next(rosters) == (0, LATER)
+    assert announced == [1, 3]
+    one.answers[Ready] = [Go(step=1, generation=3, cursor=4)]
+    assert one.session.ready(1) == Go(step=1, generation=3, cursor=4)
+    one.answers[Ready] = [changed(LATER, generation=4)]
+    with pytest.raises(GenerationOver):
+        one.session.ready(2)
+    one.tell(changed(LATER, generation=5))
+    assert next(rosters)[1].generation == 5  # the newest alone
+    one.answers[Ready] = [Stop(ok=True)]
+    assert one.session.ready(1) == Stop(ok=True)
+    assert list(rosters) == []
+
+
+def test_no_roster_follows_an_abort(script: MakeScript) -> None:
+    one = script(BY_THE_BOOK)
+    rosters = one.session.rosters()
+    next(rosters)
+    one.tell(Stop(ok=False, reason="node-2 was lost"))
+    with pytest.raises(RunAborted, match="node-2 was lost"):
+        next(rosters)
+
+
+def test_the_next_roster_is_not_asked_for_while_the_generation_goes_on(script: MakeScript) -> None:
+    one = script(BY_THE_BOOK)
+    rosters = one.session.rosters()
+    next(rosters)
+    with pytest.raises(AssertionError, match="the trainer's generation goes on"):
+        next(rosters)
 
 
 def test_a_refusal_is_a_config_error_with_its_reason(script: MakeScript) -> None:

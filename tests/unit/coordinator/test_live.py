@@ -117,8 +117,11 @@ def test_only_showing_changes_nothing_and_lists_what_is_to_come() -> None:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (Cut(ends=("node-0", "node-7")), "'node-7' is nobody in this run; there are node-0, node-1, coordinator, east"),
-        (Tune(ends=("west",), latency_s=1.0), "'west' is nobody in this run"),
+        (
+            Cut(ends=("node-0", "node-7")),
+            "'node-7' matches no node or site in this run; there are node-0, node-1, coordinator, east",
+        ),
+        (Tune(ends=("west",), latency_s=1.0), "'west' matches no node or site in this run"),
         (Heal(ends=("node-0", "node-1")), "there is no cut between node-0 and node-1"),
     ],
 )
@@ -158,7 +161,7 @@ def test_a_member_confirms_only_what_there_is() -> None:
     wire = begun()
     wire.say("node-0", Changed(number=1))
     wire.settle()
-    assert "confirmed change 1 of the network, which there is not" in str(wire.faults[0])
+    assert "confirmed change 1 of the network, which does not exist" in str(wire.faults[0])
 
 
 def test_records_say_what_changed_since_the_one_before_and_traces_do_not_fill_them() -> None:

@@ -42,6 +42,7 @@ ENTRIES = [
     RosterEntry(name="b", peer="b~0", rank=1, address="y"),
 ]
 ROSTER = Roster(generation=2, members=ENTRIES, assignment=[[0], [1]])
+LATER = Roster(generation=3, members=[msgspec.structs.replace(ENTRIES[1], rank=0)], assignment=[[0, 1]])
 ROUND = Round(round_id=5, kind="weights", weights=[0.5, 0.5])
 GO = Go(step=3, generation=2, cursor=12, rounds=[ROUND])
 ALTER = Alter(number=1, timed=Timed(at_s=1.0, change=Reset()))
@@ -61,7 +62,7 @@ LOCAL_MESSAGES: list[NodeMessage] = [
 REMOTE_MESSAGES: list[CoordinatorMessage] = [
     WELCOME,
     Refused(reason="no"),
-    ROSTER,
+    LATER,
     GO,
     ALTER,
     Commit(round_id=5),
@@ -138,6 +139,9 @@ def changed(message: T, **changes: object) -> T:
         (State.WAITING, changed(ROSTER, members=[ENTRIES[0], RosterEntry(name="c", peer="c~0", rank=1, address="y")])),
         (State.WAITING, changed(ROSTER, members=[ENTRIES[1], RosterEntry(name="c", peer="c~0", rank=1, address="y")])),
         (State.WAITING, changed(ROSTER, members=[changed(ENTRIES[0], peer="c~0"), ENTRIES[1]])),
+        *((state, ROSTER) for state in (State.RUNNING, State.READY, State.VOTED)),  # not of a later generation
+        *((state, changed(LATER, generation=1)) for state in (State.RUNNING, State.READY, State.VOTED)),
+        (State.READY, changed(LATER, assignment=[[0], [1]])),
         (State.READY, changed(GO, step=4)),
         (State.READY, changed(GO, generation=1)),
         (State.READY, changed(GO, rounds=[Round(round_id=5, kind="w", weights=[1.0])])),
@@ -151,6 +155,21 @@ def test_what_does_not_fit_is_not_believed(state: State, message: CoordinatorMes
     with pytest.raises(ProtocolError):
         member.receive(message, 0.0)
     assert member.state is state
+
+
+@pytest.mark.parametrize("state", [State.RUNNING, State.READY, State.VOTED])
+def test_a_later_roster_begins_anew_whatever_was_under_way(state: State) -> None:
+    member = in_state(state)
+    member.receive(LATER, 7.0)
+    assert (member.state, member.rank, member.roster, member.go) == (State.RUNNING, 0, LATER, None)
+    assert member.began_s == 0.0  # the network's time goes on
+    with pytest.raises(ProtocolError, match="open is no round"):
+        member.send(Vote(round_id=5, ok=True), 7.0)
+    assert member.send(Ready(step=1), 7.0) == [Ready(step=1)]
+    with pytest.raises(ProtocolError, match="Go of generation 2, the roster is of 3"):
+        member.receive(changed(GO, step=1), 7.0)
+    member.receive(Go(step=1, generation=3, cursor=4), 7.0)
+    assert member.send(Ready(step=2), 7.0) == [Ready(step=2)]
 
 
 @pytest.mark.parametrize("message", [Ready(step=4), Vote(round_id=6, ok=True)])

@@ -14,10 +14,10 @@ from helpers.worlds import Loop, tiny_config
 
 from coordinator.assignment import Assignment
 from coordinator.messages import CONTROL_TAG, COORDINATOR, MAX_BODY_BYTES
-from netem.errors import IsthmusError, PeerSilent, ProtocolError, QueueFull, RunAborted
+from netem.errors import GenerationOver, IsthmusError, PeerSilent, ProtocolError, QueueFull, RunAborted
 from node.exchange import inbox as module
 from node.exchange.formats import FORMATS, TensorSpec
-from node.exchange.inbox import ChunkKey, Inbox, RingKey, World
+from node.exchange.inbox import ChunkKey, Inbox, Members, RingKey
 from node.exchange.passes import PassKey, PassSpec
 from node.exchange.payload import PayloadFormat
 from node.exchange.tags import ChunkTag, RingTag, Tag, encode_tag
@@ -35,7 +35,7 @@ FULL = 5
 
 def make_inbox(pass_no: int = FULL) -> Inbox:
     inbox = Inbox(FORMAT, RING_CAP_BYTES)
-    inbox.enter(World(WORLD, ME, NAMES))
+    inbox.enter(Members(1, WORLD, ME, NAMES))
     inbox.begin(pass_no)
     return inbox
 
@@ -164,9 +164,65 @@ def test_who_is_no_member_is_dropped_and_ends_nothing() -> None:
     inbox.take(ChunkKey("kv", FULL, 0, 0, 0), 0)
 
 
+def test_a_new_generation_begins_with_nothing_held_and_hears_its_own_members_alone() -> None:
+    inbox = make_inbox()
+    late = admit(inbox, "ann", tag())
+    assert late is not None
+    arrive(inbox, "cyd", tag(chunk=2))
+    arrive(inbox, "ann", RingTag(7, 0, 0), RING_CAP_BYTES)
+    inbox.enter(Members(2, Assignment([[0], [1, 2, 3]]), 1, ("cyd", "bob")))
+    inbox.deliver("ann", 1, encode_tag(tag()), late)  # was under way
+    assert not inbox._held
+    for key in (ChunkKey("kv", FULL, 0, 0, 0), RingKey(7, 0, 0)):
+        with pytest.raises(RunAborted, match=r"waited 0 s"):
+            inbox.take(key, 0)
+    first = tag(pass_no=1)
+    for peer, generation in (("ann", 2), ("cyd", 1), ("cyd", 3)):
+        assert inbox.admit(peer, generation, encode_tag(first), size(first)) is None
+    assert inbox.admit("cyd", 2, encode_tag(first), size(first)) is not None  # passes are counted anew
+    assert inbox.admit("cyd", 2, encode_tag(RingTag(7, 0, 0)), RING_CAP_BYTES) is not None  # so is what waits
+
+
+def test_a_pass_that_was_abandoned_in_an_older_generation_ends_none_of_this_one() -> None:
+    """Its handle may be noticed late: it bears a number that the new world has given anew."""
+    inbox = make_inbox()
+    inbox.enter(Members(2, WORLD, ME, NAMES))
+    inbox.begin(FULL)
+    room = inbox.admit("ann", 2, encode_tag(tag()), size(tag()))
+    assert room is not None
+    inbox.deliver("ann", 2, encode_tag(tag()), room)
+    inbox.end(FULL, 1)
+    inbox.take(ChunkKey("kv", FULL, 0, 0, 0), 0)
+
+
+def test_waits_end_when_a_later_generation_is_announced_and_not_in_that_one() -> None:
+    inbox, talk = make_inbox(), Talk()
+    inbox.follow(talk)
+    talk.announce(1)  # the one that this node is in
+    with pytest.raises(RunAborted, match=r"waited 0 s"):
+        inbox.take(RingKey(0, 0, 0), 0)
+    thread, raised = waiting(lambda: inbox.first_of([ChunkKey("kv", FULL, 0, 0, 0)], 60))
+    talk.announce(2)
+    thread.join(10)
+    assert [type(error) for error in raised] == [GenerationOver]
+    for late in (lambda: inbox.take(RingKey(0, 0, 0), 60), inbox.raise_if_over):
+        with pytest.raises(GenerationOver, match="generation 1 is over: 2 has begun"):
+            late()
+    talk.announce(3)  # before this node has entered 2
+    inbox.enter(Members(2, WORLD, ME, NAMES))
+    with pytest.raises(GenerationOver, match="generation 2 is over: 3 has begun"):
+        inbox.take(RingKey(0, 0, 0), 60)
+    inbox.enter(Members(3, WORLD, ME, NAMES))
+    inbox.raise_if_over()
+    talk.abort("node-3 is lost")
+    inbox.enter(Members(4, WORLD, ME, NAMES))
+    with pytest.raises(RunAborted, match="node-3 is lost"):
+        inbox.take(RingKey(0, 0, 0), 60)
+
+
 def test_the_members_are_called_by_their_plain_names() -> None:
     inbox = Inbox(FORMAT, RING_CAP_BYTES)
-    inbox.enter(World(WORLD, ME, ("ann~1", "bob~2", "cyd~3")))
+    inbox.enter(Members(1, WORLD, ME, ("ann~1", "bob~2", "cyd~3")))
     inbox.begin(FULL)
     with pytest.raises(ProtocolError, match=r"^ann: a tensor came with a malformed tag"):
         inbox.admit("ann~1", 1, b"\xc1", 8)
@@ -200,7 +256,7 @@ def test_a_pass_that_has_ended_is_forgotten_and_those_in_flight_are_not() -> Non
         arrive(inbox, "ann", tag(pass_no=pass_no))
     for pass_no in (FULL + 1, FULL + 2):
         inbox.begin(pass_no)
-    inbox.end(FULL + 1)
+    inbox.end(FULL + 1, 1)
     with pytest.raises(RunAborted, match="waited"):
         inbox.take(ChunkKey("kv", FULL + 1, 0, 0, 0), 0)
     assert admit(inbox, "ann", tag(pass_no=FULL + 1)) is None
@@ -212,7 +268,7 @@ def test_what_was_coming_in_when_its_pass_ended_is_not_kept() -> None:
     inbox = make_inbox()
     room = admit(inbox, "ann", tag())
     assert room is not None
-    inbox.end(FULL)
+    inbox.end(FULL, 1)
     inbox.deliver("ann", 1, encode_tag(tag()), room)
     assert inbox._held == {}
 
@@ -222,9 +278,9 @@ def test_a_peer_may_be_as_many_passes_ahead_as_may_be_in_flight() -> None:
     for depth, admitted in ((1, 2), (2, 2), (4, 4)):
         config = tiny_config(train={"batch": 2 * depth, "micro_batches": depth})
         inbox = Inbox(PayloadFormat(config), RING_CAP_BYTES)
-        inbox.enter(World(WORLD, ME, NAMES))
+        inbox.enter(Members(1, WORLD, ME, NAMES))
         inbox.begin(FULL)
-        inbox.end(FULL)
+        inbox.end(FULL, 1)
         for ahead in range(1, admitted + 1):
             arrive(inbox, "ann", tag(pass_no=FULL + ahead))
         with pytest.raises(ProtocolError, match=f"is at pass {FULL + admitted + 1}, this node at {FULL}"):
@@ -324,6 +380,9 @@ class Talk:
     def on_abort(self, callback: Callable[[str], None]) -> None:
         self.abort = callback
 
+    def on_generation(self, callback: Callable[[int], None]) -> None:
+        self.announce = callback
+
 
 def test_control_goes_to_the_conversation() -> None:
     inbox, talk = Inbox(FORMAT, RING_CAP_BYTES), Talk()
@@ -372,7 +431,7 @@ class Full:
 
 def test_a_trainer_waits_for_room_to_send_and_the_wait_is_exposed() -> None:
     inbox, sender = Inbox(FORMAT, RING_CAP_BYTES), Full(3)
-    wire = Wire(sender, inbox, World(WORLD, ME, ("ann~1", "bob~2", "cyd~3")), FORMAT, 30.0)
+    wire = Wire(sender, inbox, Members(1, WORLD, ME, ("ann~1", "bob~2", "cyd~3")), FORMAT, 30.0)
     wire.send(2, "done", 0, 1, KEY, ())
     assert sender.sent == ["cyd~3"]
     assert inbox.waited_s >= 0.04
@@ -384,7 +443,7 @@ def test_a_trainer_waits_for_room_to_send_and_the_wait_is_exposed() -> None:
 
 def test_a_wait_for_room_has_a_deadline_and_ends_with_the_run() -> None:
     inbox, sender = Inbox(FORMAT, RING_CAP_BYTES), Full(1 << 30)
-    world = World(WORLD, ME, ("ann~1", "bob~2", "cyd~3"))
+    world = Members(1, WORLD, ME, ("ann~1", "bob~2", "cyd~3"))
     with pytest.raises(
         RunAborted, match=r"waited 0 s for room to send to cyd: coordinator.step_timeout_s; bob: 9 bytes"
     ):
@@ -454,7 +513,7 @@ def test_each_payload_is_admitted_in_its_own_format_only(monkeypatch: pytest.Mon
     whole = "int8" if name == "float32" else "float32"
     payload = PayloadFormat(tiny_config(compress={"format": name, "dense_format": whole}))
     inbox = Inbox(payload, RING_CAP_BYTES)
-    inbox.enter(World(WORLD, ME, NAMES))
+    inbox.enter(Members(1, WORLD, ME, NAMES))
     inbox.begin(FULL)
     cases = ((0, SPEC, name), (2, SPEC, whole), (0, PassSpec(4, False), whole))
     for pass_no, (layer, spec, wanted) in enumerate(cases, FULL):

@@ -16,7 +16,7 @@ from torch import Tensor
 from coordinator.assignment import Assignment
 from netem.errors import ProtocolError
 from node.config import Config
-from node.exchange.inbox import Inbox, World
+from node.exchange.inbox import Inbox, Members
 from node.exchange.payload import PayloadFormat, step_bytes
 from node.exchange.tags import ChunkTag, encode_tag
 from node.train.passes import loss_sum
@@ -213,7 +213,7 @@ def test_what_an_inbox_admits(
     """At rank 2 of four ranks of one chunk each."""
     payload = PayloadFormat(tiny_config(compress={"theta": theta}))
     inbox = Inbox(payload, 1 << 20)
-    inbox.enter(World(Assignment(WORLDS["4"]), 2, ("a", "b", "c", "d")))
+    inbox.enter(Members(1, Assignment(WORLDS["4"]), 2, ("a", "b", "c", "d")))
     tag = encode_tag(ChunkTag(kind, 1, layer, chunk, 8 if compressed else 4, compressed, "float32", ((2, 2),)))
     if message is None:
         room = inbox.admit("abcd"[sender], 1, tag, 16)

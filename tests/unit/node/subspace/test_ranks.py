@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.coordinated import Coordinator, Session, Still, corpus, train
+from helpers.coordinated import Coordinator, Session, Still, make_trainer, train
 from helpers.small import VOCAB, contexts
 from helpers.threads import ThreadWire, run_ranks
 from helpers.worlds import WORLDS, Loop, full_spec, tiny_config
@@ -30,6 +30,7 @@ from node.train.checkpoint import Checkpoints, load_model
 from node.train.passes import loss_sum
 from node.train.schedule import rounds_for
 from node.train.trainer import Trainer
+from node.train.world import World
 
 BUDGET: dict[str, Any] = {"budget_bytes_per_token": 80.0}
 TRAIN = {"sync_every": 2, "checkpoint_every": 2}
@@ -124,7 +125,8 @@ def test_a_run_chooses_the_same_ranks_on_every_rank_and_keeps_to_the_budget(
     ranks = single.model.ranks.ranks
     assert all(trainer.model.ranks.ranks == ranks for trainer in trainers)
     assert len(set(ranks.values())) > 1, "the spectrum made no difference"
-    payload, spec = trainers[0]._exchange.payload, full_spec(config)
+    payload, spec = PayloadFormat(config), full_spec(config)
+    payload.ranks.choose(ranks)
     spent = sum(payload.chunk_bytes(layer, spec) for layer in range(2)) / (config.train.batch * spec.tokens)
     groups = 2 if scope == "head" else 1
     assert 80.0 - 4 * groups < spent <= 80.0
@@ -187,12 +189,9 @@ def test_a_peer_that_is_ahead_is_understood_and_one_before_the_choice_is_not(tmp
             session.ahead = ahead
         payload = wire._payload
         exchange = ChunkExchange(Assignment(world), rank, payload, wire)
-        checkpoints = Checkpoints(tmp_path, rank)
-        averager = Averager(rank, 2, wire, session)
-        trainer = Trainer(
-            config, corpus(), ExchangedLlama(config, VOCAB, payload.ranks), exchange, averager, checkpoints
-        )
-        trainer.run(0, session, Still())
+        here = World(loop.members[rank], exchange, Averager(rank, 2, wire, session), Checkpoints(tmp_path, rank))
+        trainer = make_trainer(config, payload)
+        trainer.run(here, session, Still())
         before = wire.sent_bytes["compressed"]
         loss_sum(trainer.model, exchange, contexts(config), full_spec(config)).backward()
         sent = step_bytes(payload, Assignment(world), rank, full_spec(config))

@@ -74,7 +74,7 @@ def test_the_own_vector_and_what_was_sent_stay_as_they_are() -> None:
 
 
 def test_a_result_is_used_only_once_it_is_agreed_on() -> None:
-    class Ballot:
+    class Counted:
         def __init__(self) -> None:
             self.votes: list[tuple[int, bool, str]] = []
 
@@ -84,10 +84,10 @@ def test_a_result_is_used_only_once_it_is_agreed_on() -> None:
                 raise RuntimeError("aborted")
             return None
 
-    ballots = [Ballot(), Ballot()]
+    sessions = [Counted(), Counted()]
 
     def work(rank: int, wire: ThreadWire) -> Tensor:
-        averager = Averager(rank, 2, wire, ballots[rank])
+        averager = Averager(rank, 2, wire, sessions[rank])
         total = averager.total(12, vector(rank, 9))
         assert averager.elapsed_s > 0
         with pytest.raises(RuntimeError, match="aborted"):
@@ -95,8 +95,8 @@ def test_a_result_is_used_only_once_it_is_agreed_on() -> None:
         return total
 
     assert_sums(run_ranks(2, work), 9)
-    assert ballots[0].votes == ballots[1].votes
-    assert [(round_id, ok) for round_id, ok, _ in ballots[0].votes] == [(12, True), (13, True)]
+    assert sessions[0].votes == sessions[1].votes
+    assert [(round_id, ok) for round_id, ok, _ in sessions[0].votes] == [(12, True), (13, True)]
 
 
 def test_flat_vectors_come_back() -> None:

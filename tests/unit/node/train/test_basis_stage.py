@@ -6,19 +6,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.coordinated import Coordinator, Session, Still, corpus
+from helpers.coordinated import Coordinator, Session, Still, corpus, make_world
 from helpers.small import VOCAB, small_model
 from helpers.threads import ThreadWire, run_ranks
 from helpers.worlds import WORLDS, exchange_of, tiny_config
 from torch import Tensor
 
 from node.data import BatchSampler, Corpus
+from node.exchange.payload import PayloadFormat
 from node.model.exchanged import ExchangedLlama
 from node.subspace.basis import Moments, kept_energy, principal_directions
 from node.subspace.learned import LearnedCodec
 from node.train import basis
 from node.train.averaging import Averager
-from node.train.checkpoint import Checkpoints
 from node.train.trainer import Trainer
 
 CONFIG = tiny_config(compress={"calibration_batches": 3})
@@ -128,11 +128,9 @@ def test_calibration_draws_other_contexts_than_training(tmp_path: Path) -> None:
     plain = corpus()
     noting = Noting(plain.train, plain.heldout, plain.tokenizer, plain.fingerprint)
     shared = Coordinator(config, WORLDS["1"], config.train.steps)
-    exchange = exchange_of(config, WORLDS["1"], 0, None)
-    model = ExchangedLlama(config, VOCAB, exchange.payload.ranks)
-    session = Session(shared, 0)
-    trainer = Trainer(config, noting, model, exchange, Averager(0, 1, None, session), Checkpoints(tmp_path, 0))
-    trainer.run(0, session, Still())
+    payload, session = PayloadFormat(config), Session(shared, 0)
+    trainer = Trainer(config, noting, ExchangedLlama(config, VOCAB, payload.ranks))
+    trainer.run(make_world(payload, WORLDS["1"], None, session, tmp_path), session, Still())
     (calibration,) = asked.keys() - {config.run.seed}
     assert len(asked[calibration]) == 1
     assert len(asked[config.run.seed]) == config.train.steps

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.coordinated import Coordinator, Session, make_trainer, train
+from helpers.coordinated import Coordinator, Session, make_trainer, make_world, train
 from helpers.threads import ThreadWire, run_ranks
 from helpers.worlds import WORLDS, tiny_config
 from safetensors.torch import load_file, save_file
@@ -16,6 +16,7 @@ from coordinator.assignment import Assignment
 from coordinator.records.folder import checkpoint_folder
 from netem.errors import ConfigError
 from node.config import Config, TrainConfig
+from node.exchange.payload import PayloadFormat
 from node.lab.in_process import go
 from node.train.averaging import flatten
 from node.train.outer import OuterStep
@@ -130,9 +131,11 @@ def test_an_aborted_round_leaves_weights_and_momentum(tmp_path: Path) -> None:
     shared = Coordinator(config, WORLDS["1"], 8)
 
     def work(rank: int, wire: ThreadWire) -> None:
-        trainer = make_trainer(config, WORLDS["1"], rank, wire, Session(shared, rank), tmp_path)
+        payload = PayloadFormat(config)
+        trainer = make_trainer(config, payload)
+        here = make_world(payload, WORLDS["1"], wire, Session(shared, rank), tmp_path)
         for done in range(3):
-            trainer.step(go(config, Assignment(WORLDS["1"]), done))
+            trainer.step(here, go(config, Assignment(WORLDS["1"]), done))
         agreed = trainer._agreed.clone()
         assert trainer._outer.velocity is not None
         velocity = trainer._outer.velocity.clone()
@@ -140,9 +143,9 @@ def test_an_aborted_round_leaves_weights_and_momentum(tmp_path: Path) -> None:
         def against(*_: object) -> None:
             raise RuntimeError("aborted")
 
-        trainer._averager._ballot = type("Ballot", (), {"vote": against})()
+        here.averager._session = type("Session", (), {"vote": against})()
         with pytest.raises(RuntimeError, match="aborted"):
-            trainer.step(go(config, Assignment(WORLDS["1"]), 3))
+            trainer.step(here, go(config, Assignment(WORLDS["1"]), 3))
         assert torch.equal(trainer._agreed, agreed)
         assert torch.equal(trainer._outer.velocity, velocity)
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers.coordinated import Coordinator, Session, Still, corpus, make_trainer, train
+from helpers.coordinated import Coordinator, Session, Still, corpus, make_trainer, make_world, train
 from helpers.small import largest_difference, small_model
 from helpers.threads import ThreadWire, run_ranks
 from helpers.worlds import MODES, WORLDS, exchange_of, full_spec, tiny_config
@@ -18,6 +18,7 @@ from torch import Tensor
 from coordinator.assignment import Assignment
 from netem.errors import ConfigError, RunAborted
 from node.config import Config
+from node.exchange.payload import PayloadFormat
 from node.lab.in_process import go
 from node.train.evaluate import heldout_loss
 from node.train.passes import loss_sum
@@ -57,13 +58,15 @@ def one_step(config: Config, world: str, kinds: list[str], folder: Path) -> list
     first = go(config, Assignment(WORLDS[world]), 0)
 
     def work(rank: int, wire: ThreadWire) -> Trainer:
-        trainer = make_trainer(config, WORLDS[world], rank, wire, Session(shared, rank), folder)
+        payload = PayloadFormat(config)
+        trainer = make_trainer(config, payload)
+        here = make_world(payload, WORLDS[world], wire, Session(shared, rank), folder)
         rounds = [
             entry
             for entry in go(config, Assignment(WORLDS[world]), config.train.sync_every - 1).rounds
             if entry.kind in kinds
         ]
-        trainer.step(type(first)(step=0, generation=1, cursor=0, rounds=rounds))
+        trainer.step(here, type(first)(step=0, generation=1, cursor=0, rounds=rounds))
         return trainer
 
     return run_ranks(len(WORLDS[world]), work)
@@ -152,10 +155,12 @@ def test_a_run_resumed_without_its_moments_would_not(tmp_path: Path) -> None:
     shared = Coordinator(config, WORLDS["1"], 6)
 
     def work(rank: int, wire: ThreadWire) -> None:
-        trainer = make_trainer(config, WORLDS["1"], rank, wire, Session(shared, rank), tmp_path)
-        trainer.resume(4)
+        session, payload = Session(shared, rank), PayloadFormat(config)
+        trainer = make_trainer(config, payload)
+        here = make_world(payload, WORLDS["1"], wire, session, tmp_path)
+        trainer.resume(here, 4)
         trainer.optimizer.state.clear()
-        trainer.run(4, Session(shared, rank), Still())
+        trainer.run(here, session, Still())
 
     run_ranks(1, work)
     assert shared.losses()[0] == whole.losses()[4]
@@ -204,11 +209,12 @@ def test_a_loss_that_is_no_number_ends_the_run_and_says_so(tmp_path: Path) -> No
     shared = Coordinator(config, WORLDS["1"], 3)
 
     def work(rank: int, wire: ThreadWire) -> None:
-        session = Session(shared, rank)
-        trainer = make_trainer(config, WORLDS["1"], rank, wire, session, tmp_path)
+        payload = PayloadFormat(config)
+        trainer = make_trainer(config, payload)
+        here = make_world(payload, WORLDS["1"], wire, Session(shared, rank), tmp_path)
         with torch.no_grad():
             trainer.model.norm.weight.fill_(float("nan"))
         with pytest.raises(RunAborted, match="step 1: the loss is nan"):
-            trainer.step(go(config, Assignment(WORLDS["1"]), 0))
+            trainer.step(here, go(config, Assignment(WORLDS["1"]), 0))
 
     run_ranks(1, work)

@@ -1,0 +1,63 @@
+"""The world of one generation: all that follows from its membership, built whole by `build_world`, dropped whole.
+
+A trainer is given a world to train in and keeps nothing of it: in the next generation it gets another one, with other
+members, ranks and chunks, for the same model and optimizer. `node.worker.node` builds worlds over sockets,
+`node.lab.in_process` and tests over memory.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from node.exchange.chunks import ChunkExchange
+from node.exchange.chunks import Wire as ChunkWire
+from node.exchange.inbox import Members
+from node.exchange.payload import PayloadFormat
+from node.train.averaging import Averager, ShardWire, VotingSession
+from node.train.checkpoint import Checkpoints
+
+
+class WorldWire(ChunkWire, ShardWire, Protocol):
+    """A way to the other members, for the chunk exchange and for averaging rounds (`node.exchange.wire.Wire`)."""
+
+
+@dataclass(frozen=True)
+class World:
+    """One generation, as seen from one of its members."""
+
+    members: Members
+    exchange: ChunkExchange
+    averager: Averager
+    checkpoints: Checkpoints
+    """This node's part of each checkpoint, which is named after its rank."""
+
+    @property
+    def rank(self) -> int:
+        """This node's rank in this generation."""
+        return self.members.rank
+
+    @property
+    def share(self) -> float:
+        """This node's part of all tokens."""
+        return self.members.assignment.weights()[self.rank]
+
+
+def build_world(
+    members: Members,
+    payload: PayloadFormat,
+    wire: WorldWire | None,
+    session: VotingSession,
+    run_folder: Path,
+    corpus: str = "",
+) -> World:
+    """The world of `members`. `wire` reaches the others; a node that is alone has none. Checkpoints hold the corpus's
+    fingerprint `corpus`."""
+    assignment, rank = members.assignment, members.rank
+    return World(
+        members=members,
+        exchange=ChunkExchange(assignment, rank, payload, wire),
+        averager=Averager(rank, assignment.n_ranks, wire, session),
+        checkpoints=Checkpoints(run_folder, rank, corpus),
+    )

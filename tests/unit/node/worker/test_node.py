@@ -1,0 +1,143 @@
+"""A node's life as a loop over worlds, and how each world is built over its endpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers.worlds import tiny_config
+
+from coordinator.messages import Roster, RosterEntry
+from netem.counters import LinkCounters
+from netem.errors import ConfigError, GenerationOver, ProtocolError, RunAborted
+from node.exchange.inbox import Inbox
+from node.exchange.payload import PayloadFormat
+from node.worker.node import Place, _train
+from node.worker.world_builder import WorldBuilder
+
+PLACE = Place("tcp://127.0.0.1:1", "tcp://127.0.0.1:0", "", "node-0", -1)
+
+
+def roster(generation: int, chunks: list[list[int]], *names: str, start_step: int = 0, moved: str = "") -> Roster:
+    members = [
+        RosterEntry(name=name, peer=f"{name}~1", rank=rank, address=f"tcp://{name}{moved}:1")
+        for rank, name in enumerate(names)
+    ]
+    return Roster(generation=generation, start_step=start_step, members=members, assignment=chunks)
+
+
+class Endpoint:
+    """Notes what it is asked to do."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[Any, ...]] = []
+
+    def set_generation(self, generation: int) -> None:
+        self.asked.append(("generation", generation))
+
+    def connect(self, peer: str, address: str) -> None:
+        self.asked.append(("connect", peer, address))
+
+    def forget(self, peer: str) -> None:
+        self.asked.append(("forget", peer))
+
+    def counters(self) -> dict[str, LinkCounters]:
+        return {}
+
+
+class Agreed:
+    def vote(self, round_id: int, ok: bool, digest: str, reason: str = "") -> None:
+        """Every round is agreed on."""
+
+
+def test_each_world_has_its_own_members_and_what_lasts_is_told_of_the_change() -> None:
+    config = tiny_config()
+    payload, endpoint = PayloadFormat(config), Endpoint()
+    inbox = Inbox(payload, 1 << 20)
+    builder = WorldBuilder(endpoint, inbox, payload, Agreed(), 30.0, Path("run"))  # type: ignore[arg-type]
+    first, _ = builder.build(1, roster(4, [[0], [1], [2, 3]], "ann", "bob", "cyd"))
+    assert endpoint.asked == [
+        ("generation", 4),
+        ("connect", "ann~1", "tcp://ann:1"),
+        ("connect", "cyd~1", "tcp://cyd:1"),
+    ]
+    assert (first.rank, first.share, first.exchange.own) == (1, 0.25, (1,))
+    endpoint.asked.clear()
+    second, meter = builder.build(0, roster(6, [[0, 3], [1, 2]], "bob", "cyd", moved="-new"))
+    assert endpoint.asked == [("generation", 6), ("forget", "ann~1"), ("connect", "cyd~1", "tcp://cyd-new:1")]
+    assert (second.rank, second.share, second.exchange.own) == (0, 0.5, (0, 3))
+    assert second.members.peers == ("bob~1", "cyd~1")
+    assert second.exchange is not first.exchange
+    assert second.averager is not first.averager
+    assert meter.step_metrics()["averaging_s"] == 0.0
+    with pytest.raises(ProtocolError, match="malformed tag"):  # a member, so looked at
+        inbox.admit("cyd~1", 6, b"\xc1", 1)
+    endpoint.asked.clear()
+    alone, _ = builder.build(0, roster(7, [[0, 1, 2, 3]], "bob"))
+    assert endpoint.asked == [("generation", 7), ("forget", "cyd~1")]
+    assert alone.share == 1.0
+    assert inbox.admit("cyd~1", 6, b"\xc1", 1) is None  # a member no more, so not even looked at
+
+
+class Rosters:
+    """A session that gives these, and raises the last one where it is an error."""
+
+    def __init__(self, *given: Roster | Exception) -> None:
+        self._given = given
+
+    def rosters(self) -> Iterator[tuple[int, Roster]]:
+        for one in self._given:
+            if isinstance(one, Exception):
+                raise one
+            yield 0, one
+
+
+class Life:
+    """A trainer and a world builder that note what happens to them; the trainer's steps are given."""
+
+    def __init__(self, *steps: int | Exception) -> None:
+        self.done = 0
+        self.seen: list[tuple[Any, ...]] = []
+        self._steps = list(steps)
+
+    def build(self, rank: int, told: Roster) -> tuple[str, str]:
+        return f"world {told.generation}", f"meter {told.generation}"
+
+    def resume(self, world: str, step: int) -> None:
+        self.seen.append(("resume", world, step))
+        self.done = step
+
+    def run(self, world: str, session: Rosters, meter: str) -> None:
+        self.seen.append((world, meter))
+        step = self._steps.pop(0)
+        if isinstance(step, Exception):
+            raise step
+        self.done = step
+        if self._steps:
+            raise GenerationOver("the next roster is here")
+
+
+def live(life: Life, *given: Roster | Exception) -> list[tuple[Any, ...]]:
+    _train(life, Rosters(*given), life, PLACE)  # type: ignore[arg-type]
+    return life.seen
+
+
+def test_a_life_is_a_loop_over_worlds_and_only_its_first_may_begin_from_a_checkpoint() -> None:
+    alone = [[0, 1, 2, 3]]
+    assert live(Life(3, 6), roster(1, alone, "node-0"), roster(2, alone, "node-0", start_step=3)) == [
+        ("world 1", "meter 1"),
+        ("world 2", "meter 2"),
+    ]
+    assert live(Life(9), roster(1, alone, "node-0", start_step=4)) == [("resume", "world 1", 4), ("world 1", "meter 1")]
+
+
+def test_what_else_ends_a_world_ends_the_life() -> None:
+    alone = roster(1, [[0, 1, 2, 3]], "node-0")
+    with pytest.raises(RunAborted, match="node-2 was lost"):
+        live(Life(RunAborted("node-2 was lost")), alone, alone)
+    with pytest.raises(ConfigError, match=r"^--join tcp://127\.0\.0\.1:1: the coordinator refuses"):
+        live(Life(), ConfigError("the coordinator refuses this node"))
+    with pytest.raises(ConfigError, match=r"^train\.lr"):
+        live(Life(ConfigError("train.lr = 0: wrong")), alone)
