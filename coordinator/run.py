@@ -33,6 +33,7 @@ from coordinator.events import (
 from coordinator.live import LiveNetwork
 from coordinator.membership import Membership
 from coordinator.messages import (
+    COORDINATOR,
     Abort,
     Ask,
     Changed,
@@ -257,6 +258,9 @@ class Run:
 
     def _begin(self, now_s: float) -> list[Action]:
         members = self.membership.ranked()
+        names = [entry.name for entry in members]
+        if (reason := self._plan.schedule.unmatched([*names, COORDINATOR])) is not None:
+            return self._end(False, reason, now_s)
         self._world = [entry.peer for entry in members]
         roster = Roster(
             generation=self.membership.generation,

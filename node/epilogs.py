@@ -22,10 +22,8 @@ Settings of the network take the place of the profile's:
 As root on Linux, the same transfers are also made under the kernel's token bucket (tc-tbf), for comparison.
 """
 
-LIVE = f"""\
-example:
-  export {TOKEN_VARIABLE}=…                                          the run's secret, before the run is started
-  isthmus run configs/demo.toml
+LIVE = """\
+While `isthmus run configs/demo.toml` goes on in another terminal:
   isthmus net set --coordinator outputs/demo --rate '50 Mbit/s'
   isthmus net set --coordinator outputs/demo --latency '80 ms' --pair node-0 node-1
   isthmus net cut node-0 'node-[12]' --coordinator outputs/demo

@@ -183,11 +183,11 @@ def _is_text(node: ast.AST) -> bool:
 # ── Which tests notice them ──────────────────────────────────────────────────────────────────────────────────────────
 
 
-def guards_of(module: str) -> list[str]:
-    """The tests that guard a module. Raises `SystemExit` where the table has none."""
+def guards_of(module: str, tree: Path) -> list[str]:
+    """The tests in `tree` that guard a module. Raises `SystemExit` where the table has none."""
     for key in (module, *(str(folder) for folder in Path(module).parents)):
         if key in GUARDS:
-            return [path for path in GUARDS[key] if (ROOT / path).exists()]
+            return [path for path in GUARDS[key] if (tree / path).exists()]
     raise SystemExit(f"mutation: {module}: no tests guard it; add it to GUARDS in tests/mutation.py")
 
 
@@ -279,7 +279,7 @@ def main() -> None:
                 continue
             if not any(copy.iterdir()):
                 _copy(copy)
-            guards = guards_of(module)
+            guards = guards_of(module, copy)
             found = survivors(copy, module, faults, guards)
             sections[module] = section(module, len(every), len(faults), found, guards)
             document = options.out.read_text(encoding="utf-8") if options.out.exists() else ""

@@ -171,7 +171,7 @@ def mistake(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 def test_mistakes_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with two_nodes(tmp_path) as (a, _, one):
         where = ["--coordinator", one.address, "--token", "secret"]
-        assert "'node-7' is nobody in this run; there are node-0, node-1, coordinator" in mistake(
+        assert "'node-7' matches no node or site in this run; there are node-0, node-1, coordinator" in mistake(
             capsys, "set", *where, "--rate", "1 Mbit/s", "--node", "node-7"
         )
         assert "there is no cut between node-0 and node-1" in mistake(capsys, "heal", "node-0", "node-1", *where)

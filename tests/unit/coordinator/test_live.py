@@ -117,8 +117,11 @@ def test_only_showing_changes_nothing_and_lists_what_is_to_come() -> None:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (Cut(ends=("node-0", "node-7")), "'node-7' is nobody in this run; there are node-0, node-1, coordinator, east"),
-        (Tune(ends=("west",), latency_s=1.0), "'west' is nobody in this run"),
+        (
+            Cut(ends=("node-0", "node-7")),
+            "'node-7' matches no node or site in this run; there are node-0, node-1, coordinator, east",
+        ),
+        (Tune(ends=("west",), latency_s=1.0), "'west' matches no node or site in this run"),
         (Heal(ends=("node-0", "node-1")), "there is no cut between node-0 and node-1"),
     ],
 )
