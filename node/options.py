@@ -236,7 +236,7 @@ def _live(
     )
     parser.add_argument(
         "--token",
-        help=f"the run's secret (default: the one kept in the run's folder, or else the environment's {TOKEN_VARIABLE})",
+        help=f"the run's secret (default: the one in the run's folder, or else the environment's {TOKEN_VARIABLE})",
     )
     return parser
 

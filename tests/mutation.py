@@ -158,6 +158,8 @@ def _visited(node: ast.AST) -> Iterator[ast.AST]:
         return
     if isinstance(node, ast.If | ast.Assign) and any(name in ast.unparse(node)[:40] for name in _UNTOUCHED):
         return
+    if isinstance(node, ast.keyword) and node.arg in ("frozen", "kw_only", "gc"):
+        return
     yield node
     for name, value in ast.iter_fields(node):
         if name in ("annotation", "returns", "decorator_list", "type_params", "type_comment"):
