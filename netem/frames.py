@@ -74,8 +74,11 @@ def stamped(header: bytes, due_s: float) -> bytes:
 
 
 def unstamped(part: bytes) -> tuple[bytes, float]:
-    """The header and the stamp in seconds. Raises `ProtocolError` if the part is too short for both, or its header is of
-    another version, which may have no stamp. (In MessagePack the version follows the one byte of a short array.)"""
+    """The header and the stamp in seconds.
+
+    Raises `ProtocolError` if the part is too short for both, or if its header is of another version, which may have no
+    stamp. (In MessagePack the version follows the one byte that begins a short array.)
+    """
     if part[:1] and 0x90 <= part[0] <= 0x9F and part[1:2] != bytes([VERSION]):
         raise ProtocolError(f"a frame that is not of version {VERSION}; do both sides run the same release?")
     if len(part) <= STAMP_BYTES:

@@ -194,7 +194,7 @@ def test_a_schedule_is_saved_as_it_was_given() -> None:
         ({"at": "1 s", "cut": ["a", "b"], "node": "a"}, r"node = 'a': goes with rate or latency only"),
         ({"at": "1 s", "cut": ["a", "a"]}, r"cut = \['a', 'a'\]: expected two different nodes"),
         ({"at": "1 s", "cut": ["a"]}, r"schedule\[0\].cut"),
-        ({"at": "1 s", "heal": ["a", "b"]}, r"heal = \['a', 'b'\]: expected two whose link was cut before"),
+        ({"at": "1 s", "heal": ["a", "b"]}, r"heal = \['a', 'b'\]: expected two nodes that an earlier entry cuts"),
         ({"at": "1 s", "rte": "1 Mbit/s"}, r"schedule\[0\].rte = '1 Mbit/s': unknown key; did you mean rate"),
     ],
 )
