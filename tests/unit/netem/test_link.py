@@ -345,6 +345,15 @@ def test_a_peer_that_is_heard_is_not_silent_even_if_it_acknowledges_nothing() ->
     assert link.check(19.2) is not Silence.DEAD
 
 
+def test_an_acknowledgement_that_was_known_already_is_no_progress() -> None:
+    link = make_link()
+    sent(link, 3)
+    acknowledge(link, 1, 0.5)
+    acknowledge(link, 1, 1.4)
+    assert link.check(1.49) is Silence.NONE
+    assert link.check(1.5) is Silence.RESEND
+
+
 def test_limits_have_sane_defaults() -> None:
     limits = Limits()
     assert limits.resend_s < limits.silent_s
