@@ -113,7 +113,7 @@ def test_a_mistake_in_the_config(
         (["node", TINY], "--join: give the coordinator's address, such as tcp://10.0.0.5:7070"),
         (["study", "--print-config"], "NAME: name a study"),
         (["node", TINY, "--join", "10.0.0.5:7070"], "--join '10.0.0.5:7070': expected the coordinator's address"),
-        (["node", TINY, "--join", "tcp://127.0.0.1:*"], "--join = 'tcp://127.0.0.1:*': names no single host and port"),
+        (["node", TINY, "--join", "tcp://127.0.0.1:*"], "--join = 'tcp://127.0.0.1:*': expected one host and one port"),
         (["node", TINY, "--join", "tcp://127.0.0.1:1", "--name", "a b"], "--name 'a b': expected 1 to 64 letters"),
         (["node", TINY, "--join", "tcp://127.0.0.1:1", "--name", "x" * 65], "expected 1 to 64 letters"),
         (["node", TINY, "--join", "tcp://127.0.0.1:1", "--name", "coordinator"], "and not 'coordinator'"),
