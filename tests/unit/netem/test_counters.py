@@ -15,6 +15,10 @@ def test_totals_of_two_links_add_up_but_the_worst_lateness_stays_the_worst() -> 
     assert structs.asdict(one) == expected
 
 
+def test_totals_begin_at_zero() -> None:
+    assert set(structs.asdict(LinkCounters()).values()) == {0}
+
+
 def test_a_transfer_is_promised_the_time_that_it_took_less_what_this_host_was_late() -> None:
     counters = LinkCounters()
     counters.note_transfer(took_s=2.0, late_s=0.25, stalled_s=0.5)

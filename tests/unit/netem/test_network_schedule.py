@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import tomllib
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -249,6 +250,14 @@ def test_patterns_sites_and_changes_of_everything_match() -> None:
 @pytest.mark.parametrize("name", builtin_names())
 def test_built_in_profiles_match_any_number_of_nodes(name: str) -> None:
     assert resolve_schedule(NetConfig(profile=name)).unmatched(["node-0"]) is None
+
+
+def test_a_timed_change_from_the_wire_has_no_other_fields_and_no_time_before_the_start() -> None:
+    entry = to_builtins(Timed(at_s=1.0, change=Reset()))
+    assert msgspec.convert(entry, Timed) == Timed(at_s=1.0, change=Reset())
+    for wrong in ({"until_s": 2.0}, {"at_s": -1.0}, {"at_s": 1e13}):
+        with pytest.raises(msgspec.ValidationError):
+            msgspec.convert(entry | wrong, Timed)
 
 
 def test_a_long_list_of_names_is_cut_short() -> None:
