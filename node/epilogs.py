@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from node.config import TOKEN_VARIABLE
-
 SETTINGS = """\
 Every setting of the config can also be given on the command line, before or after the file:
   --train.steps 100  --compress.mode dense  --net.profile datacenter-100gbps
