@@ -17,7 +17,7 @@ from coordinator.events import Action, Follow, NetworkChange, Send
 from coordinator.messages import COORDINATOR, Alter, Answer, Ask, Refused, shorten
 from netem.changes import Cut, Heal, Tune, heals_something, open_cuts
 from netem.errors import ProtocolError
-from netem.schedule import Schedule, Timed
+from netem.schedule import Schedule, Timed, listed
 
 ANSWER_S = 5.0
 """How long nodes may take to confirm a change."""
@@ -99,8 +99,9 @@ class LiveNetwork:
         ends = change.ends if isinstance(change, Tune | Cut | Heal) else ()
         for end in ends:
             if not any(self._schedule.profile.means(name, end) for name in names):
-                known = ", ".join([*names, *(site.name for site in self._schedule.profile.sites)])
-                return f"{end!r} matches no node or site in this run; there are {known}, and patterns of them"
+                sites = [site.name for site in self._schedule.profile.sites]
+                there = f"there are {listed([*names, *sites])}, and patterns of them"
+                return f"{end!r} matches no node or site in this run; {there}"
         before = [one.change for one in self._schedule.timed if one.at_s <= timed.at_s]
         if isinstance(change, Heal) and not heals_something(change, before):
             return f"there is no cut between {change.ends[0]} and {change.ends[1]}; `net show` lists what has changed"

@@ -34,6 +34,7 @@ from coordinator.events import (
 from coordinator.live import LiveNetwork
 from coordinator.membership import Membership
 from coordinator.messages import (
+    COORDINATOR,
     Abort,
     Ask,
     Changed,
@@ -245,10 +246,14 @@ class Run:
 
     def _begin(self, now_s: float) -> list[Action]:
         """All have joined: tell them who is here and which chunks each one owns, and wait for the first barrier."""
-        self._roster = self.membership.roster(self.step, self.assignment)
+        roster = self.membership.roster(self.step, self.assignment)
+        names = [entry.name for entry in roster.members]
+        if (reason := self._plan.schedule.unmatched([*names, COORDINATOR])) is not None:
+            return self._end(False, reason, now_s)
+        self._roster = roster
         self._progress(now_s)
         self._await_step(self.step)
-        return self._broadcast(self._roster) + self._live.begin(now_s)
+        return self._broadcast(roster) + self._live.begin(now_s)
 
     def _await_step(self, step: int) -> None:
         self.phase = Phase.BARRIER
@@ -322,7 +327,7 @@ class Run:
 Move = Callable[[Run, str, Any, float], list[Action]]
 
 TABLE: Final[Table[Phase, Move]] = {
-    (Phase.JOINING, Join): row(Run._join, Phase.JOINING, Phase.BARRIER),
+    (Phase.JOINING, Join): row(Run._join, Phase.JOINING, Phase.BARRIER, Phase.STOPPING),
     (Phase.JOINING, Ask): row(Run._ask, Phase.JOINING),
     (Phase.JOINING, Heartbeat): row(Run._nothing, Phase.JOINING),
     (Phase.JOINING, Leave): row(Run._depart, Phase.JOINING),

@@ -1,9 +1,9 @@
-"""Messages put together again from segments that arrive in order, into buffers that the upper floor lends.
+"""Messages put together again from segments that arrive in order, in buffers of the upper floor.
 
-The tag is shown to the upper floor before anything is allocated; it answers with a buffer, with None (not wanted),
-or with a `ProtocolError`. Messages of an older generation never get so far; generation 0 is before and beside all
-memberships (rendezvous, the coordinator), and is never too old. One `Assembler` per peer; what is
-"in order" was decided by `netem.link`.
+The upper floor sees the tag before anything is allocated. It answers with a buffer, with None (not wanted), or with a
+`ProtocolError`. Messages of an older generation are dropped before that. Generation 0 stands apart from all memberships
+(rendezvous, the coordinator), and is never too old. Each peer has an `Assembler`; `netem.link` has put the segments in
+order.
 """
 
 from __future__ import annotations
@@ -16,27 +16,27 @@ from netem.limits import Limits
 
 
 class Receiver(Protocol):
-    """The upper floor, as seen from the I/O thread that calls it. No method may block."""
+    """What the I/O thread calls in the upper floor. No method may block."""
 
     def admit(self, peer: str, generation: int, tag: bytes, total_bytes: int) -> memoryview | None:
         """A message begins. Validate `tag`, then return a writable buffer of `total_bytes`, or None to drop it.
 
-        Raise `ProtocolError` for nonsense: it is reported through `failed`, and the message is dropped. A message
-        without payload asks for a buffer of 0 bytes.
+        Raise `ProtocolError` for an invalid tag: the error is passed to `failed`, and the message is dropped. A message
+        without payload needs a buffer of 0 bytes.
         """
 
     def deliver(self, peer: str, generation: int, tag: bytes, buffer: memoryview) -> None:
-        """The message is there, in the buffer from `admit`: once for each one sent, in the order of its flow.
+        """The message is complete in the buffer from `admit`. Each one sent comes once, in the order of its flow.
 
-        After a peer was restarted or forgotten, what was not acknowledged as a whole is delivered anew.
+        After a peer was restarted or forgotten, messages that were not acknowledged as a whole are delivered again.
         """
 
     def failed(self, error: IsthmusError) -> None:
-        """A peer spoke nonsense or has gone silent, or the I/O thread itself broke. The endpoint goes on if it can."""
+        """A peer broke the protocol or fell silent, or the I/O thread failed. The endpoint goes on if it can."""
 
 
 class _Open:
-    """A message under way. Without a buffer it is being skipped."""
+    """An unfinished message. Without a buffer, its segments are skipped."""
 
     __slots__ = ("buffer", "filled", "generation", "tag", "total_bytes")
 
@@ -49,44 +49,44 @@ class _Open:
 
 
 class Assembler:
-    """The messages that one peer has begun."""
+    """The unfinished messages of one peer."""
 
     def __init__(self, peer: str, receiver: Receiver, limits: Limits) -> None:
         self._peer = peer
         self._receiver = receiver
         self._limits = limits
         self._open: dict[int, _Open] = {}
-        self._newest = 0  # generation that the peer has begun a message of
+        self._newest = 0  # newest generation of which the peer has begun a message
         self._dropped = 0
 
     def reset(self) -> None:
-        """The peer starts over: what it had begun, it will send again."""
+        """The peer has restarted: it will send its unfinished messages again."""
         self._open.clear()
         self._newest = 0
 
     def retire(self, generation: int) -> None:
-        """Drop what is under way from before `generation`, but for generation 0."""
+        """Drop the unfinished messages of generations before `generation`, except those of generation 0."""
         for ident, message in list(self._open.items()):
             if 0 < message.generation < generation:
                 del self._open[ident]
                 self._dropped += message.buffer is not None
 
     def take_dropped(self) -> int:
-        """How many messages were not taken since this was last asked."""
+        """How many messages were dropped since the last call."""
         dropped, self._dropped = self._dropped, 0
         return dropped
 
     def add(self, header: Header, payload: memoryview, generation: int) -> bool:
-        """Take the next segment; True if it was the last and its message has been delivered.
+        """Take the next segment; True if it was the last one and its message has been delivered.
 
-        `generation` is this endpoint's own. Raises `ProtocolError` once for a message that makes no sense.
+        `generation` is this endpoint's own. Raises `ProtocolError` once for an invalid message.
         """
         if 0 < header.generation < max(generation, self._newest):
             self._dropped += header.offset == 0
             return False
         if header.generation > self._newest:
             self._newest = header.generation
-            self.retire(header.generation)  # its sender has given up the rest of them
+            self.retire(header.generation)  # its sender has dropped the rest of the older ones
         message = self._begin(header) if header.offset == 0 else self._continue(header)
         start, message.filled = message.filled, message.filled + payload.nbytes
         if message.filled == message.total_bytes:
@@ -111,8 +111,8 @@ class Assembler:
         return message
 
     def _lend(self, header: Header) -> memoryview | None:
-        """The buffer for a message that begins. Without one, the rest of it is skipped."""
-        self._dropped += 1  # until it has one
+        """The buffer for a new message. Without one, the rest of the message is skipped."""
+        self._dropped += 1  # taken back below, once the message has a buffer
         limit = self._limits.max_message_bytes
         if header.total_bytes > limit:
             raise self._nonsense(header, f"a message of {header.total_bytes} bytes, at most {limit} are allowed")

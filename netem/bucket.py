@@ -1,9 +1,9 @@
 """The token bucket as arithmetic on time: `reserve(nbytes, ready) -> departure`.
 
-The virtual-scheduling form (GCRA, ITU-T I.371): one number, the time at which everything reserved so far will
-have been sent at the exact rate, stands for the bucket's level. Deadlines are absolute, so a caller that comes
-late loses nothing: it passes the time at which its bytes were ready, not the time at which it woke up. Idle time
-earns no credit beyond the burst. There is no clock in here; `netem.shaper` decides who reserves and when.
+This is the virtual-scheduling form (GCRA, ITU-T I.371): one number stands for the bucket's level, the time at which
+everything reserved so far will have been sent at the exact rate. Deadlines are absolute, so a caller that comes late
+loses nothing: it passes the time at which its bytes were ready, not the time at which it woke up. Idle time earns no
+credit beyond the burst. There is no clock in here; `netem.shaper` decides which segment reserves, and when.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ class TokenBucket:
 
     @property
     def free_at(self) -> float:
-        """From when on a reservation would not wait for those before it. A scheduler need not decide earlier."""
+        """The time from which a reservation no longer waits for earlier ones. A scheduler need not decide before it."""
         return self._busy_until - self._burst_s
 
     def duration(self, nbytes: int) -> float:
-        """Seconds that `nbytes` take at the rate."""
+        """How long `nbytes` take at the rate, in seconds."""
         return nbytes * self._seconds_per_byte
 
     def reshape(self, rate_bps: float | None, burst_bytes: int, now: float) -> None:
-        """From `now` on, another rate and burst, without credit for the time before.
+        """Take another rate and burst from `now` on, without credit for the time before.
 
-        What would have left later than `now` is forgotten: book it again.
+        Bytes that would have left later than `now` are forgotten; the caller reserves them again.
         """
         used_bytes = 0.0
         if self._seconds_per_byte and self._busy_until > now:
@@ -45,7 +45,7 @@ class TokenBucket:
         self._busy_until = now + min(used_bytes, burst_bytes) * self._seconds_per_byte
 
     def reserve(self, nbytes: float, ready: float) -> float:
-        """Book `nbytes` that could leave from `ready` on; return the time at which the last of them has left."""
+        """Reserve `nbytes` that could leave from `ready` on; return the time at which the last byte has left."""
         start = self._busy_until if self._busy_until > ready else ready
         self._busy_until = start + nbytes * self._seconds_per_byte
         departure = self._busy_until - self._burst_s
@@ -60,9 +60,9 @@ class TokenBucket:
 
 
 def reserve_jointly(buckets: Iterable[TokenBucket], nbytes: float, ready: float) -> float:
-    """Book `nbytes` on all of `buckets` for the same moment; return the departure, which is the latest of theirs.
+    """Reserve `nbytes` in all of `buckets` for the same moment; return the departure, the latest of theirs.
 
-    Not one after the other: shaping twice in a row would double the time of what fits in one segment.
+    Reserving in one after the other would shape twice, and double the time of a message of one segment.
     """
     buckets = tuple(buckets)
     for bucket in buckets:

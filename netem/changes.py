@@ -99,7 +99,7 @@ class ChangeConfig(Section, frozen=True):
 
 
 def change_of(config: ChangeConfig, path: str) -> Change:
-    """The change in numbers. Raises `ConfigError`; `path` prefixes the keys it names."""
+    """The change in numbers. Raises `ConfigError`; `path` is the prefix of the keys that it names."""
     tunes = config.rate is not None or config.latency is not None
     kinds = (tunes, config.cut is not None, config.heal is not False, config.reset)
     if sum(kinds) != 1:

@@ -1,13 +1,13 @@
-"""What becomes of a segment between its departure and its arrival: latency, jitter, and loss as TCP makes of it.
+"""How long a segment travels: latency, jitter, and the delay that TCP makes of a lost packet.
 
-None of it uses up rate, all of it keeps order: a segment that is held up holds up those behind it, as in any stream.
-A lost packet is repeated by TCP after its retransmission timeout, which doubles while repeats are lost too; nothing is
-ever lost or changed for those above. That is the dearest reading of a loss: with many packets behind it TCP often
-notices after one round trip. That TCP also sends less after a loss is not emulated; credit that does not come back
-is. Jitter is drawn for each segment by itself, so a dense stream arrives near the latest of its neighbours.
+None of these uses up rate, and all of them keep order: a delayed segment delays those behind it, as in any stream. TCP
+repeats a lost packet after its retransmission timeout, which doubles while the repeats are lost too, so data is never
+lost or changed, only late. This is the most expensive case of a loss: when many packets follow, TCP often notices after
+one round trip. TCP's lower rate after a loss is not emulated; the credit that comes back late is. Jitter is drawn for
+each segment alone, so in a dense stream most segments arrive with the latest of their neighbours.
 
-Chance is a hash of the seed, the link and the segment's number on it: the same run draws the same, however its
-threads take turns.
+Random numbers are a hash of the seed, the link and the segment's number on it, so that a run draws the same numbers
+however its threads are scheduled.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ _SCALE = 2.0**-64
 
 
 class Delay:
-    """One link's. `seed` names the link too."""
+    """The delays of one link. `seed` contains the link's name too."""
 
     def __init__(self, shape: Shape, seed: str) -> None:
         self.shape = shape
         self.latest = -math.inf
-        """The latest arrival so far: nothing arrives before it."""
+        """The latest arrival so far; no later segment arrives before it."""
         self._seed = seed.encode()
         self._count = 0
 
     def arrival(self, departure: float, wire_bytes: int) -> float:
-        """When the next segment, which has left at `departure`, is there."""
+        """When the next segment arrives, which has left at `departure`."""
         shape = self.shape
         at = departure + shape.latency_s
         if shape.jitter_s or shape.loss:
@@ -51,9 +51,9 @@ class Delay:
         return int.from_bytes(digest[:8], "big") * _SCALE, int.from_bytes(digest[8:], "big") * _SCALE
 
     def _repeats_s(self, chance: float, wire_bytes: int) -> float:
-        """How long TCP takes longer: the sum of the timeouts until nothing of the segment is missing."""
+        """The delay by lost packets: the sum of TCP's timeouts until all packets of the segment have arrived."""
         loss = self.shape.loss
-        missing = 1 - (1 - loss) ** max(1, math.ceil(wire_bytes / _PACKET_BYTES))  # probability: some packet is
+        missing = 1 - (1 - loss) ** max(1, math.ceil(wire_bytes / _PACKET_BYTES))  # probability that any packet is
         repeats = 0
         while chance < missing and repeats < _MOST_REPEATS:
             repeats += 1

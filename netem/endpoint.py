@@ -1,7 +1,7 @@
-"""The endpoint: the door to the network for any thread, and the one I/O thread behind it.
+"""The endpoint: what the upper floors use of the network, from any thread, and its one I/O thread.
 
-The only thing that the upper floors see of the network. What the I/O thread does is `netem.engine`. Other threads hand
-in commands through a queue; they are made to wait only where they give a time limit (`send`, `flush`, `close`).
+`netem.engine` is what the I/O thread runs. Other threads put commands into a queue, and wait only in calls with a time
+limit (`send`, `flush`, `close`).
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ _clock = time.monotonic
 
 
 def unique(name: str) -> str:
-    """A name for an endpoint that no other process has, and that only those can guess who are told (`netem.names`)."""
+    """An endpoint's name that no other process has, and that cannot be guessed (`netem.names`)."""
     return f"{name}{SEPARATOR}{secrets.token_hex(8)}"
 
 
 class Endpoint:
-    """One node's place in the emulated network. `profile` shapes what leaves here, between `name` and each peer.
+    """One node's connection to the emulated network. `profile` shapes what it sends to each peer.
 
-    Raises `ConfigError` where `bind` is not "tcp://INTERFACE:PORT", or cannot be bound. With `bind=None` nobody can
-    dial this endpoint; it is answered over the connections that it opened. `address` is where it is bound, with the
-    port resolved, or empty. Two processes that can meet must not bear one `name`: see `unique`.
+    Raises `ConfigError` if `bind` is not "tcp://INTERFACE:PORT", or cannot be bound. With `bind=None` no peer can dial
+    this endpoint; peers answer over the connections that it opened. `address` is the bound address with the resolved
+    port, or empty. Two processes on one network must not have the same `name`: see `unique`.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class Endpoint:
         self._sockets = Sockets(name, bind, limits)
         self.address = self._sockets.address
         self._engine = Engine(name, run_id, profile, receiver, self._sockets, limits, self._settle)
-        # Shared with the callers' threads.
+        # These are shared with the callers' threads.
         self._commands: deque[Callable[[], None]] = deque()
         self._awake = False
         self._settled = threading.Condition()
@@ -78,16 +78,16 @@ class Endpoint:
     # ── Called by any thread ─────────────────────────────────────────────────────────────────────────────────────
 
     def connect(self, peer: str, address: str, *, answers_only: bool = False) -> None:
-        """Dial `peer` at "tcp://HOST:PORT". It need not be there yet. Again with another address: dial that instead.
+        """Dial `peer` at "tcp://HOST:PORT"; it need not listen yet. A later call with another address replaces this.
 
-        With `answers_only`, the peer is heard over this connection alone: who calls us under its name is a stranger.
+        With `answers_only`, the peer is heard over this connection alone: a caller with its name is a stranger.
         """
         parse_address(address, f"address of {plain(peer)}", dial=True)
         _check_name(peer, "peer", MAX_NAME_BYTES)
         self._submit(lambda: self._engine.connect(peer, address, answers_only))
 
     def trust(self, peer: str) -> None:
-        """The peer, which called us, is a stranger no more."""
+        """The peer, which has called this endpoint, is no stranger from now on."""
         self._submit(lambda: self._engine.peers.trust(peer))
 
     def send(
@@ -105,12 +105,12 @@ class Endpoint:
         The buffers are not copied and must not change until the message is acknowledged. Urgent messages go before
         all others; bulk messages of one `flow` keep their order, and flows share a link fairly.
 
-        Returns at once where there is room, which an urgent message always has, and any where none waits; else waits
-        up to `timeout_s` for it, and raises `QueueFull` then. Room comes from the I/O threads alone, here and at the
-        peer: no thread that sends is needed for it, so two that wait for room cannot wait for each other.
-        Raises `IsthmusError` where the endpoint is closed.
+        Returns at once if there is room. There always is for an urgent message, and for any message while none waits.
+        Otherwise it waits up to `timeout_s` for room, and then raises `QueueFull`. Only the I/O threads of both ends
+        make room, so two threads that wait in `send` cannot wait for each other. Raises `IsthmusError` if the endpoint
+        is closed.
         """
-        assert not timeout_s or threading.current_thread() is not self._thread, "nobody else would make room"
+        assert not timeout_s or threading.current_thread() is not self._thread, "only the I/O thread makes room"
         views = [memoryview(buffer) for buffer in buffers]
         message = Message(
             tag,
@@ -131,9 +131,9 @@ class Endpoint:
                 raise IsthmusError(f"{plain(self.name)}: the endpoint is closed")
             if not room:
                 raise QueueFull(
-                    f"{plain(self.name)}: {self._queued_bytes} bytes wait to be sent, at most "
-                    f"{self._limits.max_queued_bytes} may; the network ({self._engine.profile}) is slower than what is "
-                    "sent"
+                    f"{plain(self.name)}: {self._queued_bytes} bytes wait to be sent; the limit is "
+                    f"{self._limits.max_queued_bytes}, and the network ({self._engine.profile}) is slower than the "
+                    "sender"
                 )
             if not urgent:
                 self._queued_bytes += message.total_bytes
@@ -141,27 +141,27 @@ class Endpoint:
         self._submit(lambda: self._engine.send(peer, message))
 
     def set_generation(self, generation: int) -> None:
-        """The membership's version: stamped on what is sent from now on; what arrives with an older one is dropped.
+        """Set the membership's version: messages sent from now on have it, and arriving ones of older versions drop.
 
-        Bulk of older generations that is not yet on the way is dropped as well. Generation 0, in which an endpoint
-        begins, is beside all others and never stale: who is not a member yet, or speaks for nobody, may be heard.
+        Bulk messages of older generations that still have bytes to send are dropped too. An endpoint begins in
+        generation 0, which stands apart and is never stale, so that processes which are not members can be heard.
         """
         self._engine.generation = generation
         self._submit(lambda: self._engine.retire(generation))
 
     def reshape(self, profile: Profile) -> None:
-        """The network changes, as soon as the I/O thread comes round: rates, latencies, links that are cut or healed.
+        """Take another profile at the I/O thread's next turn: rates, latencies, links that are cut or healed.
 
-        Nothing in flight is lost, and order is kept. Over a link that is cut nothing passes, and its peers fall silent
-        as they would. What leaves here is shaped here, so each endpoint is to be told. Raises `ConfigError` where the
-        scope or the dilation is another: those hold for a whole run.
+        Nothing in flight is lost, and order is kept. Nothing passes a link that is cut, and its peers count as silent
+        after the usual time. The sender shapes, so every endpoint needs this call. Raises `ConfigError` if the scope or
+        the dilation differs: they cannot change in a run.
         """
         self.follow(Schedule(profile), 0.0)
 
     def follow(self, schedule: Schedule, began: float) -> None:
-        """Be what `schedule` says from now on, at its times; `began`, of the monotonic clock, is its 0.
+        """Apply `schedule`, whose time 0 is `began` on the monotonic clock; each change is as in `reshape`.
 
-        As `reshape`, whenever something changes. Another schedule takes this one's place.
+        A later schedule replaces this one.
         """
         for key in ("scope", "dilation"):
             before, after = getattr(self._engine.profile, key), getattr(schedule.profile, key)
@@ -170,9 +170,9 @@ class Endpoint:
         self._submit(lambda: self._engine.follow(schedule, began))
 
     def forget(self, peer: str) -> None:
-        """Drop the peer: what waits for it, what it has half sent, and the connection to it. Its counters stay.
+        """Drop the peer, its waiting messages, its unfinished messages, and the connection to it. Its counters stay.
 
-        Should it speak again, it is met as new.
+        If it sends again, it is a new peer.
         """
         self._submit(lambda: self._engine.forget(peer))
 
@@ -181,26 +181,28 @@ class Endpoint:
         return self._engine.peers.counters()
 
     def flush(self, timeout_s: float) -> bool:
-        """Wait until all that was sent has been acknowledged. False if the time was not enough."""
+        """Wait until all sent messages are acknowledged; False if that takes longer than `timeout_s`."""
         with self._settled:
             done = self._settled.wait_for(lambda: not self._queued_messages or self._stopped, timeout_s)
             return done and not self._queued_messages
 
     def close(self, timeout_s: float = 5.0) -> None:
-        """Say the acknowledgements that are owed, drop the rest (see `flush`), and end the thread. Twice is fine."""
+        """Send the owed acknowledgements, drop all messages (see `flush`), and end the thread. May be called twice."""
         deadline = _clock() + timeout_s
         self._submit(lambda: self._engine.begin_to_close(deadline))
         self._thread.join(timeout_s + 2 * _LINGER_S)
         if self._thread.is_alive():
             name = plain(self.name)
-            raise IsthmusError(f"{name}: the I/O thread did not end within {timeout_s:g} s; a callback blocks it")
+            raise IsthmusError(
+                f"{name}: the I/O thread did not end within {timeout_s:g} s, because a callback blocks it"
+            )
 
     def _has_room(self, message: Message) -> bool:
         return not self._queued_bytes or self._queued_bytes + message.total_bytes <= self._limits.max_queued_bytes
 
     def _submit(self, command: Callable[[], None]) -> None:
         self._commands.append(command)
-        with self._settled:  # flag and wake-up change together, or a late byte would keep the thread spinning
+        with self._settled:  # flag and wake-up change together, or a late wake-up would keep the thread busy
             if not self._awake and not self._stopped:
                 self._awake = True
                 self._sockets.wake()
@@ -216,7 +218,7 @@ class Endpoint:
                 if not engine.turn():
                     self._sockets.wait(engine.next_time() - _clock())
         except BaseException as error:
-            self._receiver.failed(IsthmusError(f"{plain(self.name)}: the I/O thread broke: {error!r}"))
+            self._receiver.failed(IsthmusError(f"{plain(self.name)}: the I/O thread failed: {error!r}"))
             raise
         finally:
             with self._settled:
@@ -225,14 +227,14 @@ class Endpoint:
             self._sockets.close(_LINGER_S)
 
     def _obey(self) -> None:
-        with self._settled:  # before the queue is emptied: a command after that wakes again
+        with self._settled:  # before the queue is emptied, so that a later command wakes the thread again
             self._awake = False
             self._sockets.woken()
         while self._commands:
             self._commands.popleft()()
 
     def _settle(self, messages: Sequence[Message]) -> None:
-        """These are no longer waited for: acknowledged, or dropped."""
+        """These messages have been acknowledged or dropped."""
         if not messages:
             return
         with self._settled:

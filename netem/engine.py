@@ -1,8 +1,9 @@
-"""What an endpoint's I/O thread does, and it alone: the state machines joined to the sockets and the clock.
+"""What an endpoint's I/O thread does: it joins the state machines to the sockets and the clock.
 
-It decides nothing itself: `netem.shaper` says what is written when, `netem.ingress` what is through the receiving NIC,
-`netem.link` what is next in order, `netem.assembly` where it goes, `netem.peers` who is heard; `netem.sockets` holds
-ZeroMQ. No locks are in here: `netem.endpoint` has the thread, and hands in what other threads want.
+The decisions are elsewhere: `netem.shaper` computes when segments are written, `netem.ingress` when they have passed
+the receiving NIC, `netem.link` which one is next in order, `netem.assembly` where its bytes go, `netem.peers` which
+peers are heard. `netem.sockets` has ZeroMQ. There are no locks in here: only the I/O thread calls this module, and
+`netem.endpoint` passes it the commands of other threads.
 """
 
 from __future__ import annotations
@@ -25,15 +26,15 @@ from netem.segments import Message
 from netem.shaper import Shaper
 from netem.sockets import Frame, Sockets
 
-_TICK_S = 0.05  # how often the links' timers are looked at while something is unacknowledged
+_TICK_S = 0.05  # how often the links' timers are checked while something is unacknowledged
 _IDLE_S = 1.0
-_WINDOWS_WAITING = 4  # of a peer for its turn on the receiving NIC: its window, what goes without credit, and room
+_WINDOWS_WAITING = 4  # most bytes of a peer that may wait for the receiving NIC, in windows
 
 _clock = time.monotonic
 
 
 class Engine:
-    """One endpoint's place in the network. `settle` is told of messages that are no longer waited for."""
+    """The state of one endpoint. `settle` is called with messages that are acknowledged or dropped."""
 
     def __init__(
         self,
@@ -66,7 +67,7 @@ class Engine:
         self._changes_at = math.inf
 
     def turn(self) -> bool:
-        """Write and read what is due. False where nothing was to be read: wait until `next_time` then."""
+        """Write and read what is due. False if there was nothing to read: the caller then waits until `next_time`."""
         now = _clock()
         if now >= self._changes_at:
             self._reshape(now)
@@ -80,7 +81,7 @@ class Engine:
         return busy
 
     def next_time(self) -> float:
-        """When `turn` has something to do next, if nothing comes before."""
+        """When `turn` is to be called next, if no frame arrives before."""
         at = min(self._shaper.next_time(), self.closing_by, self._changes_at, _clock() + _IDLE_S)
         if self._ingress is not None:
             at = min(at, self._ingress.next_time())
@@ -90,7 +91,7 @@ class Engine:
 
     def _write(self, now: float) -> None:
         for arrival, lane, segment in self._shaper.poll(now):
-            # One that cannot be routed is lost, like any other; the link's timer sees to it.
+            # A frame that cannot be routed is lost; the link's timer sends it again.
             self._sockets.write(lane.peer, frames.stamped(segment.header, arrival), segment.payload)
             lane.link.written(segment, now)
             counters = self.peers.counters_of(lane.peer)
@@ -122,7 +123,7 @@ class Engine:
         return busy
 
     def _arrived(self, name: str, parts: list[Frame]) -> None:
-        """Check a frame. Nonsense is reported if it comes from a peer, and only counted if it comes from nobody."""
+        """Check a frame. An invalid one is reported if it comes from a peer, and only counted otherwise."""
         nbytes = sum(len(part) for part in parts)
         try:
             if len(parts) != 2:
@@ -144,12 +145,12 @@ class Engine:
         if self._ingress is None:
             self._take(peer, header, payload)
         elif self._ingress.waiting_bytes(name) > _WINDOWS_WAITING * peer.most_window_bytes:
-            peer.counters.dropped += 1  # it ignores its credit, and would fill the memory; a link sends again
+            peer.counters.dropped += 1  # the peer ignores its credit and would fill the memory; it sends again
         else:
             self._ingress.push(name, (name, header, payload), nbytes, peer.clock.arrival(stamp_s, _clock()))
 
     def _take(self, peer: Peer, header: frames.Header, payload: memoryview) -> None:
-        """A frame is through the network: hand it to the link and, if it is the next, to the assembler."""
+        """A frame has passed the network: give it to the link and, if it is the next, to the assembler."""
         link = peer.link
         now = _clock()
         if link.renewed(header):
@@ -202,14 +203,14 @@ class Engine:
         self.peers.trust(peer)
 
     def send(self, name: str, message: Message) -> None:
-        """Queue a message; while it closes, only settle it."""
+        """Queue a message; while the endpoint closes, drop it."""
         if self.closing_by < math.inf:
             self._settle([message])
         else:
             self.peers.meet(name).lane.enqueue(message)
 
     def retire(self, generation: int) -> None:
-        """Drop bulk from before `generation` that is not on the way."""
+        """Drop the bulk messages of earlier generations that still have bytes to send."""
         for _, peer in self.peers:
             self._settle(peer.lane.drop_older(generation))
             peer.assembler.retire(generation)
@@ -222,7 +223,7 @@ class Engine:
             self._settle(self._shaper.remove(name))
 
     def follow(self, schedule: Schedule, began: float) -> None:
-        """Be what `schedule` says from now on."""
+        """Apply `schedule` from now on; `began` is its time 0."""
         self._schedule, self._began = schedule, began
         self._reshape(_clock())
 
@@ -237,12 +238,12 @@ class Engine:
         if self._ingress is not None:
             self._ingress.reshape(profile.nic_down_bps(self._name) or None, now)
         for name, peer in self.peers:
-            if not peer.lane.cut:  # one that is cut keeps what it had
+            if not peer.lane.cut:  # a lane that is cut keeps its window
                 peer.link.resize(*self._sizes(name))
                 peer.most_window_bytes = max(peer.most_window_bytes, peer.link.window_bytes)
 
     def begin_to_close(self, deadline: float) -> None:
-        """Drop what waits; end once the acknowledgements that are owed are written, or at `deadline`."""
+        """Drop all messages; end when the owed acknowledgements have been written, or at `deadline`."""
         self.closing_by = deadline
         for _, peer in self.peers:
             self._settle(peer.lane.abandon())
@@ -264,7 +265,7 @@ class Engine:
         return Peer(link, self._shaper.add(name, link), assembler, counters)
 
     def _sizes(self, peer: str) -> tuple[int, float, float]:
-        """The link's window in bytes, after how many seconds it sends again, and after how many a peer is silent."""
+        """The link's window in bytes, its time until a resend, and its time until a peer counts as silent."""
         round_trip_s = self.profile.round_trip_s(self._name, peer)
         window_bytes = self.profile.credit_bytes(self._name, peer)
         return window_bytes, self._limits.resend_s + round_trip_s, self._limits.silent_s + round_trip_s

@@ -1,7 +1,7 @@
-"""The errors of Isthmus, told apart by who can mend them.
+"""The errors of Isthmus, with a class for each kind of cause.
 
-Everything that a user, a peer or the network can cause is an `IsthmusError` and is shown as one line.
-Faults of our own are assertions, and keep their traceback.
+Everything that a user, a peer or the network can cause is an `IsthmusError` and is shown as one line. Bugs of Isthmus
+itself are assertions, and keep their traceback.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ class IsthmusError(Exception):
 
 
 class ConfigError(IsthmusError, ValueError):
-    """A user's mistake. The message names the key, the value, and what was expected (exit code 2)."""
+    """A user's mistake (exit code 2). The message names the key, the value, and what was expected."""
 
 
 class ProtocolError(IsthmusError):
-    """A peer said something that the protocol does not allow. `peer` is its name on the wire."""
+    """A peer sent something that the protocol does not allow. `peer` is its name on the wire."""
 
     def __init__(self, message: str, *, peer: str = "", generation: int | None = None) -> None:
         where = f"{plain(peer)}: " if peer else ""
@@ -29,7 +29,7 @@ class ProtocolError(IsthmusError):
 
 
 class RunAborted(IsthmusError):
-    """The run ended before its last step; the message says why and names who was lost."""
+    """The run ended before its last step. The message says why, and names the nodes that were lost."""
 
 
 class GenerationOver(IsthmusError):
@@ -37,7 +37,7 @@ class GenerationOver(IsthmusError):
 
 
 class QueueFull(IsthmusError):
-    """What is sent waits for a slower network, and as much as may already does. It can be tried again."""
+    """The send queue is full, because the network is slower than the sender. The call may be repeated later."""
 
 
 class PeerSilent(IsthmusError):

@@ -1,10 +1,10 @@
 """The segment header: MessagePack on the wire, a typed struct in the program.
 
 A frame is two ZeroMQ parts: this header with a stamp behind it, and the raw payload of one segment (empty for an
-acknowledgement). The stamp is put there last, by who writes: when the frame is due to arrive, by its sender's clock.
-Decoding trusts nothing: sizes are capped before parsing, types and ranges are checked by the struct, and what
-does not fit raises `ProtocolError` before anything is allocated for it. Read `netem.link` next for the meaning of
-sequence, ack and incarnation.
+acknowledgement). The stamp is added when the frame is written: the time at which the frame is due to arrive, by the
+sender's clock. Decoding trusts nothing: sizes are capped before parsing, the struct checks types and ranges, and an
+invalid header raises `ProtocolError` before anything is allocated for it. `netem.link` gives the meaning of sequence,
+ack and incarnation.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ class Header(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields
     kind: Kind
     generation: Whole
     incarnation: Whole
-    """Which life of the sender speaks; a restarted process has a higher one."""
+    """The sender's life; a restarted process has a higher number."""
     heard: Whole
-    """Which life of the receiver the sender knows, and `ack` refers to; 0 if none yet."""
+    """The receiver's life that the sender has heard of, and that `ack` refers to; 0 if none yet."""
     sequence: Whole
-    """Number of this segment on the link; of the next one, for an acknowledgement."""
+    """Number of this segment on the link; in an acknowledgement, the number of the next segment."""
     ack: Whole
     """Every segment below this number has arrived."""
     message: Whole = 0
@@ -54,7 +54,7 @@ class Header(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields
     total_bytes: Whole = 0
     checksum: Annotated[int, msgspec.Meta(ge=0, lt=2**32)] = 0
     tag: bytes = b""
-    """Opaque to netem; on the first segment of a message only."""
+    """Bytes of the upper floor, in the first segment of a message only; netem does not read them."""
 
 
 def encode(header: Header) -> bytes:
@@ -63,7 +63,7 @@ def encode(header: Header) -> bytes:
 
 
 def encode_fields(*fields: object) -> bytes:
-    """As `encode`, from the fields in their order: the hot path, which has no use for the struct."""
+    """Like `encode`, from the fields in their order. The hot path spares the struct."""
     packed: bytes = msgpack.packb(fields)
     return packed
 
@@ -74,8 +74,11 @@ def stamped(header: bytes, due_s: float) -> bytes:
 
 
 def unstamped(part: bytes) -> tuple[bytes, float]:
-    """The header and the stamp in seconds. Raises `ProtocolError` where there is no room for both, or where a header of
-    another version begins, which may have no stamp: MessagePack has a short array's mark first, then the version."""
+    """The header and the stamp in seconds.
+
+    Raises `ProtocolError` if the part is too short for both, or if its header is of another version, which may have no
+    stamp. (In MessagePack the version follows the one byte that begins a short array.)
+    """
     if part[:1] and 0x90 <= part[0] <= 0x9F and part[1:2] != bytes([VERSION]):
         raise ProtocolError(f"a frame that is not of version {VERSION}; do both sides run the same release?")
     if len(part) <= STAMP_BYTES:
@@ -84,7 +87,7 @@ def unstamped(part: bytes) -> tuple[bytes, float]:
 
 
 def decode(data: bytes | memoryview, *, max_tag_bytes: int) -> Header:
-    """Parse and validate a header. Raises `ProtocolError`; the caller adds the peer's name."""
+    """Parse and validate a header. Raises `ProtocolError`, to which the caller adds the peer's name."""
     if len(data) > max_tag_bytes + _OVERHEAD_BYTES:
         raise ProtocolError(f"a header of {len(data)} bytes, at most {max_tag_bytes + _OVERHEAD_BYTES} are allowed")
     try:
@@ -112,7 +115,7 @@ def _check(header: Header) -> None:
 
 
 def check_payload(header: Header, nbytes: int) -> None:
-    """Raise `ProtocolError` where a payload of `nbytes` cannot belong to `header`."""
+    """Raise `ProtocolError` if a payload of `nbytes` cannot belong to `header`."""
     if nbytes > MAX_SEGMENT_BYTES:
         raise ProtocolError(f"a segment of {nbytes} bytes, at most {MAX_SEGMENT_BYTES} are allowed")
     if header.kind is Kind.ACK:
@@ -125,5 +128,5 @@ def check_payload(header: Header, nbytes: int) -> None:
 
 
 def intact(header: Header, payload: memoryview) -> bool:
-    """Whether the payload is the one that the checksum was made of."""
+    """Whether the payload matches the header's checksum."""
     return zlib.crc32(payload) == header.checksum

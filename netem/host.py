@@ -1,9 +1,9 @@
-"""What this host can carry, measured, against what a profile asks of it.
+"""What this host can carry, measured, and whether it is enough for a profile.
 
-An emulated 100 Gbit/s on a loopback that carries 10 is a lie unless it is said. `measure` sends through two real
-endpoints, unshaped, in the segments that the profile would use; both run in this process and share its interpreter,
-so the figure is rather low than high. `warning` is for whoever starts a run, before it starts; what a profile is
-worth here in detail, `netem.verify` measures.
+A loopback that carries 10 Gbit/s cannot emulate 100, and a run must say so. `measure` sends through two real endpoints,
+unshaped, in segments of the size that the profile would use. Both run in this process and share its interpreter, so the
+figure is too low rather than too high. `warning` is shown before a run starts; `netem.verify` measures a profile in
+detail.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ _TIMEOUT_S = 5.0
 def warning(profile: Profile, nodes: int, *, links: int | None = None, measured_bps: float | None = None) -> str | None:
     """One sentence if this host cannot carry `profile` with `nodes` nodes on it, else None.
 
-    `links` is how many links are busy at once: by default all, each node sending to each other. In scope `nic` a
-    node sends no faster than its NIC. `measured_bps` spares the measurement (about 0.3 s).
+    `links` is the number of links that are busy at once; by default all, from each node to each other. In scope `nic`
+    the number of NICs counts instead. With `measured_bps` nothing is measured, which would take about 0.3 s.
     """
     rate_bps = profile.rate_bps
     if rate_bps is None or nodes < 2:
@@ -39,15 +39,15 @@ def warning(profile: Profile, nodes: int, *, links: int | None = None, measured_
     if measured_bps >= asked_bps:
         return None
     return (
-        f"profile {profile.name} asks for {format_rate(rate_bps)} × {busy} {what} = {format_rate(asked_bps)} where all "
-        f"are busy at once; this host carries about {format_rate(float(f'{measured_bps:.2g}'))} over loopback: "
-        "where the run needs more than that, its times are this host's, not the profile's; slow the emulated clock "
-        f"down with --net.dilation {mending_dilation(asked_bps, measured_bps) * profile.dilation:g}"
+        f"profile {profile.name} asks for {format_rate(rate_bps)} × {busy} {what} = {format_rate(asked_bps)} when all "
+        f"are busy at once, and this host carries about {format_rate(float(f'{measured_bps:.2g}'))} over loopback; "
+        "where the run needs more than that, its times are those of this host and not of the profile; slow the "
+        f"emulated clock down with --net.dilation {mending_dilation(asked_bps, measured_bps) * profile.dilation:g}"
     )
 
 
 def measure(profile: Profile) -> float:
-    """Bits per second, payload, that one flow of segments carries from endpoint to endpoint on this host's loopback."""
+    """Payload bits per second that one flow of segments carries between two endpoints over this host's loopback."""
     segment_bytes = profile.segment_bytes(profile.rate_bps)
     unshaped = Profile(name="measurement", segment_size_bytes=segment_bytes)
     receiver = _Sink()
@@ -74,10 +74,10 @@ def _measure(source: Endpoint, receiver: _Sink) -> float:
 
     def wait() -> None:
         if not receiver.arrived.acquire(timeout=_TIMEOUT_S):
-            raise IsthmusError(f"the loopback measurement got nothing through in {_TIMEOUT_S:g} s: {receiver.error}")
+            raise IsthmusError(f"nothing arrived in {_TIMEOUT_S:g} s while the loopback was measured: {receiver.error}")
 
     send()
-    wait()  # connected and warm
+    wait()  # the connection is up
     send()
     send()
     start = time.monotonic()

@@ -1,16 +1,17 @@
-"""The receiving NIC, in scope `nic`: what all senders share on the way in. Arithmetic, no I/O, no clock.
+"""The receiving NIC in scope `nic`, which all senders to a node share. Arithmetic, no I/O, no clock.
 
-Start-time fair queueing (Goyal, Vin and Cheng, 1996) over senders: whoever has been served least is served next, so
-senders that have more for this node than their share get equal shares, and one that has less gets all it wants:
-max-min fairness, segment by segment. Nothing is acknowledged before it is through, so credit pushes back on the
-senders and bounds what waits here to a window of each; of one that ignores it `netem.engine` takes no more.
+Start-time fair queueing (Goyal, Vin and Cheng, 1996) over senders: the sender that has been served least is served
+next. Senders that have more for this node than their share get equal shares, and a sender that has less gets all that
+it asks for: max-min fairness, segment by segment. A segment is acknowledged only after it has passed, so credit slows
+the senders down and bounds the waiting bytes to one window per sender; `netem.engine` drops the frames of a sender that
+ignores its credit.
 
-Virtual cut-through: a segment has been trickling in while it was serialised at its sender, so it may be served from
-that long before its arrival on, and an uncontended transfer is not delayed twice.
+Virtual cut-through: a segment's bytes come in while its sender serialises them, so its service may begin that long
+before its arrival, and a transfer that has the NIC for itself is not delayed twice.
 
-Arrivals are those that the sender's shaper meant (`SenderClock`), not the moments at which this host came round to
-reading: what comes late because a process had to wait for a core is served in the time at which it would have been.
-Else each such wait would be lost to the NIC for good, and a full line would fall behind by the longest of them.
+The arrival is the one that the sender's shaper computed (`SenderClock`), not the time at which this host read the
+frame. A frame that is read late, because the process waited for a core, is served as if it had been read in time.
+Otherwise the NIC would lose each such wait, and a full line would fall behind by the longest of them.
 """
 
 from __future__ import annotations
@@ -22,31 +23,31 @@ from typing import Generic, NamedTuple, TypeVar
 
 from netem.bucket import TokenBucket
 
-_LEAST_IDLE_S = 0.0001  # shorter pauses are not worth remembering
-_MOST_IDLE = 64  # and older ones than so many are forgotten
-_WINDOW_S = 5.0  # clocks of two machines drift apart, by half a millisecond a second at most (NTP's slew)
-_MOST_LATE_S = 1.0  # what a host may have been late by; a stamp that says more is wrong, or of a clock that began anew
+_LEAST_IDLE_S = 0.0001  # shorter pauses are not recorded
+_MOST_IDLE = 64  # how many pauses are recorded; the oldest are forgotten first
+_WINDOW_S = 5.0  # clocks of two machines drift apart, by half a millisecond per second at most (NTP's slew)
+_MOST_LATE_S = 1.0  # the latest that a host may read a frame; a stamp that says more is wrong, or its clock was reset
 
 T = TypeVar("T")
 
 
 class SenderClock:
-    """When frames of one sender were due, by this host's clock: the least delay seen lately is the way's own."""
+    """When the frames of one sender were due, by this host's clock. The least delay seen lately is that of the wire."""
 
     __slots__ = ("_before_s", "_least_s", "_since")
 
     def __init__(self) -> None:
-        self._least_s = self._before_s = math.inf  # of this window and the one before it
+        self._least_s = self._before_s = math.inf  # least delay in the window before, and in this one
         self._since = -math.inf
 
     def arrival(self, stamp_s: float, now: float) -> float:
-        """Of a frame with the sender's stamp, read now: never later than that, nor much earlier, whatever it says."""
+        """When a frame with this stamp, read `now`, was due: never after `now`, and at most 1 s before it."""
         if now - self._since >= _WINDOW_S:
             self._before_s = self._least_s if now - self._since < 2 * _WINDOW_S else math.inf
             self._least_s, self._since = math.inf, now
         self._least_s = min(self._least_s, now - stamp_s)
         due = stamp_s + min(self._least_s, self._before_s)
-        return max(now - _MOST_LATE_S, min(now, due))  # not later by rounding either
+        return max(now - _MOST_LATE_S, min(now, due))  # `min` again: rounding may have made it later
 
 
 class _Waiting(NamedTuple, Generic[T]):
@@ -57,19 +58,19 @@ class _Waiting(NamedTuple, Generic[T]):
 
 
 class Ingress(Generic[T]):
-    """Items of type `T` on their way through one NIC. `rate_bps=None` is unlimited."""
+    """Items of type `T` that pass one NIC. `rate_bps=None` is unlimited."""
 
     def __init__(self, rate_bps: float | None) -> None:
         self._bucket = TokenBucket(rate_bps)
-        self._idle: list[tuple[float, float]] = []  # when the bucket lately had nothing to do
-        self._queues: dict[str, deque[_Waiting[T]]] = {}  # of those that have something waiting
-        self._waiting_bytes: dict[str, int] = {}  # of the same
+        self._idle: list[tuple[float, float]] = []  # the bucket's latest pauses
+        self._queues: dict[str, deque[_Waiting[T]]] = {}  # by sender; only senders with waiting items
+        self._waiting_bytes: dict[str, int] = {}  # the same senders
         self._served: dict[str, float] = {}  # virtual time, in bytes: where each sender's next segment starts
         self._virtual = 0.0
         self._leaving: deque[tuple[float, T]] = deque()
 
     def push(self, sender: str, item: T, nbytes: int, arrival: float) -> None:
-        """Something of `nbytes` on the wire has arrived. What one sender has sent stays in order."""
+        """An item of `nbytes` on the wire has arrived. The items of one sender stay in order."""
         if sender not in self._queues:
             self._queues[sender] = deque()
             self._served[sender] = max(self._virtual, self._served.get(sender, 0.0))  # idle time earns nothing
@@ -77,23 +78,23 @@ class Ingress(Generic[T]):
         self._queues[sender].append(_Waiting(item, nbytes, arrival, arrival - self._bucket.duration(nbytes)))
 
     def waiting_bytes(self, sender: str) -> int:
-        """What of this sender has not had its turn."""
+        """Bytes of this sender that have not been served."""
         return self._waiting_bytes.get(sender, 0)
 
     def poll(self, now: float) -> Iterator[T]:
-        """What is through by `now`, in order."""
+        """The items that have passed by `now`, in order."""
         while self._queues and (start := self._next_start()) <= now:
             self._serve(start)
         while self._leaving and self._leaving[0][0] <= now:
             yield self._leaving.popleft()[1]
 
     def next_time(self) -> float:
-        """When `poll` has something to do next."""
+        """When `poll` is to be called next; infinite if nothing waits."""
         at = self._leaving[0][0] if self._leaving else math.inf
         return min(at, self._next_start()) if self._queues else at
 
     def reshape(self, rate_bps: float | None, now: float) -> None:
-        """From `now` on, another rate; what is halfway through goes on at that."""
+        """Take another rate from `now` on; items that have partly passed continue at that rate."""
         before_bps = self._bucket.rate_bps
         self._bucket.reshape(rate_bps, 0, now)
         self._idle.clear()
@@ -107,7 +108,7 @@ class Ingress(Generic[T]):
                 self._leaving[place] = (self._bucket.reserve(rest_bytes, now), item)
 
     def _next_start(self) -> float:
-        """When the next segment's turn begins."""
+        """When the service of the next item begins."""
         return max(self._bucket.free_at, min(queue[0].ready for queue in self._queues.values()))
 
     def _serve(self, start: float) -> None:
@@ -126,7 +127,7 @@ class Ingress(Generic[T]):
         self._leaving.append((through, entry.item))
 
     def _made_up_bytes(self, entry: _Waiting[T]) -> float:
-        """How much of it went through in idle time that was over before this host came round to it."""
+        """How many of its bytes would have passed in recorded pauses, had this host read it in time."""
         free_at, rate_bps = self._bucket.free_at, self._bucket.rate_bps
         if rate_bps is None:
             return 0.0
@@ -148,7 +149,7 @@ class Ingress(Generic[T]):
         return entry.nbytes - missing_s * rate_bps / 8
 
     def _forget_even(self) -> None:
-        """Senders that are idle and not ahead of the others need no memory."""
+        """Forget senders that are idle and have had no more than the others."""
         for sender, served in list(self._served.items()):
             if sender not in self._queues and (not self._queues or served <= self._virtual):
                 del self._served[sender]

@@ -1,9 +1,9 @@
-"""Which segment goes next: lanes with their queues, and the ports at which they meet. No I/O, no clock.
+"""Which segment is next: lanes with their queues, and the ports that they share. No I/O, no clock.
 
 Each peer has a lane with an urgent queue and bulk flows; flows take turns by deficit round robin. In scope `link`
-every lane has a port of its own with the link's bucket; in scope `nic` all lanes meet at one port with the egress
-bucket, and a lane may have a slower bucket of its own on top. A segment is chosen as late as it may be, when its
-serialisation begins, so that control overtakes bulk. When it leaves and arrives is `netem.shaper`'s business.
+every lane has a port of its own with the link's bucket. In scope `nic` all lanes share one port with the egress bucket,
+and a lane may have a slower bucket of its own too. A segment is chosen as late as possible, when its serialisation
+begins, so that control messages overtake bulk. `netem.shaper` computes when it leaves and arrives.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _MOST_SLACK_S = 0.002
 
 
 class Flow:
-    """Messages to one peer that keep their order, and share the lane with other flows."""
+    """Messages to one peer that keep their order. The flows of a lane take turns."""
 
     __slots__ = ("deficit", "fresh", "lane", "messages", "served", "waiting")
 
@@ -29,28 +29,28 @@ class Flow:
         self.lane = lane
         self.messages: deque[Message] = deque()
         self.deficit = 0
-        self.fresh = False  # has just joined the port's ring, and not had a turn yet
-        self.waiting = False  # in the port's ring
+        self.fresh = False  # has joined the port's ring, and has had no turn yet
+        self.waiting = False  # is in the port's ring
         self.served = False  # has had its quantum for this turn
 
 
 class Lane:
-    """The way to one peer: its queues, and the link that numbers what goes."""
+    """The queues of messages to one peer, and the link that numbers their segments."""
 
     def __init__(self, peer: str, link: Link, port: Port, bucket: TokenBucket | None, delay: Delay) -> None:
         self.peer = peer
-        self.place = (peer < port.name, peer)  # among the port's lanes, in the order of names from its own on
+        self.place = (peer < port.name, peer)  # order among the port's lanes: names after the node's own first
         self.link = link
         self.port = port
-        self.bucket = bucket  # its own, beside the port's
+        self.bucket = bucket  # its own, in addition to the port's
         self.delay = delay
-        self.epoch = 0  # rises when what is on the way has become pointless
+        self.epoch = 0  # rises when segments under way are no longer to be sent
         self.urgent: deque[Message] = deque()
         self.flows: dict[int, Flow] = {}
         self.open: dict[int, Message] = {}  # not yet acknowledged as a whole, in order of identity
-        self.stalled_s = 0.0  # time that the link idled for want of credit that this host owes, over all
+        self.stalled_s = 0.0  # total time that the link was idle because this host gave credit late
         self.reshaped_at = -math.inf
-        self.pair_bps: float | None = None  # what the profile lets through while no other lane is in use
+        self.pair_bps: float | None = None  # what the profile lets through while no other lane is used
         self._since_stall_bytes = 0
         self._next_ident = 0
 
@@ -66,27 +66,27 @@ class Lane:
 
     @property
     def slack_s(self) -> float:
-        """How long a choice may wait: the segment arrives later than that anyway."""
+        """How long a choice may be put off. The segment's latency is longer, so it is not late for that."""
         shape = self.delay.shape
         return min((shape.latency_s - shape.jitter_s) / 4, _MOST_SLACK_S)
 
     @property
     def rate_bps(self) -> float | None:
-        """What its next segment leaves at."""
+        """The rate at which its next segment leaves."""
         own_bps = None if self.bucket is None else self.bucket.rate_bps
         return slowest(own_bps, self.port.bucket.rate_bps)
 
     def reserve(self, nbytes: float, ready: float) -> float:
-        """Book bytes on all that they pass; return their departure."""
+        """Reserve bytes in all buckets that they pass; return their departure."""
         buckets = (self.port.bucket,) if self.bucket is None else (self.port.bucket, self.bucket)
         return reserve_jointly(buckets, nbytes, ready)
 
     def count_stall(self, segment: Segment, ready: float) -> None:
-        """`segment` goes once credit is there, `ready`: add for how long it could have gone before, if it could.
+        """Count the time for which the link was idle, and `segment` waited for credit until `ready`.
 
-        The window covers the round trip and more, so what is late is this host: the process at the other end, or this
-        one. Credit is rightly late behind a loss or a change of the link, where nothing is counted, and where others
-        share a NIC: there, what lasts longer than if all lanes took turns.
+        The window covers the round trip and more, so late credit is the fault of this host: of the receiving process
+        or of this one. After a loss or a change of the link, late credit is right, and nothing is counted. Where lanes
+        share a NIC, only the time beyond that of equal turns of all lanes is counted.
         """
         message = segment.message
         if message is None or message.urgent or self.delay.shape.loss or message.queued_at < self.reshaped_at:
@@ -108,7 +108,7 @@ class Lane:
         self._queue(message)
 
     def restart(self) -> None:
-        """Queue again, from its first byte, all that has not been acknowledged as a whole."""
+        """Queue all messages again, from their first byte, that were not acknowledged as a whole."""
         self._clear()
         self.epoch += 1
         for message in self.open.values():
@@ -116,7 +116,7 @@ class Lane:
             self._queue(message)
 
     def abandon(self) -> list[Message]:
-        """Empty the lane, but for what is on the way; return the messages given up."""
+        """Drop and return all messages. Segments that have been scheduled are still sent."""
         self._clear()
         dropped = list(self.open.values())
         self.open.clear()
@@ -124,9 +124,9 @@ class Lane:
         return dropped
 
     def drop_older(self, generation: int) -> list[Message]:
-        """Drop the bulk messages from before `generation` as far as they are not on the way; return them.
+        """Drop and return the bulk messages of generations before `generation` that still have bytes to send.
 
-        The peer would drop them too, but only after they have used up the link.
+        The peer would drop them as well, but only after they had used the link.
         """
         dropped = []
         for flow in self.flows.values():
@@ -141,7 +141,7 @@ class Lane:
         return dropped
 
     def finish(self, released: list[Segment]) -> list[Message]:
-        """The messages that `released`, acknowledged segments, complete."""
+        """The messages that are complete with the acknowledged segments `released`."""
         done = []
         for segment in released:
             message = segment.message
@@ -150,7 +150,7 @@ class Lane:
         return done
 
     def sendable(self, segment_bytes: int) -> bool:
-        """Whether something but an acknowledgement could go, as far as credit is concerned."""
+        """Whether credit allows a segment to be sent, acknowledgements apart."""
         link = self.link
         if link.must_repeat:
             return True
@@ -179,7 +179,7 @@ class Lane:
 
 
 class Port:
-    """Lanes of the node `name` that share one bucket, one segment at a time."""
+    """Lanes of the node `name` that share one bucket, which sends one segment at a time."""
 
     def __init__(self, name: str, bucket: TokenBucket, segment_bytes: int) -> None:
         self.name = name
@@ -189,10 +189,10 @@ class Port:
         self.ring: deque[Flow] = deque()
 
     def wakes_at(self) -> float:
-        """When the next segment is to be chosen, at the latest.
+        """The latest time to choose the next segment.
 
-        That is a little after it could begin: deadlines are absolute, so a choice made late costs nothing while it
-        is made well before the segment's arrival, and one wake-up then serves a choice and a write.
+        It is a little after the segment could begin. Deadlines are absolute, so a late choice costs nothing if it comes
+        well before the segment's arrival, and one wake-up then serves both a choice and a write.
         """
         earliest = math.inf
         for lane in self.lanes:
@@ -203,10 +203,11 @@ class Port:
         return earliest
 
     def join(self, flow: Flow) -> None:
-        """`flow` has something to send: it goes behind all that wait, but among those that came with it, by `place`.
+        """Put `flow`, which has a message, at the end of the ring; flows that came together are sorted by `place`.
 
-        When every node sends to every other at once, each then begins with another one. Did all begin with the same,
-        its NIC would be late for the last of them by a segment for each node, which no network of packets is.
+        So when every node sends to every other at once, each begins with another peer. If all began with the same peer,
+        its NIC would receive a segment from each of them before the last peer's NIC received any, and the last transfer
+        would be late by that much; in a network of packets it is not.
         """
         since = flow.messages[0].queued_at - _MOST_SLACK_S
         behind: list[Flow] = []
@@ -218,12 +219,12 @@ class Port:
 
     @staticmethod
     def _yields(other: Flow, flow: Flow, since: float) -> bool:
-        """Whether `other` lets `flow` go first. Only for a moment after it came, so that nobody is held up for long."""
+        """Whether `flow` goes before `other`. Only where both came within a moment, so that no flow waits for long."""
         came_with_it = other.fresh and bool(other.messages) and other.messages[0].queued_at >= since
         return came_with_it and other.lane.place > flow.lane.place
 
     def choose(self, now: float) -> tuple[Lane, Segment, float] | None:
-        """The next segment, its header written, and since when it has been ready; None if there is none by `now`."""
+        """The next segment with its header, and the time at which it was ready; None if none is ready by `now`."""
         return self._control(now) or self._bulk(now)
 
     def _control(self, now: float) -> tuple[Lane, Segment, float] | None:
@@ -242,7 +243,7 @@ class Port:
         return None
 
     def _bulk_carries(self, lane: Lane) -> bool:
-        """Whether the acknowledgement that `lane` owes may ride on the segment that goes now anyway."""
+        """Whether a data segment will carry the acknowledgement that `lane` owes, so that it needs no frame."""
         return len(self.lanes) == 1 and lane.sendable(self.segment_bytes)
 
     def _turn(self, lane: Lane) -> Lane:
@@ -252,7 +253,7 @@ class Port:
         return lane
 
     def _bulk(self, now: float) -> tuple[Lane, Segment, float] | None:
-        """Deficit round robin (Shreedhar and Varghese, 1995), one segment a call; the quantum is a full segment."""
+        """Deficit round robin (Shreedhar and Varghese, 1995): one segment per call; the quantum is a full segment."""
         ring = self.ring
         visits = 2 * len(ring)
         while visits and ring:
@@ -261,7 +262,7 @@ class Port:
             if not flow.messages:
                 ring.popleft()
                 flow.waiting = flow.served = False
-                flow.deficit = 0  # an idle flow saves nothing up
+                flow.deficit = 0  # an idle flow keeps no credit
                 continue
             lane = flow.lane
             nbytes = flow.messages[0].next_bytes(self.segment_bytes)

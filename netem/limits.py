@@ -1,6 +1,6 @@
-"""The caps and deadlines of an endpoint: what bounds its memory and its patience.
+"""The caps and deadlines of an endpoint: they bound its memory and how long it waits.
 
-They are properties of the program, not of the emulated network (that is `netem.profile`).
+They belong to the program, not to the emulated network (`netem.profile`).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ COPY_BYTES = 64 * KIB
 """ZeroMQ's zero-copy bookkeeping pays only above this; smaller payloads are copied."""
 
 MAX_SEGMENT_BYTES = MIB
-"""No frame is larger: a larger one on a slow link starves heartbeats and is cut off by libzmq."""
+"""The largest frame. On a slow link, a larger one would delay heartbeats until libzmq closes the connection."""
 
 MAX_NAME_BYTES = 128
 
@@ -23,20 +23,20 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """Sizes in bytes, times in seconds. The defaults suit a run; tests shorten them."""
 
     max_queued_bytes: int = 1024 * MIB
-    """Bytes accepted by `send` and not yet acknowledged, over all peers: references, not copies. Urgent messages are
-    beside this, and a single message may exceed it."""
+    """Bytes accepted by `send` and not yet acknowledged, over all peers: references, not copies. Urgent messages do
+    not count, and a single message may exceed the limit."""
     max_message_bytes: int = 2 * 1024 * MIB
-    """One message's payload, announced by its first segment: larger is refused before anything is allocated."""
+    """Payload of one message. Its first segment states the size; a larger message is refused before allocation."""
     max_tag_bytes: int = 256 * KIB
     max_open_messages: int = 256
-    """Messages that one peer may have begun and not finished."""
+    """Unfinished messages of one peer."""
     max_strangers: int = 256
-    """Peers that were heard, and neither dialled nor trusted. A new one takes the place of the one longest unheard;
-    with 0, nobody is heard that was not dialled."""
+    """Peers that have called this endpoint, and were neither dialled nor trusted. A new one replaces the one that has
+    been silent for longest. With 0, only peers that were dialled are heard."""
     silent_s: float = 30.0
-    """A peer that owes an acknowledgement and has not been heard for so long, beside the link's own round trip, is
-    reported as failed."""
+    """A peer that owes an acknowledgement is reported as failed when it has not been heard for this time plus the
+    link's round trip."""
     resend_s: float = 1.0
-    """Slack on top of the link's own round trip before unacknowledged segments are sent again."""
+    """Unacknowledged segments are sent again after this time plus the link's round trip."""
     ack_delay_s: float = 0.01
-    """How long an acknowledgement waits for a data segment to ride on."""
+    """How long an acknowledgement waits for a data segment that can carry it."""

@@ -1,14 +1,14 @@
 """Reliable, in-order delivery between two endpoints over a wire that may lose, repeat and reorder: no I/O, no clock.
 
 ZeroMQ delivers at most once and counts messages, not bytes; so sequence numbers, cumulative acknowledgement, resend
-and credit are here. The sender half has at most `window_bytes` unacknowledged, which bounds the memory of everybody
-on the way. After a timeout without progress it probes with the oldest segment alone, and goes back to all of the
-rest once that one is acknowledged: a dead peer costs one segment a timeout. The receiver half takes segments in
-order and drops the others.
+and credit are here. The sender half has at most `window_bytes` unacknowledged, which bounds memory at both ends and in
+between. After a timeout without progress it sends the oldest segment alone, as a probe. Once the probe is acknowledged,
+all segments behind it are sent again. So a dead peer costs one segment per timeout. The receiver half takes segments in
+order and drops all others.
 
-Lives: a header says which `incarnation` of its sender speaks and which one of its receiver it has `heard`. A
-process that returns is a new life: both directions start over at 0, and frames meant for a dead life are not taken.
-Read `netem.lane` next: it asks a link what may go, and `netem.engine` tells it what came.
+Lives: a header has the `incarnation` of its sender, and in `heard` that of its receiver, as far as the sender has heard
+of it. A restarted process is a new life: both directions start over at 0, and frames for an earlier life are dropped.
+Read `netem.lane` next, which asks a link what may be sent; `netem.engine` passes in the frames that arrive.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ class Verdict(Enum):
     """What to do with a received frame's payload."""
 
     NEXT = auto()  # it is the next in order: check it, then `accept` it
-    REPEATED = auto()  # already there; acknowledged again
-    EARLY = auto()  # something before it is missing; its sender will repeat it
-    FOREIGN = auto()  # from, or meant for, a life that is over
+    REPEATED = auto()  # it had arrived before, and is acknowledged again
+    EARLY = auto()  # a segment before it is missing; the sender will repeat it
+    FOREIGN = auto()  # it comes from an earlier life of the peer, or is meant for another life of this endpoint
     ACK = auto()  # no payload
 
 
 class Silence(Enum):
-    """What a link's timer found."""
+    """The result of a link's timer."""
 
     NONE = auto()
     RESEND = auto()  # the oldest segment is to be sent again
-    DEAD = auto()  # the peer owes an acknowledgement and has not been heard for too long; said once
+    DEAD = auto()  # the peer owes an acknowledgement and has not been heard for too long; returned once
 
 
 class Link:
@@ -58,21 +58,21 @@ class Link:
         self.resize(window_bytes, resend_s, silent_s)
         self._run_id = run_id
         self._ack_delay_s = ack_delay_s
-        self._confirmed = False  # the peer has shown that it knows this life
+        self._confirmed = False  # the peer has shown that it has heard of this life
         # Receiver half.
         self._expected = 0
         self._owed_bytes = 0
         self.ack_due = math.inf
         # Sender half.
         self.in_flight_bytes = 0
-        self.stuck_since: float | None = None  # since when something cannot leave, because the link is cut
-        self.ready_at = -math.inf  # since when credit has been there, where it had run out
+        self.stuck_since: float | None = None  # since when a message cannot leave, because the link is cut
+        self.ready_at = -math.inf  # when credit last returned after it had run out
         self.released: list[Segment] = []
         """Segments acknowledged since the caller last emptied this list."""
         self._unacked: deque[Segment] = deque()
         self._next = 0
         self._waiting_for_credit = False
-        self._resend_index = 0  # where in `_unacked` the repetition stands; at its end, there is none
+        self._resend_index = 0  # the place in `_unacked` of the next segment to repeat
         self._repeating = False
         self._probing = False
         self._backoff = 1.0
@@ -81,16 +81,16 @@ class Link:
         self._reported = False
 
     def resize(self, window_bytes: int, resend_s: float, silent_s: float) -> None:
-        """Another window and other patience from now on; more may be in flight for a while."""
+        """Take another window and other timeouts from now on. For a while, more than the window may be in flight."""
         self.window_bytes = window_bytes
-        self._urgent_bytes = window_bytes + window_bytes // 8  # control never waits for credit held by bulk
+        self._urgent_bytes = window_bytes + window_bytes // 8  # room that bulk cannot use up
         self._resend_s = resend_s
         self._silent_s = silent_s
 
     # ── Sender half ──────────────────────────────────────────────────────────────────────────────────────────────
 
     def has_credit(self, nbytes: int, urgent: bool) -> bool:
-        """Whether a new segment may go now. One may always go when nothing is in flight."""
+        """Whether a new segment may be sent now. One may always be sent when nothing is in flight."""
         limit = self._urgent_bytes if urgent else self.window_bytes
         if not self._unacked or (self.in_flight_bytes + nbytes <= limit and not self._probing):
             return True
@@ -99,7 +99,7 @@ class Link:
 
     @property
     def must_repeat(self) -> bool:
-        """Whether a repetition is to be sent before anything new."""
+        """Whether a segment is to be sent again before any new one."""
         return self._repeating and not (self._probing and self._resend_index)
 
     def stamp(self, segment: Segment) -> None:
@@ -111,7 +111,7 @@ class Link:
         self._write_header(segment)
 
     def repeat(self) -> Segment:
-        """The segment to be sent again now, with a fresh header. Ask `must_repeat` first."""
+        """The segment to be sent again now, with a new header. Only while `must_repeat` is true."""
         segment = self._unacked[self._resend_index]
         self._resend_index += 1
         if self._resend_index == len(self._unacked):
@@ -121,7 +121,7 @@ class Link:
         return segment
 
     def acknowledgement(self) -> Segment:
-        """A frame that only acknowledges."""
+        """A frame without payload that carries an acknowledgement."""
         segment = Segment(None, 0, b"", 0, last=False)
         segment.header = encode_fields(
             VERSION, self._run_id, int(Kind.ACK), 0, self.incarnation, self.peer_incarnation, self._next, self._expected
@@ -131,17 +131,17 @@ class Link:
         return segment
 
     def written(self, segment: Segment, now: float) -> None:
-        """The segment is on the wire; from here on its acknowledgement is awaited."""
+        """The segment is on the wire: its acknowledgement is awaited from now on."""
         if segment.written_at is None:
             segment.written_at = now
 
     def stick(self, since: float) -> None:
-        """Something cannot leave, and the peer owes an answer to it all the same; until `stuck_since` is None again."""
+        """A message cannot leave, yet silence of the peer counts as if it had, until `stuck_since` is None again."""
         if self.stuck_since is None:
             self.stuck_since = since
 
     def check(self, now: float) -> Silence:
-        """The timer: to be called now and then while messages are unacknowledged (a coarse tick will do)."""
+        """The timer. Call it now and then while messages are unacknowledged; a coarse tick is enough."""
         waiting_since = self._waiting_since()
         owed_since = min((at for at in (waiting_since, self.stuck_since) if at is not None), default=now)
         if now - max(owed_since, self._heard_at) >= self._silent_s and not self._reported:
@@ -159,7 +159,7 @@ class Link:
         return Silence.RESEND
 
     def _waiting_since(self) -> float | None:
-        """Since when the oldest unacknowledged segment has been on the wire; None while there is none."""
+        """When the oldest unacknowledged segment was written; None if there is none or it has not been written."""
         return self._unacked[0].written_at if self._unacked else None
 
     def _write_header(self, segment: Segment) -> None:
@@ -190,10 +190,10 @@ class Link:
     # ── Receiver half ────────────────────────────────────────────────────────────────────────────────────────────
 
     def renewed(self, header: Header) -> bool:
-        """Learn the peer's life from a frame. True if it is a new one, to which nothing sent so far matters.
+        """Take the peer's life from a frame. True if the peer has restarted, and so lost all that was sent to it.
 
-        The link has then started over; the caller drops what it had half received, and queues again what had not
-        been acknowledged as a whole.
+        The link has then started over. The caller drops unfinished incoming messages, and queues again the outgoing
+        ones that were not acknowledged as a whole.
         """
         if header.incarnation <= self.peer_incarnation:
             return False
@@ -207,7 +207,7 @@ class Link:
         return reborn
 
     def restart(self) -> None:
-        """Forget everything sent; numbering starts at 0."""
+        """Forget all segments sent; numbering starts at 0 again."""
         self._unacked.clear()
         self.in_flight_bytes = self._next = self._resend_index = 0
         self._repeating = self._probing = False
@@ -215,7 +215,7 @@ class Link:
         self._reported = False
 
     def receive(self, header: Header, now: float) -> Verdict:
-        """Take note of a frame: its acknowledgement is worked in (see `released`), its payload is judged."""
+        """Take a frame's acknowledgement (see `released`), and say what to do with its payload."""
         if header.incarnation != self.peer_incarnation:
             return Verdict.FOREIGN
         self._heard_at = now
@@ -223,7 +223,7 @@ class Link:
             self._confirmed = True
             self._acknowledge(header.ack, now)
         elif header.heard or self._confirmed:
-            self.ack_due = min(self.ack_due, now)  # tells the peer which life it is talking to
+            self.ack_due = min(self.ack_due, now)  # tells the peer the number of this life
             return Verdict.FOREIGN
         if header.kind is Kind.ACK:
             return Verdict.ACK
@@ -233,10 +233,10 @@ class Link:
         return Verdict.REPEATED if header.sequence < self._expected else Verdict.EARLY
 
     def accept(self, nbytes: int, now: float) -> None:
-        """The payload judged `NEXT` was sound and is taken; its acknowledgement is owed."""
+        """The payload with the verdict `NEXT` was intact: its acknowledgement is owed."""
         self._expected += 1
         self._owed_bytes += nbytes
-        # The sender's window is like ours: do not let it run dry for want of a word.
+        # The sender's window is as large as this one: acknowledge at once before it runs out of credit.
         due = now if self._owed_bytes * 4 >= self.window_bytes else now + self._ack_delay_s
         if due < self.ack_due:
             self.ack_due = due
@@ -245,7 +245,8 @@ class Link:
         unacked = self._unacked
         if not unacked or ack <= unacked[0].sequence or ack > self._next:
             return
-        # A probe that was missing: so is the rest. If more had arrived than the probe, the timeout came too soon.
+        # If the probe was missing, so are the segments behind it. If more than the probe is acknowledged, they had
+        # arrived, and the timeout came too soon.
         lost = self._probing and self._resend_index > 0 and ack == unacked[0].sequence + 1
         while unacked and unacked[0].sequence < ack:
             segment = unacked.popleft()

@@ -1,17 +1,17 @@
-"""The two names of a peer: the one that people read, and the one that the wire knows.
+"""The two names of a peer: one for people, and one for the wire.
 
-On the wire a node is `name~random`: no two processes share that, not even two of one name, so nobody is taken for
-another and nobody takes another's connection over. People, profiles and messages only know the part before the `~`.
-`netem.endpoint.unique` makes such a name.
+On the wire a node is called `name~random`. No two processes have the same wire name, even if people gave them the same
+name, so a process cannot be mistaken for another or take over its connection. People, profiles and messages use only
+the part before the `~`. `netem.endpoint.unique` makes a wire name.
 """
 
 from __future__ import annotations
 
 SEPARATOR = "~"
 OPERATOR = "(operator)"
-"""Who changes a running network from outside it (`coordinator.operator`). No node can bear that name."""
+"""The name of the endpoint that changes a running network (`coordinator.operator`). No node can have it."""
 
 
 def plain(peer: str) -> str:
-    """The name that people read: the whole, where it has no random part."""
+    """The name for people: the part before the `~`, or the whole name if it has none."""
     return peer.partition(SEPARATOR)[0]

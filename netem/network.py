@@ -1,15 +1,14 @@
-"""A network in numbers: bits per second, seconds, bytes. What `netem.shaper` obeys, and what a planner reckons with.
+"""A network in numbers: bits per second, seconds, bytes. The shaper and the planner use these.
 
-`Profile.link` answers for one direction of one pair, `nic_up_bps` and `nic_down_bps` for a node's NIC, `pair_bps` for
-all of it together. Times and rates are those of this host's wall clock. Under time dilation F (`dilated`) the emulated
-clock runs F times slower: a second of the emulated network takes F seconds here, so rates are divided by F and
-latencies multiplied, and whoever reports divides wall-clock times by `dilation` (and multiplies rates) to say what the
-emulated network did. Compute is not slowed: on the emulated clock it seems F times faster than it is, so an
-emulated time tells of a computer F times as fast, and is only to be compared with runs of the same F, or with a
-computer that is so. Timeouts of the protocol (`netem.limits`, heartbeats) stay in wall-clock seconds,
-beside the link's own round trip.
+`Profile.link` describes one link, `nic_up_bps` and `nic_down_bps` a node's NICs, and `pair_bps` all of them together.
+Times and rates are those of this host's wall clock. Under time dilation F (`dilated`) the emulated clock runs F times
+slower: a second of the emulated network takes F seconds here, so rates are divided by F and latencies multiplied. A
+report divides wall-clock times by `dilation` and multiplies rates, to give the figures of the emulated network. Compute
+is not slowed: on the emulated clock it seems F times faster. So an emulated time is that of a computer F times as fast,
+and can be compared only with runs of the same F, or with such a computer. Timeouts of the protocol (`netem.limits`,
+heartbeats) stay in wall-clock seconds; the link's round trip is added to them.
 
-How people write a network down is `netem.profile`.
+`netem.profile` reads a network as people write it.
 """
 
 from __future__ import annotations
@@ -27,9 +26,9 @@ Scope = Literal["link", "nic"]
 
 ANY = "*"
 CUT_BPS = 0.0
-"""As a rate: nothing passes until there is another."""
+"""The rate of a link or line that is cut: nothing passes until it has another rate."""
 
-_STALL_S = 0.1  # credit covers so long a stall of either process on top of the round trip
+_STALL_S = 0.1  # credit covers a stall of this length in either process, on top of the round trip
 _STALL_BYTES = 32 * MIB
 _LEAST_WINDOW_BYTES = MIB
 _RTO_FLOOR_S = 0.2  # Linux: RTO = smoothed RTT + at least 200 ms (TCP_RTO_MIN); RFC 6298 asks for a whole second
@@ -38,7 +37,7 @@ T = TypeVar("T")
 
 
 class Shape(msgspec.Struct, frozen=True):
-    """One link. `rate_bps` None is unlimited (in scope `nic`: limited by the NICs alone), `CUT_BPS` is cut."""
+    """The figures of one link. `rate_bps` None is unlimited (in scope `nic`, limited by the NICs); 0 is cut."""
 
     rate_bps: float | None
     latency_s: float
@@ -46,14 +45,14 @@ class Shape(msgspec.Struct, frozen=True):
     jitter_s: float = 0.0
     """Each segment's latency is drawn from latency ± jitter."""
     loss: float = 0.0
-    """Probability that a packet is lost, and comes one retransmission timeout later."""
+    """Probability that a packet is lost, and so arrives one retransmission timeout later."""
     timeout_s: float = 0.0
-    """That timeout."""
+    """The retransmission timeout."""
 
 
 class Pair(msgspec.Struct, frozen=True):
-    """An override of one direction, between nodes, patterns of them, or sites. None is inherited; `has_rate` tells an
-    unlimited rate from one that is inherited."""
+    """Other figures for the links from `source` to `target`: nodes, patterns or sites. None is inherited; for the
+    rate, None is unlimited if `has_rate`, and else inherited."""
 
     source: str
     target: str
@@ -65,7 +64,7 @@ class Pair(msgspec.Struct, frozen=True):
 
 
 class Line(msgspec.Struct, frozen=True):
-    """The line of a node, of a pattern of them, or of a site's: an override of what it sends or receives at."""
+    """Another rate for one direction of a node's line. `node` is a name, a pattern or a site."""
 
     node: str
     direction: Literal["up", "down"]
@@ -73,7 +72,7 @@ class Line(msgspec.Struct, frozen=True):
 
 
 class Site(msgspec.Struct, frozen=True):
-    """Nodes in one place, by names or patterns of them ("node-[0-3]")."""
+    """Nodes in one place, given by names or patterns ("node-[0-3]")."""
 
     name: str
     nodes: tuple[str, ...]
@@ -82,14 +81,13 @@ class Site(msgspec.Struct, frozen=True):
 class Profile(msgspec.Struct, frozen=True, kw_only=True):
     """A network. `rate_bps` None is unlimited; windows and segments are sized by rate unless set.
 
-    Nodes are given by either of their names (`netem.names`). Of several lines or pairs that match, later ones go over
-    earlier ones.
+    Nodes are given by either of their names (`netem.names`). If several lines or pairs match, the last one wins.
     """
 
     name: str = "unshaped"
     scope: Scope = "link"
     rate_bps: float | None = None
-    """Of each link, or of each NIC and direction; `lines` and `pairs` may differ from it."""
+    """The rate of each link, or of each NIC; `lines` and `pairs` may have others."""
     latency_s: float = 0.0
     jitter_s: float = 0.0
     loss: float = 0.0
@@ -101,13 +99,13 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True):
     pairs: tuple[Pair, ...] = ()
     seed: int = 0
     dilation: float = 1.0
-    """Wall-clock seconds in one emulated second. All other figures are of the wall clock already."""
+    """Wall-clock seconds in one emulated second. All other figures are in wall-clock seconds."""
 
     def link(self, source: str, target: str) -> Shape:
         """The link from `source` to `target`, without the NICs that it shares.
 
-        In scope `link` it has the sender's up rate or the receiver's down rate, whichever is slower, unless a pair
-        says otherwise. It is cut in either scope if one of the three is `CUT_BPS`.
+        In scope `link` its rate is the sender's up rate or the receiver's down rate, whichever is slower, unless a pair
+        has another. In either scope it is cut if one of these three is `CUT_BPS`.
         """
         source, target = plain(source), plain(target)
         lines_bps = slowest(self._line_bps(source, "up"), self._line_bps(target, "down"))
@@ -123,25 +121,25 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True):
         return Shape(rate_bps, latency_s, self.burst_bytes, min(jitter_s, latency_s), loss, timeout_s)
 
     def nic_up_bps(self, node: str) -> float | None:
-        """What `node` sends at to all its peers together; None in scope `link`, or where it is unlimited."""
+        """The rate at which `node` sends to all peers together; None in scope `link`, or if it is unlimited."""
         return self._line_bps(plain(node), "up") if self.scope == "nic" else None
 
     def nic_down_bps(self, node: str) -> float | None:
-        """What `node` receives at from all its peers together; None as for `nic_up_bps`."""
+        """The rate at which `node` receives from all peers together; None as in `nic_up_bps`."""
         return self._line_bps(plain(node), "down") if self.scope == "nic" else None
 
     def pair_bps(self, source: str, target: str) -> float | None:
-        """The most that one pair carries while no other does: the slowest of its link and both NICs."""
+        """The rate of a pair that has the NICs for itself: the slowest of its link and the two NICs."""
         return slowest(self.link(source, target).rate_bps, self.nic_up_bps(source), self.nic_down_bps(target))
 
     def segment_bytes(self, rate_bps: float | None) -> int:
-        """64 KiB up to 1 Gbit/s, so that turns are short; 1 MiB above, where cost per segment decides."""
+        """64 KiB up to 1 Gbit/s, so that turns are short; 1 MiB above, where the cost per segment matters."""
         if self.segment_size_bytes is not None:
             return self.segment_size_bytes
         return MIB if rate_bps is None or rate_bps > 1e9 else 64 * KIB
 
     def credit_bytes(self, source: str, target: str) -> int:
-        """The window of the link: the round trip's bytes, plus a stall of either process, unless it is set."""
+        """The window of the link: the bytes of a round trip and of a stall of either process, unless it is set."""
         if self.window_bytes is not None:
             return self.window_bytes
         rate_bps = self.pair_bps(source, target)
@@ -152,18 +150,18 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True):
         return max(round(window_bytes), _LEAST_WINDOW_BYTES)
 
     def round_trip_s(self, source: str, target: str) -> float:
-        """How long an acknowledgement may take that has a full window, and a packet lost on its way, before it."""
+        """The longest regular time to an acknowledgement: with a full window ahead, and one lost packet on the way."""
         rate_bps = self.pair_bps(source, target)
         queue_s = 8 * self.credit_bytes(source, target) / rate_bps if rate_bps else 0.0
         return self._latencies_s(source, target) + queue_s + self.link(target, source).timeout_s
 
     def means(self, node: str, who: str) -> bool:
-        """Whether `who`, a name, a pattern or a site, means `node`."""
+        """Whether `who`, a name, a pattern or a site, matches `node`."""
         return any(_among(node, site.nodes) for site in self.sites if site.name == who) or fnmatchcase(node, who)
 
     @property
     def shaped(self) -> bool:
-        """Whether anything at all is emulated."""
+        """Whether anything is emulated."""
         return any((self.rate_bps is not None, self.latency_s, self.loss, self.lines, self.pairs))
 
     def dilated(self, factor: float) -> Profile:
@@ -211,7 +209,7 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True):
         return latency_s
 
     def __str__(self) -> str:
-        """In figures of the emulated network."""
+        """A line of text, in figures of the emulated network."""
         what = "each NIC" if self.scope == "nic" else "each link"
         parts = [f"{self._rates()} for {what}", f"latency {format_time(self.latency_s / self.dilation)}"]
         if self.jitter_s:
@@ -229,7 +227,7 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True):
         return up if up == down else f"{up} up and {down} down"
 
     def _emulated_rate(self, direction: str) -> str:
-        """Of a node that is not named."""
+        """The rate of a node for which no line has its own."""
         rate_bps = self.rate_bps
         for line in self.lines:
             if line.direction == direction and line.node == ANY:
@@ -241,7 +239,7 @@ UNSHAPED = Profile()
 
 
 def slowest(*rates_bps: float | None) -> float | None:
-    """The least of some rates; None, which is unlimited, if all are."""
+    """The least of the rates; None, which is unlimited, if all are None."""
     return min((rate_bps for rate_bps in rates_bps if rate_bps is not None), default=None)
 
 

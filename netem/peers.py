@@ -1,8 +1,8 @@
-"""Whom an endpoint knows, and what is counted of whom: no I/O.
+"""The endpoint's peer table and per-peer counters: no I/O.
 
-Strangers are peers that we neither dialled nor were told to trust. What they may hold is bounded by `max_strangers`,
-and by what `Receiver.admit` lends them; a new one takes the place of the one longest unheard, and none ever displaces
-a peer that is known.
+Strangers are peers that this endpoint neither dialled nor was told to trust. Their number is bounded by
+`max_strangers`, and their buffers by `Receiver.admit`. A new stranger replaces the one that has been silent for
+longest, and never a peer that is trusted.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from netem.lane import Lane
 from netem.link import Link
 
 STRANGERS = "?"
-"""Under this name `counters` has what came from nobody we know, such as a port scanner, or know no longer."""
+"""The name under which `counters` has the traffic of unknown callers, such as a port scanner, and of past strangers."""
 
 
 class Peer:
@@ -31,12 +31,12 @@ class Peer:
         self.assembler = assembler
         self.counters = counters
         self.clock = SenderClock()
-        self.most_window_bytes = link.window_bytes  # that it has had: what was sent in a larger one may still come
+        self.most_window_bytes = link.window_bytes  # the largest so far: frames sent within it may still come
 
 
 class Peers:
-    """The peers by name. `open_peer` makes one of a name and its counters; `evict` is to `remove` a stranger and close
-    what belongs to it."""
+    """The peers by name. `open_peer` makes a peer from its name and counters; `evict` must `remove` a stranger and
+    close its connection."""
 
     def __init__(
         self,
@@ -48,22 +48,22 @@ class Peers:
         self._open_peer = open_peer
         self._evict = evict
         self._peers: dict[str, Peer] = {}
-        self._strangers: dict[str, None] = {}  # the longest unheard first
+        self._strangers: dict[str, None] = {}  # the one that has been silent for longest first
         self._counters: dict[str, LinkCounters] = {}
 
     def __contains__(self, name: str) -> bool:
         return name in self._peers
 
     def __iter__(self) -> Iterator[tuple[str, Peer]]:
-        """A copy of what is there now, so that peers may be removed meanwhile."""
+        """The peers of this moment; they may be removed during the loop."""
         return iter(list(self._peers.items()))
 
     def may_meet(self, name: str) -> bool:
-        """Whom we know, or any stranger that has a name (the one that ZeroMQ gives begins with a zero)."""
+        """Whether the peer is known, or is a stranger with a name (a name that ZeroMQ made up begins with a zero)."""
         return name in self._peers or (name[:1] > "\0" and self._max_strangers > 0)
 
     def meet(self, name: str) -> Peer:
-        """The peer; a stranger, if it is new."""
+        """The peer; if it is new, it is a stranger from now on."""
         peer = self._peers.get(name)
         if peer is None:
             if len(self._strangers) >= max(1, self._max_strangers):
@@ -73,19 +73,19 @@ class Peers:
         return peer
 
     def hear(self, name: str) -> Peer:
-        """The peer, that has just spoken."""
+        """The peer, from which a frame has just come."""
         peer = self.meet(name)
         if name in self._strangers:
-            self._strangers[name] = self._strangers.pop(name)  # now the one last heard
+            self._strangers[name] = self._strangers.pop(name)  # moved to the end
         return peer
 
     def trust(self, name: str) -> None:
-        """The peer, met by now, is a stranger no more."""
+        """The peer is no stranger from now on; it is added if it is new."""
         self.meet(name)
         self._strangers.pop(name, None)
 
     def remove(self, name: str) -> bool:
-        """Forget the peer; whether it was there. The counters of a stranger go to those of all strangers."""
+        """Forget the peer; True if it was there. A stranger's counters are added to those of all strangers."""
         known = self._peers.pop(name, None) is not None
         if name in self._strangers:
             del self._strangers[name]
@@ -93,15 +93,15 @@ class Peers:
         return known
 
     def refuse(self, name: str, nbytes: int) -> None:
-        """Count a frame that is not taken. Strangers share one entry, or they could fill the table."""
+        """Count a frame that is dropped. Unknown callers share one entry, or they could fill the table."""
         counters = self._counters.setdefault(name if name in self._peers else STRANGERS, LinkCounters())
         counters.dropped += 1
         counters.received_wire_bytes += nbytes
 
     def counters_of(self, name: str) -> LinkCounters:
-        """The live totals of a peer, which outlast it."""
+        """The live totals of a peer; they stay when the peer is removed."""
         return self._counters[name]
 
     def counters(self) -> dict[str, LinkCounters]:
-        """A copy of the totals for each peer. From any thread."""
+        """A copy of the totals for each peer. Any thread may call this."""
         return {peer: copy.copy(counters) for peer, counters in list(self._counters.items())}

@@ -1,9 +1,9 @@
 """Network profiles as people write them: TOML with units, strict.
 
-`NetConfig` is the `[net]` section of a run's config, `ProfileConfig` the content of a profile's TOML file or inline
-table; both are strings with units, as written. `resolve` turns them into a `Profile` (`netem.network`): numbers, which
-is all that the rest looks at. `resolve_schedule` adds what changes in it over time (`netem.schedule`). Built-in
-profiles are the files in `netem/profiles/`.
+`NetConfig` is the `[net]` section of a run's config; `ProfileConfig` is the content of a profile's TOML file or inline
+table. Both hold strings with units, as written. `resolve` turns them into the numbers of a `Profile` (`netem.network`),
+which all other modules use. `resolve_schedule` adds what changes over time (`netem.schedule`). Built-in profiles are
+the files in `netem/profiles/`.
 """
 
 from __future__ import annotations
@@ -39,33 +39,33 @@ __all__ = [
 ]
 
 
-class WayConfig(Section, frozen=True):
-    """`[inside]`, `[between]`: links that differ from the rest. What is left out is inherited."""
+class LinkConfig(Section, frozen=True):
+    """`[inside]`, `[between]`: links that differ from the rest. A key that is left out is inherited."""
 
     rate: Annotated[str | None, Meta(description="rate of each such link, such as '50 Mbit/s'")] = None
     latency: Annotated[str | None, Meta(description="one-way latency, such as '80 ms'")] = None
     jitter: Annotated[str | None, Meta(description="how far latency varies, such as '5 ms'")] = None
-    loss: Annotated[str | None, Meta(description="packets lost, such as '0.1 %'")] = None
+    loss: Annotated[str | None, Meta(description="share of packets that are lost, such as '0.1 %'")] = None
 
 
-class PairConfig(WayConfig, frozen=True, kw_only=True, rename={"source": "from", "target": "to"}):
-    """`[[pairs]]`: one direction between two nodes (or both) that differs from the rest."""
+class PairConfig(LinkConfig, frozen=True, kw_only=True, rename={"source": "from", "target": "to"}):
+    """`[[pairs]]`: a link from one node to another that differs from the rest, or both links of a pair."""
 
     source: Annotated[str, Meta(description="sending node's name, a pattern (node-*), or a site's name")]
     target: Annotated[str, Meta(description="receiving node's name, a pattern, or a site's name")]
-    both: Annotated[bool, Meta(description="the way back too")] = False
+    both: Annotated[bool, Meta(description="whether the link back has these figures too")] = False
 
 
 class LineConfig(Section, frozen=True):
     """`[[lines]]`: a node whose own line differs from the rest."""
 
     node: Annotated[str, Meta(description="the node's name, a pattern, or a site's name")]
-    up: Annotated[str | None, Meta(description="what it sends at")] = None
-    down: Annotated[str | None, Meta(description="what it receives at")] = None
+    up: Annotated[str | None, Meta(description="the rate at which it sends")] = None
+    down: Annotated[str | None, Meta(description="the rate at which it receives")] = None
 
 
 class TimedConfig(ChangeConfig, frozen=True, kw_only=True):
-    """`[[schedule]]`: what changes, and when."""
+    """`[[schedule]]`: a change and its time."""
 
     at: Annotated[str, Meta(description="when, counted from the run's start, such as '30 s'")]
 
@@ -76,25 +76,25 @@ class ProfileConfig(Section, frozen=True):
     rate: Annotated[
         str | None, Meta(description="'300 Mbit/s' of each link, or of each NIC and direction; 'unlimited'")
     ] = None
-    up: Annotated[str | None, Meta(description="in place of rate, what a node sends at")] = None
-    down: Annotated[str | None, Meta(description="in place of rate, what a node receives at")] = None
+    up: Annotated[str | None, Meta(description="the rate at which a node sends, in place of rate")] = None
+    down: Annotated[str | None, Meta(description="the rate at which a node receives, in place of rate")] = None
     latency: Annotated[str, Meta(description="one-way latency")] = "0 ms"
-    jitter: Annotated[str, Meta(description="how far a segment's latency may be off, at random; order is kept")] = (
-        "0 ms"
+    jitter: Annotated[str, Meta(description="largest random change of a segment's latency; order is kept")] = "0 ms"
+    loss: Annotated[str, Meta(description="share of packets that are lost, and repeated by TCP after a timeout")] = (
+        "0 %"
     )
-    loss: Annotated[
-        str, Meta(description="packets that are lost and repeated by TCP, after a timeout, such as '0.1 %'")
-    ] = "0 %"
     burst: Annotated[str, Meta(description="bytes that may leave at once after idle time")] = "0 B"
-    scope: Annotated[Scope, Meta(description="what has the rate: each link, or each NIC over all its links")] = "link"
+    scope: Annotated[
+        Scope, Meta(description="what has the rate: 'link' is each pair and direction, 'nic' each node and direction")
+    ] = "link"
     sites: Annotated[
-        dict[str, tuple[str, ...]], Meta(description="nodes in one place: name = ['node-0', 'node-[1-3]', …]")
+        dict[str, tuple[str, ...]], Meta(description="nodes in one place, such as east = ['node-0', 'node-[1-3]']")
     ] = msgspec.field(default_factory=dict)
-    inside: Annotated[WayConfig | None, Meta(description="links inside a site, where they differ")] = None
-    between: Annotated[WayConfig | None, Meta(description="links between sites, where they differ")] = None
+    inside: Annotated[LinkConfig | None, Meta(description="links inside a site, if they differ")] = None
+    between: Annotated[LinkConfig | None, Meta(description="links between sites, if they differ")] = None
     lines: Annotated[tuple[LineConfig, ...], Meta(description="nodes whose line differs from the rest")] = ()
     pairs: Annotated[tuple[PairConfig, ...], Meta(description="links that differ from the rest")] = ()
-    schedule: Annotated[tuple[TimedConfig, ...], Meta(description="what changes while a run goes on")] = ()
+    schedule: Annotated[tuple[TimedConfig, ...], Meta(description="changes during a run")] = ()
     traces: Annotated[tuple[TraceConfig, ...], Meta(description="lines whose rate follows a trace")] = ()
 
     def check(self, path: str) -> None:
@@ -143,13 +143,13 @@ class NetConfig(Section, frozen=True):
 
 
 def builtin_names() -> list[str]:
-    """The profiles that come with Isthmus."""
+    """The names of the profiles that come with Isthmus."""
     return sorted(entry.name.removesuffix(".toml") for entry in _folder().iterdir() if entry.name.endswith(".toml"))
 
 
 def resolve(config: NetConfig, path: str = "net.") -> Profile:
-    """The `Profile` that `config` asks for, as it is before anything changes in it. Raises `ConfigError`; `path`
-    prefixes the keys it names."""
+    """The `Profile` that `config` describes, before any change. Raises `ConfigError`; `path` is the prefix of the keys
+    that it names."""
     name, profile, _ = _read(config, path)
     window_bytes = None if config.window is None else parse_size(config.window, f"{path}window")
     if window_bytes is not None and window_bytes < 64 * KIB:
@@ -159,9 +159,9 @@ def resolve(config: NetConfig, path: str = "net.") -> Profile:
 
 
 def resolve_schedule(config: NetConfig, path: str = "net.") -> Schedule:
-    """The same over time: with what the profile schedules, and the traces that its lines follow. Raises `ConfigError`.
+    """The same over time, with the profile's scheduled changes and its lines' traces. Raises `ConfigError`.
 
-    The traces of a profile's file are looked for beside it.
+    Paths of traces are relative to the folder of the profile's file.
     """
     _, profile, folder = _read(config, path)
     at = f"{path}profile."
@@ -174,7 +174,7 @@ def resolve_schedule(config: NetConfig, path: str = "net.") -> Schedule:
 
 
 def _read(config: NetConfig, path: str) -> tuple[str, ProfileConfig, Path]:
-    """The profile's name, its content with what `config` gives in place of it, and the folder that it is in."""
+    """The profile's name, its content with the overrides of `config`, and its folder."""
     if isinstance(config.profile, ProfileConfig):
         name, profile, folder = "inline", config.profile, Path()
     else:
@@ -195,7 +195,7 @@ def _read(config: NetConfig, path: str) -> tuple[str, ProfileConfig, Path]:
 
 
 def _timed(profile: ProfileConfig, dilation: float, at: str) -> list[Timed]:
-    """What `profile` schedules, in wall-clock seconds. What heals must heal a cut that the schedule made before."""
+    """The changes that `profile` schedules, in wall-clock seconds. A heal must have a cut before it."""
     timed = []
     for index, entry in enumerate(profile.schedule):
         key = f"{at}schedule[{index}]."
@@ -204,17 +204,17 @@ def _timed(profile: ProfileConfig, dilation: float, at: str) -> list[Timed]:
     before: list[Change] = []
     for _, key, change in sorted(timed, key=lambda one: one[0]):
         if isinstance(change, Heal) and not heals_something(change, before):
-            raise ConfigError(f"{key}heal = {list(change.ends)}: expected two whose link was cut before")
+            raise ConfigError(f"{key}heal = {list(change.ends)}: expected two nodes that an earlier entry cuts")
         before.append(change)
     return [Timed(at_s=at_s, change=change) for at_s, _, change in timed]
 
 
 def _resolve(name: str, config: ProfileConfig, path: str) -> Profile:
-    """Raises `ConfigError` where something is no quantity, is missing, or does not go together."""
+    """Raises `ConfigError` for a value that is no quantity, is missing, or contradicts another."""
     if config.rate is None and (config.up is None or config.down is None):
         raise ConfigError(f"{path}rate: expected a rate such as '300 Mbit/s', or both up and down")
     if (config.inside or config.between) and not config.sites:
-        raise ConfigError(f"{path}sites: expected, where links inside or between them differ")
+        raise ConfigError(f"{path}sites: expected sites, since inside or between is given")
     latency_s = parse_latency(config.latency, f"{path}latency")
     jitter_s = parse_latency(config.jitter, f"{path}jitter")
     if jitter_s > latency_s:
@@ -241,7 +241,7 @@ def _resolve(name: str, config: ProfileConfig, path: str) -> Profile:
 
 
 def _pairs(config: ProfileConfig, path: str) -> Iterator[Pair]:
-    """First what holds between sites, then inside them, then what is said of single pairs."""
+    """The links between sites, then those inside them, then single pairs: later ones win."""
     if config.between is not None:
         yield _pair(ANY, ANY, config.between, f"{path}between.")
     if config.inside is not None:
@@ -254,15 +254,15 @@ def _pairs(config: ProfileConfig, path: str) -> Iterator[Pair]:
             yield _pair(pair.target, pair.source, pair, at)
 
 
-def _pair(source: str, target: str, way: WayConfig, at: str) -> Pair:
+def _pair(source: str, target: str, link: LinkConfig, at: str) -> Pair:
     return Pair(
         source,
         target,
-        has_rate=way.rate is not None,
-        rate_bps=None if way.rate is None else parse_rate(way.rate, f"{at}rate"),
-        latency_s=None if way.latency is None else parse_latency(way.latency, f"{at}latency"),
-        jitter_s=None if way.jitter is None else parse_latency(way.jitter, f"{at}jitter"),
-        loss=None if way.loss is None else parse_share(way.loss, f"{at}loss"),
+        has_rate=link.rate is not None,
+        rate_bps=None if link.rate is None else parse_rate(link.rate, f"{at}rate"),
+        latency_s=None if link.latency is None else parse_latency(link.latency, f"{at}latency"),
+        jitter_s=None if link.jitter is None else parse_latency(link.jitter, f"{at}jitter"),
+        loss=None if link.loss is None else parse_share(link.loss, f"{at}loss"),
     )
 
 

@@ -1,7 +1,7 @@
-"""A message on its way out, and the segments it is cut into.
+"""An outgoing message, and the segments that it is cut into.
 
-A message is a tag and some buffers, sent as if they were one. Nothing is copied here unless a segment spans two
-buffers. Who is cut when is decided by `netem.lane`, numbering and repetition by `netem.link`.
+A message is a tag and some buffers, which are sent as if they were one. A segment is a copy only if it spans two
+buffers. `netem.lane` decides which message is cut next; `netem.link` numbers and repeats segments.
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ class Message:
         self.flow = flow
         self.queued_at = queued_at
         self.total_bytes = sum(view.nbytes for view in self.views)
-        self.ident = -1  # given by the lane that queues it
-        self.stalled_before_s = 0.0  # and what it had stalled by then
+        self.ident = -1  # set by the lane that queues it
+        self.stalled_before_s = 0.0  # the lane's `stalled_s` at that time
         self.attempts = 0
         self.rewind()
 
     def rewind(self) -> None:
-        """Start over: the peer that had the first part is no longer there."""
+        """Start over: the peer process that received the first part has gone."""
         self.cut_bytes = 0
-        self._index = 0  # the view that the next segment starts in
-        self._offset = 0  # and where in it
+        self._index = 0  # the view in which the next segment starts
+        self._offset = 0  # the place in that view
         self.attempts += 1
 
     def next_bytes(self, segment_bytes: int) -> int:
@@ -55,7 +55,7 @@ class Message:
         return rest if rest < segment_bytes else segment_bytes
 
     def cut(self, segment_bytes: int) -> Segment:
-        """The next segment. The message without payload has one segment, of length 0."""
+        """The next segment. A message without payload has one segment of length 0."""
         nbytes = self.next_bytes(segment_bytes)
         offset = self.cut_bytes
         payload = self._take(nbytes)
@@ -77,7 +77,7 @@ class Message:
 
 
 class Segment:
-    """What is sent as one frame. An acknowledgement is a segment of no message."""
+    """What one frame carries. An acknowledgement is a segment without a message."""
 
     __slots__ = (
         "_checksum",

@@ -1,10 +1,10 @@
-"""When segments leave and when they arrive: what `netem.lane` chooses, timed. Arithmetic, no I/O, no clock.
+"""When the segments that `netem.lane` chooses leave, and when they arrive. Arithmetic, no I/O, no clock.
 
-A segment leaves once the buckets that it passes have let it through. It arrives a while after that (`netem.delay`),
-which uses up no rate, and is held here until then: what is handed out by `poll` is to be written at once.
+A segment leaves once the buckets that it passes have let it through. It arrives later (`netem.delay`), which uses up no
+rate, and is held here until then: `poll` returns segments that are to be written at once.
 
-`reshape` takes another profile while all this goes on: what has left arrives as it would have, what is halfway out
-goes on at the new rate, and a lane that is cut keeps everything until it is not.
+`reshape` takes another profile at any time: segments that have left arrive as they would have, a segment that is partly
+out continues at the new rate, and a lane that is cut keeps everything until it is healed.
 
 The receiver's side of scope `nic` is `netem.ingress`. Read `netem.engine` next.
 """
@@ -24,11 +24,11 @@ from netem.names import plain
 from netem.network import Profile, Shape
 from netem.segments import Message, Segment
 
-_BATCH = 32  # segments scheduled in one go, so that an unshaped link does not keep its thread from reading
+_BATCH = 32  # segments scheduled at once; more would keep the thread of an unshaped link from reading
 
 
 class Due(NamedTuple):
-    """A segment under way. At `arrival`, in emulated time, it is there: write it then."""
+    """A scheduled segment. `arrival` is the emulated time of its arrival, when it is to be written."""
 
     arrival: float
     order: int
@@ -47,7 +47,7 @@ class Shaper:
         self._ports: list[Port] = []
         self._lanes: dict[str, Lane] = {}
         self._held: list[Due] = []
-        self._stuck: list[tuple[Due, float]] = []  # halfway out of a lane that is cut, with the bytes still to go
+        self._stuck: list[tuple[Due, float]] = []  # partly out of a lane that is cut, with the bytes that have not left
         self._order = 0
         self._egress: Port | None = None
         if profile.scope == "nic":
@@ -70,7 +70,7 @@ class Shaper:
         return lane
 
     def remove(self, peer: str) -> list[Message]:
-        """Close a lane; return the messages that are given up."""
+        """Close a lane; return its messages, which are dropped."""
         lane = self._lanes.pop(peer)
         lane.epoch += 1
         lane.port.lanes.remove(lane)
@@ -79,10 +79,10 @@ class Shaper:
         return lane.abandon()
 
     def reshape(self, profile: Profile, now: float) -> None:
-        """From `now` on, the network is `profile`, of the same scope. Nothing is lost."""
+        """Take another profile, of the same scope, from `now` on. No segment is lost."""
         assert profile.scope == self._profile.scope
         for port in self._ports:
-            self._schedule(port, now)  # what could begin before goes at the rate that there was
+            self._schedule(port, now)  # what could begin before `now` leaves at the old rate
         self._profile = profile
         leaving = sorted((due for due in self._held if due.departure > now), key=lambda due: (due.departure, due.order))
         halfway = self._stuck + [(due, _bytes_to_go(due, now)) for due in leaving]
@@ -103,7 +103,7 @@ class Shaper:
                 self._hold(due.lane, due.segment, due.lane.reserve(nbytes, now))
 
     def poll(self, now: float) -> Iterator[tuple[float, Lane, Segment]]:
-        """Schedule all that may begin by `now`; hand out what has arrived by `now`, with its time of arrival."""
+        """Schedule all segments that may begin by `now`; yield those that have arrived by `now`, with their arrival."""
         for port in self._ports:
             self._schedule(port, now)
         held = self._held
@@ -113,7 +113,7 @@ class Shaper:
                 yield due.arrival, due.lane, due.segment
 
     def next_time(self) -> float:
-        """When `poll` has something to do next; infinite if only a new message or an acknowledgement can tell."""
+        """When `poll` is to be called next; infinite if nothing can happen before a new message or a frame comes."""
         earliest = self._held[0].arrival if self._held else math.inf
         for port in self._ports:
             earliest = min(earliest, port.wakes_at())
@@ -161,7 +161,7 @@ class Shaper:
         return _bucket(shape) if self._egress is not None and shape.rate_bps else None
 
     def _nic(self) -> tuple[float | None, int]:
-        """Rate and burst of the egress bucket. A NIC without a rate is cut link by link."""
+        """Rate and burst of the egress bucket. If the NIC is cut, its links are cut instead, one by one."""
         return self._profile.nic_up_bps(self._name) or None, self._profile.burst_bytes
 
     def _segment_bytes(self) -> int:
@@ -169,12 +169,12 @@ class Shaper:
 
 
 def _bucket(shape: Shape) -> TokenBucket:
-    """Of a cut link too: its lane lets nothing near it."""
+    """The bucket of a link. That of a cut link has no rate, and is not used: its lane lets no segment begin."""
     return TokenBucket(shape.rate_bps or None, shape.burst_bytes)
 
 
 def _bytes_to_go(due: Due, now: float) -> float:
-    """What of a segment has not left by `now`."""
+    """How many bytes of a segment have not left by `now`."""
     rate_bps = due.lane.rate_bps
-    assert rate_bps is not None, "what has no rate leaves at once"
+    assert rate_bps is not None, "a segment without a rate leaves at once"
     return min((due.departure - now) * rate_bps / 8, due.segment.wire_bytes)

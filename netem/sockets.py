@@ -1,9 +1,9 @@
-"""The ZeroMQ sockets of one endpoint, and a wait that is precise: the only module that imports zmq.
+"""The ZeroMQ sockets of one endpoint, and a precise wait: the only module that imports zmq.
 
-One ROUTER is bound, for all who dial us; one DEALER dials each peer. What libzmq does not do by itself is written
-where it bites. Opened by the thread that builds the endpoint, then touched by its I/O thread alone, except `wake`.
-Waiting is `select` on one descriptor behind which all others stand: it takes microseconds where zmq's poller, and
-epoll itself, take whole milliseconds.
+One ROUTER is bound for all callers; one DEALER dials each peer. Comments say what libzmq does not do by itself. The
+thread that builds the endpoint opens the sockets; later only the I/O thread uses them, except for `wake`. The wait is
+`select` on one descriptor that stands for all others: it is precise to microseconds, where zmq's poller and epoll are
+precise to milliseconds.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ _ADDRESS = re.compile(r"tcp://(?P<host>\[[^\]]+\]|[^:/\s]+):(?P<port>\d{1,5}|\*)
 _EVERYWHERE = {"*", "0.0.0.0", "[::]"}
 Frame = zmq.Frame
 
-# As plain integers: combining zmq's enum members costs as much as a send.
+# Plain integers: to combine zmq's enum members costs as much as a send.
 _EVENTS = int(zmq.EVENTS)
 _POLLIN = int(zmq.POLLIN)
 _NOBLOCK = int(zmq.NOBLOCK)
 _MORE = int(zmq.SNDMORE) | _NOBLOCK
-_CALLER_FRAMES = 256  # frames of one caller that wait to be read; then TCP holds it back, so a flood fills no memory
-_SELECTABLE = 1024  # FD_SETSIZE: `select` takes no descriptor from here on
-_BURST = 32  # frames read in one go, so that pacing gets its turn
+_CALLER_FRAMES = 256  # unread frames of one caller; beyond that TCP holds it back, so that a flood fills no memory
+_SELECTABLE = 1024  # FD_SETSIZE: `select` takes only smaller descriptors
+_BURST = 32  # frames read at once; more would delay the writes
 
 
 class Sockets:
-    """`address` is where the ROUTER is bound, empty without one."""
+    """The sockets. `address` is the ROUTER's, or empty if there is none."""
 
     def __init__(self, name: str, bind: str | None, limits: Limits) -> None:
         self._name = name.encode()
@@ -64,9 +64,9 @@ class Sockets:
             self.address = _text(self._router.getsockopt(zmq.LAST_ENDPOINT))
 
     def connect(self, peer: str, address: str, answers_only: bool) -> None:
-        """Dial `peer`; what is written before it answers waits in the socket. Again with the same address: nothing.
+        """Dial `peer`. Frames written before it answers wait in the socket. The same address again changes nothing.
 
-        With `answers_only`, whoever calls us under that name is somebody else (see `read`).
+        With `answers_only`, a caller that uses the peer's name is not the peer (see `read`).
         """
         if answers_only:
             self._answering.add(peer)
@@ -77,7 +77,7 @@ class Sockets:
         dealer.routing_id = self._name
         dealer.reconnect_ivl = 20
         dealer.reconnect_ivl_max = 500
-        self._dealers[peer] = dealer  # known before it may fail, or nobody would close it
+        self._dealers[peer] = dealer  # stored before a call that may fail, so that `close` finds it
         self._addresses[peer] = address
         dealer.connect(address)
 
@@ -90,7 +90,7 @@ class Sockets:
             dealer.close(linger=0)
 
     def write(self, peer: str, header: bytes, payload: Payload) -> bool:
-        """Hand a frame to ZeroMQ, which does not block. False if it has no way to the peer: the frame is lost."""
+        """Give a frame to ZeroMQ without blocking. False if there is no connection to the peer: the frame is lost."""
         try:
             socket = self._dealers.get(peer)
             if socket is None:
@@ -107,9 +107,9 @@ class Sockets:
         return True
 
     def read(self) -> Iterator[tuple[str, list[Frame]]]:
-        """Some of the frames that are there: the sender's name and the parts after it.
+        """Some of the frames that have arrived: the sender's name, and the parts after it.
 
-        The name is empty where a caller uses one that it has no right to.
+        The name is empty if a caller uses the name of a peer that was dialled with `answers_only`.
         """
         if self._router is not None:
             for parts in _drain(self._router):
@@ -122,26 +122,26 @@ class Sockets:
     def wait(self, timeout_s: float) -> None:
         """Sleep until a frame, a `wake` or the timeout.
 
-        Call it only after `read` has found nothing: a ZeroMQ descriptor tells of changes, not of what is there.
+        Call it only after `read` has found nothing: a ZeroMQ descriptor signals new frames, not those already there.
         """
         timeout_s = max(timeout_s, 0.0)
         if self._selector.fileno() < _SELECTABLE:
             select.select([self._selector], [], [], timeout_s)
-        else:  # in a process with a thousand files open: up to a millisecond late
+        else:  # with more than a thousand open files: up to a millisecond late
             self._selector.select(timeout_s)
 
     def wake(self) -> None:
-        """End the `wait` of the I/O thread. From any thread."""
-        with contextlib.suppress(BlockingIOError):  # full: it has been woken often enough
+        """End the `wait` of the I/O thread. Any thread may call this."""
+        with contextlib.suppress(BlockingIOError):  # the pipe is full of wake-ups already
             os.write(self._wake_writer, b"\0")
 
     def woken(self) -> None:
-        """Take back what `wake` wrote."""
+        """Read what `wake` wrote."""
         with contextlib.suppress(BlockingIOError):
             os.read(self._wake_reader, 4096)
 
     def close(self, linger_s: float) -> None:
-        """Close everything within about `linger_s`, in which what has been written may still leave."""
+        """Close everything within about `linger_s`, during which written frames may still leave."""
         for socket in (self._router, *self._dealers.values()):
             if socket is not None:
                 socket.close(linger=round(linger_s * 1000))
@@ -157,8 +157,8 @@ class Sockets:
             )
         router = self._open(zmq.ROUTER, bind)
         router.rcvhwm = _CALLER_FRAMES
-        router.router_mandatory = True  # or what cannot be routed is dropped in silence
-        router.router_handover = True  # or a peer that returns under its name is never heard
+        router.router_mandatory = True  # otherwise frames that cannot be routed are dropped in silence
+        router.router_handover = True  # otherwise a restarted peer with the same name is never heard
         try:
             router.bind(bind)
         except zmq.ZMQError as error:
@@ -171,7 +171,7 @@ class Sockets:
         socket = self._context.socket(kind)
         socket.ipv6 = "[" in address
         socket.linger = 0
-        # Marks count messages, not bytes, and a ROUTER drops at its own. Credit bounds what is under way.
+        # No high-water marks: they count messages, not bytes, and a ROUTER drops at its mark. Credit bounds the bytes.
         socket.sndhwm = 0
         socket.rcvhwm = 0
         socket.maxmsgsize = self._max_frame_bytes
@@ -180,15 +180,15 @@ class Sockets:
 
 
 def parse_address(address: str, key: str, *, dial: bool = False) -> str:
-    """The host of "tcp://host:port"; to `dial`, it must be one host and one port. Raises `ConfigError`."""
+    """The host of "tcp://HOST:PORT". For `dial`, it must be one host and one port. Raises `ConfigError`."""
     match = _ADDRESS.fullmatch(address)
     if match is None or (match["port"] != "*" and int(match["port"]) > 65535):
         raise ConfigError(f"{key} = {address!r}: expected tcp://HOST:PORT, such as tcp://127.0.0.1:5555")
     if match["host"].startswith("[") and not _is_ipv6(match["host"][1:-1]):
-        raise ConfigError(f"{key} = {address!r}: what is in brackets is not an IPv6 address")
+        raise ConfigError(f"{key} = {address!r}: expected an IPv6 address in the brackets")
     if dial and (match["host"] in _EVERYWHERE or match["port"].strip("*0") == ""):
         raise ConfigError(
-            f"{key} = {address!r}: names no single host and port to call; give those at which it listens, "
+            f"{key} = {address!r}: expected one host and one port, those at which the peer listens, "
             "such as tcp://127.0.0.1:5555"
         )
     return match["host"]
@@ -232,11 +232,9 @@ def _text(option: bytes | int) -> str:
 
 def _mend(error: zmq.ZMQError) -> str:
     if error.errno == errno.EADDRINUSE:
-        return (
-            "the port is in use; stop the process that has it (ss -ltnp), or take another port, or 0 for any free one"
-        )
+        return "the port is in use; stop the process that uses it (see ss -ltnp), or take another, or 0 for a free one"
     if error.errno in (errno.EADDRNOTAVAIL, errno.ENODEV):
         return "this machine has no such interface; give one of its addresses (ip addr), or tcp://127.0.0.1:PORT"
     if error.errno == errno.EACCES:
-        return "ports below 1024 need rights; take a higher one"
+        return "ports below 1024 need special rights; take a higher one"
     return f"cannot be bound: {error.strerror}"

@@ -1,9 +1,9 @@
-"""Traces: the rate of a line over time, as it was measured somewhere. Strict parsers, and a step function.
+"""Traces: the measured rate of a line over time. Strict parsers, and a step function.
 
-A trace comes as rows of time and rate, in TOML or as CSV, or in Mahimahi's packet-delivery format (Netravali et al.,
-USENIX ATC 2015): one line per opportunity to deliver a packet of 1,504 bytes, in whole milliseconds, over and over.
-Opportunities are turned into rates over windows, since a line here has a rate and no slots; each window carries what
-its opportunities would. Mistakes name the file and the line.
+A trace has rows of time and rate, in TOML or CSV, or is in Mahimahi's packet-delivery format (Netravali et al., USENIX
+ATC 2015): each line is an opportunity to deliver a packet of 1,504 bytes, in whole milliseconds, and the trace repeats.
+A line of this network has a rate and no packet slots, so opportunities become rates over windows; each window carries
+as many bytes as its opportunities. Errors name the file and the line.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from netem.network import ANY, CUT_BPS
 from netem.units import parse_rate, parse_time
 
 PACKET_BYTES = 1504
-"""What one of Mahimahi's opportunities delivers: an Ethernet payload and the four bytes of a TUN header."""
+"""Bytes of one opportunity in Mahimahi: an Ethernet payload and the four bytes of a TUN header."""
 CUT = "cut"
-"""As a trace's rate: nothing passes."""
+"""The rate of a trace while nothing passes."""
 MOST_ROWS = 1_000_000
 _WITH_UNITS, _NUMBERS = ["time", "rate"], ["time_s", "rate_bps"]
 
@@ -33,8 +33,10 @@ _WITH_UNITS, _NUMBERS = ["time", "rate"], ["time_s", "rate_bps"]
 class TraceConfig(Section, frozen=True):
     """`[[traces]]`: a line whose rate follows a trace."""
 
-    node: Annotated[str, Meta(description="whose line: a name, a pattern, a site; all by default")] = ANY
-    direction: Annotated[Literal["up", "down", "both"], Meta(description="what follows it")] = "both"
+    node: Annotated[str, Meta(description="the line's node: a name, a pattern or a site; all nodes by default")] = ANY
+    direction: Annotated[
+        Literal["up", "down", "both"], Meta(description="the direction of the line that follows the trace")
+    ] = "both"
     rows: Annotated[
         tuple[tuple[str, str], ...], Meta(description="times and rates, the first at 0 s; 'cut' lets nothing pass")
     ] = ()
@@ -42,14 +44,17 @@ class TraceConfig(Section, frozen=True):
         str | None, Meta(description="a CSV file with the header time,rate (with units) or time_s,rate_bps (numbers)")
     ] = None
     mahimahi: Annotated[str | None, Meta(description="a file in Mahimahi's packet-delivery format")] = None
-    window: Annotated[str, Meta(description="of mahimahi: rates are taken over so long")] = "100 ms"
+    window: Annotated[str, Meta(description="for mahimahi: length of the windows over which rates are taken")] = (
+        "100 ms"
+    )
     period: Annotated[
-        str | None, Meta(description="of rows and csv: begin again after so long; by default the last rate stays")
+        str | None,
+        Meta(description="for rows and csv: time after which the trace repeats; by default the last rate stays"),
     ] = None
 
 
 class Trace(msgspec.Struct, frozen=True):
-    """A step function: `rates_bps[i]` from `times_s[i]` on, which rise from 0; again from 0 every `period_s`."""
+    """A step function: `rates_bps[i]` from `times_s[i]` on. Times rise from 0; with `period_s` the trace repeats."""
 
     times_s: tuple[float, ...]
     rates_bps: tuple[float | None, ...]
@@ -61,7 +66,7 @@ class Trace(msgspec.Struct, frozen=True):
         return self.rates_bps[index]
 
     def next_change_s(self, t_s: float) -> float:
-        """When the row after that of `t_s` begins; infinite after the last one."""
+        """When the row after the one at `t_s` begins; infinite after the last one."""
         began_s, index = self._place(t_s)
         if index + 1 < len(self.times_s):
             return began_s + self.times_s[index + 1]
@@ -70,7 +75,7 @@ class Trace(msgspec.Struct, frozen=True):
         return self._begins_s(t_s, 1)
 
     def dilated(self, factor: float) -> Trace:
-        """The same on a clock that runs `factor` times slower."""
+        """The same trace on a clock that runs `factor` times slower."""
         return Trace(
             tuple(time_s * factor for time_s in self.times_s),
             tuple(None if rate_bps is None else rate_bps / factor for rate_bps in self.rates_bps),
@@ -78,12 +83,12 @@ class Trace(msgspec.Struct, frozen=True):
         )
 
     def _place(self, t_s: float) -> tuple[float, int]:
-        """When the present period began, and the row. Both as `next_change_s` computes them, to the last digit."""
+        """The start of the period at `t_s`, and the row, with the same rounding as in `next_change_s`."""
         began_s = self._begins_s(t_s, 0)
         return began_s, bisect_right(self.times_s, t_s, key=lambda time_s: began_s + time_s) - 1
 
     def _begins_s(self, t_s: float, later: int) -> float:
-        """When the period of `t_s` begins, or one so much later."""
+        """The start of the period at `t_s`, or of the one `later` periods after it."""
         if self.period_s is None:
             return 0.0
         number = math.floor(t_s / self.period_s)
@@ -95,7 +100,7 @@ class Trace(msgspec.Struct, frozen=True):
 
 
 def trace_of(config: TraceConfig, path: str, folder: Path) -> Trace:
-    """The trace that `config` asks for; files are looked for in `folder`. Raises `ConfigError`."""
+    """The trace that `config` describes; file paths are relative to `folder`. Raises `ConfigError`."""
     given = [key for key in ("rows", "csv", "mahimahi") if getattr(config, key)]
     if len(given) != 1:
         raise ConfigError(f"{path.rstrip('.')}: expected exactly one of rows, csv and mahimahi")
@@ -119,7 +124,7 @@ def trace_of(config: TraceConfig, path: str, folder: Path) -> Trace:
 
 
 def parse_csv(name: str, lines: Sequence[str]) -> list[tuple[str, float, float | None]]:
-    """Where it stands, time and rate of each row of a CSV file. Raises `ConfigError` with the line's number."""
+    """Place, time and rate of each row of a CSV file. Raises `ConfigError` with the line's number."""
     header = [cell.strip() for cell in lines[0].split(",")] if lines else []
     if header not in (_WITH_UNITS, _NUMBERS):
         raise ConfigError(f"{name}, line 1: expected the header {','.join(_WITH_UNITS)} or {','.join(_NUMBERS)}")
@@ -135,10 +140,10 @@ def parse_csv(name: str, lines: Sequence[str]) -> list[tuple[str, float, float |
 
 
 def parse_mahimahi(name: str, lines: Sequence[str], window_s: float) -> Trace:
-    """Rates over windows of about `window_s`, a whole number of which make the trace. Raises `ConfigError`.
+    """Rates over windows of about `window_s`, of which a whole number make up the trace. Raises `ConfigError`.
 
-    As in Mahimahi, the last line is also the period. An opportunity belongs to the window that it ends or is in, so
-    that each period carries all of them: the one at its end too.
+    As in Mahimahi, the last line is also the period. An opportunity between two windows belongs to the earlier one, so
+    that each period carries all its opportunities, the one at its end included.
     """
     times_ms: list[int] = []
     for number, line in enumerate(lines, start=1):
@@ -180,7 +185,7 @@ def _number(text: str, where: str) -> float:
 
 
 def _ascending(pairs: Iterable[tuple[str, float, float | None]]) -> Iterable[tuple[float, float | None]]:
-    """Raises `ConfigError` where the first row is not at 0, or a later one not after the row before it."""
+    """The rows. Raises `ConfigError` if the first is not at time 0, or another one not after the row before it."""
     before_s = -1.0
     for where, time_s, rate_bps in pairs:
         if before_s < 0 and time_s != 0:
@@ -192,7 +197,7 @@ def _ascending(pairs: Iterable[tuple[str, float, float | None]]) -> Iterable[tup
 
 
 def _lines(name: str, key: str, folder: Path) -> tuple[str, list[str]]:
-    """The name to call the file by, and its lines."""
+    """The file's name for messages, and its lines."""
     path = folder / name
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()

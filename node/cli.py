@@ -194,8 +194,7 @@ def _change_net(options: argparse.Namespace) -> int:
         change = ChangeConfig(heal=ends or True)
     elif options.net_command == "reset":
         change = ChangeConfig(reset=True)
-    token = options.token if options.token is not None else os.environ.get(TOKEN_VARIABLE, "")
-    return change_network(options.coordinator, token, change)
+    return change_network(options.coordinator, options.token, change)
 
 
 def _plan(options: argparse.Namespace, overrides: list[str]) -> int:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from node.config import TOKEN_VARIABLE
-
 SETTINGS = """\
 Every setting of the config can also be given on the command line, before or after the file:
   --train.steps 100  --compress.mode dense  --net.profile datacenter-100gbps
@@ -22,10 +20,8 @@ Settings of the network take the place of the profile's:
 As root on Linux, the same transfers are also made under the kernel's token bucket (tc-tbf), for comparison.
 """
 
-LIVE = f"""\
-example:
-  export {TOKEN_VARIABLE}=…                                          the run's secret, before the run is started
-  isthmus run configs/demo.toml
+LIVE = """\
+While `isthmus run configs/demo.toml` goes on in another terminal:
   isthmus net set --coordinator outputs/demo --rate '50 Mbit/s'
   isthmus net set --coordinator outputs/demo --latency '80 ms' --pair node-0 node-1
   isthmus net cut node-0 'node-[12]' --coordinator outputs/demo

@@ -234,7 +234,10 @@ def _live(
         metavar="ADDRESS",
         help="tcp://HOST:PORT, or the folder of a run on this machine",
     )
-    parser.add_argument("--token", help=f"the run's secret (default: the environment's {TOKEN_VARIABLE})")
+    parser.add_argument(
+        "--token",
+        help=f"the run's secret (default: the one in the run's folder, or else the environment's {TOKEN_VARIABLE})",
+    )
     return parser
 
 

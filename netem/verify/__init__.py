@@ -1,10 +1,11 @@
 """How true an emulated network is on this host: `isthmus net verify`. Reading order:
 
-promise   what a profile promises of a transfer, and how a measured one is judged: arithmetic
-child     one process that sends and receives when told to; several ways to carry (`Carrier`)
-party     those processes, started, commanded and ended; and the ones that keep the cores busy
-kernel    two network namespaces under the kernel's own token bucket, as a reference that is not ours
-measure   transfers through all that, timed
-suites    which transfers: a profile's certificate, and the tables of docs/netem
-render    as a table, as Markdown, as one JSON object
+promise      how long a transfer should take on a profile, and whether a measured one is right: arithmetic
+child        one process that sends and receives on command, through an endpoint or plain TCP (`Carrier`)
+party        these processes from the side of their parent; and processes that keep the cores busy
+kernel       two network namespaces under the kernel's token bucket, as a reference
+measure      timed transfers between these processes
+certificate  the transfers of one profile's certificate
+suites       the transfers of the tables in docs/netem
+render       a certificate as text, as Markdown, and as one JSON object
 """

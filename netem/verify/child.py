@@ -1,7 +1,7 @@
-"""One process of a measurement: sends and receives when told to, and notes the time.
+"""One process of a measurement: it sends and receives on command, and records times.
 
-Usage: python -m netem.verify.child endpoint | tcp | busy. Commands come as JSON lines on standard input, each is
-answered by one line, and the process ends with its input; `netem.verify.party` is the other side. `endpoint` carries
+Usage: python -m netem.verify.child endpoint | tcp | busy. Commands are JSON lines on standard input, each is answered
+by one line, and the process ends with its input; `netem.verify.party` is the other side. `endpoint` carries messages
 through `netem.endpoint`, `tcp` through plain sockets, as the reference under the kernel's shaping. `busy` keeps one
 core busy until it is stopped. Times are those of the monotonic clock, which all processes share.
 """
@@ -23,12 +23,12 @@ from netem.errors import IsthmusError
 from netem.limits import Limits
 from netem.profile import Profile
 
-_SPIN_S = 0.002  # the last stretch before an appointed time, which `sleep` would miss
+_SPIN_S = 0.002  # the last part of a wait, for which `sleep` is too coarse
 _HELLO = b"hello"
 
 
 class Open(msgspec.Struct, tag="open"):
-    """Listen at `host`; buffers for payloads of up to `largest_bytes` are made now. Answered by `Opened`."""
+    """Listen at `host`, and allocate buffers for payloads of up to `largest_bytes`. Answered by `Opened`."""
 
     name: str
     host: str
@@ -37,7 +37,7 @@ class Open(msgspec.Struct, tag="open"):
 
 
 class Connect(msgspec.Struct, tag="connect"):
-    """Dial `peer`, with so many `flows`, and see that it answers. Answered by `Done`."""
+    """Dial `peer` with this number of `flows`, and wait for its answer. Answered by `Done`."""
 
     peer: str
     address: str
@@ -71,7 +71,7 @@ class Done(msgspec.Struct, tag="done"):
 
 
 class Arrival(msgspec.Struct, array_like=True):
-    """The last message of a flow was there at time `at`."""
+    """The last message of a flow arrived at time `at`."""
 
     peer: str
     flow: int
@@ -79,7 +79,7 @@ class Arrival(msgspec.Struct, array_like=True):
 
 
 class Transferred(msgspec.Struct, tag="transferred"):
-    """`wire_bytes` is what was sent with all headers; 0 where only the kernel knows."""
+    """The result. `wire_bytes` counts what was sent with all headers; it is 0 for TCP, where the kernel counts."""
 
     wire_bytes: int
     resent_bytes: int
@@ -95,7 +95,7 @@ Answer = Opened | Done | Transferred | Failed
 
 
 class Carrier(Protocol):
-    """A way to carry messages."""
+    """Carries messages to the peers."""
 
     address: str
 
@@ -103,14 +103,14 @@ class Carrier(Protocol):
         """Dial, and return when the peer has answered."""
 
     def transfer(self, command: Transfer) -> Transferred:
-        """Do it."""
+        """Send and receive as the command says; returns when all has arrived."""
 
     def close(self) -> None:
         """End all threads."""
 
 
 class EndpointCarrier:
-    """Through an endpoint. It is its own receiver: all messages go into one buffer."""
+    """Carries through an endpoint. It is its own receiver, and takes all messages into one buffer."""
 
     def __init__(self, command: Open) -> None:
         self._arrived: queue.SimpleQueue[tuple[str, bytes, float]] = queue.SimpleQueue()
@@ -170,7 +170,7 @@ class EndpointCarrier:
 
 
 class TcpCarrier:
-    """Through plain sockets, one connection a flow: shaped by what is between. Who dials sends, who listens reads."""
+    """Carries through plain sockets, one connection per flow. The side that dials sends; the one that listens reads."""
 
     def __init__(self, command: Open) -> None:
         self._listener = socket.create_server((command.host, 0))
@@ -224,7 +224,7 @@ class TcpCarrier:
 
 
 def main() -> None:
-    """Obey until the input ends."""
+    """Carry out commands until the input ends."""
     end_with_parent()
     kind = sys.argv[1]
     if kind == "busy":

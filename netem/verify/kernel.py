@@ -1,8 +1,8 @@
-"""A network that is not ours: two network namespaces, a veth pair, and the kernel's token bucket (`tc-tbf`).
+"""A network as a reference: two network namespaces, a veth pair, and the kernel's token bucket (`tc-tbf`).
 
-Linux, root and iproute2 only; `unavailable` tries it and says what is missing. Everything is made under a name of its
-own, and removed when the `with` ends: deleting a namespace takes its end of the pair along. Only a SIGKILL leaves them
-behind; `ip netns list` then shows isthmus-….
+It needs Linux, root and iproute2; `unavailable` tries it and says what is missing. All parts have new names, and are
+removed when the `with` ends: to delete a namespace deletes its end of the pair too. Only a SIGKILL leaves them behind;
+`ip netns list` then shows names that begin with isthmus-.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from netem.verify.promise import Promise
 
 _TIMEOUT_S = 10.0
 _LEAST_BURST_BYTES = 16_000
-_BURST_S = 0.002  # the kernel's timer may be so late before it loses rate
-_QUEUE_BYTES = 64_000_000  # more than TCP has in flight: nothing is dropped, and so nothing sent twice
+_BURST_S = 0.002  # how late the kernel's timer may be before the rate suffers
+_QUEUE_BYTES = 64_000_000  # more than TCP has in flight, so that nothing is dropped and sent again
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """The pair of namespaces: how to start a process in each, and where the receiving one listens."""
+    """The two namespaces: how to start a process in each, and their addresses."""
 
     sender: tuple[str, ...]
     receiver: tuple[str, ...]
@@ -37,19 +37,19 @@ class Kernel:
     receiver_host: str
     promise: Promise
     device: str
-    """The shaped one, in the namespace of the same name."""
+    """The shaped device, in the namespace of the same name."""
 
     def sent_bytes(self) -> int:
-        """All that the bucket has let through so far, headers down to Ethernet's included."""
+        """Bytes that the bucket has let through so far, with headers down to Ethernet's."""
         shown = json.loads(_run("tc", "-n", self.device, "-s", "-j", "qdisc", "show", "dev", self.device))
         bucket = next(entry for entry in shown if entry["kind"] == "tbf")
         if bucket["drops"]:
-            raise IsthmusError(f"the kernel's token bucket dropped {bucket['drops']} packets: no reference")
+            raise IsthmusError(f"the kernel's token bucket dropped {bucket['drops']} packets, so it is no reference")
         return int(bucket["bytes"])
 
 
 def unavailable() -> str | None:
-    """Why there is no reference by the kernel here; None if there is one. Really makes one, and removes it."""
+    """Why the kernel's reference cannot be had here, or None if it can. It is set up and removed to find out."""
     if platform.system() != "Linux":
         return f"kernel tbf needs Linux; this is {platform.system()}"
     for tool in ("ip", "tc"):
@@ -67,7 +67,7 @@ def unavailable() -> str | None:
 
 @contextmanager
 def kernel(rate_bps: float) -> Iterator[Kernel]:
-    """Two namespaces, shaped from the first to the second. Raises `IsthmusError` with the tool's own words."""
+    """Two namespaces, shaped from the first to the second. Raises `IsthmusError` with the tool's message."""
     name = f"isthmus-{secrets.token_hex(3)}"  # a device's name has at most 15 characters
     source, target = f"{name}a", f"{name}b"
     subnet = f"10.{128 + secrets.randbelow(64)}.{secrets.randbelow(256)}"

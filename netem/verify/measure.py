@@ -1,4 +1,4 @@
-"""Transfers between processes, timed: a host's own figures, and rows under our clock or under the kernel's bucket."""
+"""Timed transfers between processes: the host's own figures, and rows under our shaper or the kernel's bucket."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from netem.verify.kernel import kernel
 from netem.verify.party import Kind, Party, busy_cores, run_transfer
 from netem.verify.promise import Host, Promise, Row, judge_row
 
-_LEAD_S = 0.02  # from the command to the start: all processes have read it by then
+_LEAD_S = 0.02  # from the command to the start, so that all processes have read it by then
 _UNHINDERED_BPS = 1e12
 _REST_S = 0.005
 
@@ -25,7 +25,7 @@ Sample = tuple[float, Mapping[str, Transferred]]
 
 @contextmanager
 def endpoints(profile: Profile, names: Sequence[str], largest_bytes: int) -> Iterator[list[Party]]:
-    """A process with an endpoint for each of `names`, connected each to each."""
+    """A process with an endpoint for each of `names`; each is connected to all others."""
     with ExitStack() as stack:
         parties = [stack.enter_context(Party(name, "endpoint", profile, largest_bytes)) for name in names]
         for party in parties:
@@ -38,7 +38,7 @@ def endpoints(profile: Profile, names: Sequence[str], largest_bytes: int) -> Ite
 def time_transfers(
     sends: dict[str, list[Part]], parties: Sequence[Party], promise: Promise, repeats: int
 ) -> list[Sample]:
-    """`sends` at the same moment, several times, with rest enough between them for the burst to be there again."""
+    """All `sends` at the same moment, `repeats` times, with enough rest in between for the burst to return."""
     nbytes = sum(part.nbytes * part.count for parts in sends.values() for part in parts)
     rest_s = _REST_S + promise.latency_s + (promise.burst_bytes * 8 / promise.rate_bps if promise.rate_bps else 0.0)
     samples: list[Sample] = []
@@ -49,22 +49,22 @@ def time_transfers(
 
 
 def took_s(sample: Sample) -> float:
-    """Until the last message was there."""
+    """The time until the last message had arrived, in seconds."""
     at, answers = sample
     return max(arrival.at for answer in answers.values() for arrival in answer.arrivals) - at
 
 
 def wire_bytes(sample: Sample, sender: str) -> int:
-    """What `sender` put on the wire, with all headers."""
+    """Bytes that `sender` put on the wire, with all headers."""
     return sample[1][sender].wire_bytes
 
 
 def measure_host(say: Say) -> Host:
-    """What two processes of this host can pass to each other."""
+    """How much two processes of this host can carry, and how long they take for one message."""
     cores, load = os.cpu_count() or 1, os.getloadavg()[0]
     if load > cores / 2:
-        say(f"on a host with other work (load {load:.1f} on {cores} cores): what it takes is missing below")
-    say("what this host carries, unshaped and shaped")
+        say(f"this host has other work (load {load:.1f} on {cores} cores), which lowers the figures below")
+    say("measuring what this host carries, unshaped and shaped")
     flood = {"node-0": [Part("node-1", 0, 4 * MIB, 64)]}
     with endpoints(Profile(name="host"), ("node-0", "node-1"), 4 * MIB) as parties:
         loopback_bps = _flood_bps(parties, flood)
@@ -82,7 +82,8 @@ def _flood_bps(parties: Sequence[Party], flood: dict[str, list[Part]]) -> float:
 
 
 def _delay_s(parties: Sequence[Party]) -> float:
-    """Nine in ten of one segment's messages are there by then: what is late at all, is late at its end alone."""
+    """The time within which nine in ten messages of one segment arrive. A long transfer is late only at its end, by as
+    much as one such message."""
     beep = {"node-0": [Part("node-1", 0, 64 * KIB)]}
     times_s = sorted(took_s(sample) for sample in time_transfers(beep, parties, Promise(None), 50))
     return times_s[len(times_s) * 9 // 10]
@@ -100,7 +101,7 @@ def clock_row(
     repeats: int,
     case: str = "",
 ) -> Row:
-    """From the first party to the second, under our clock."""
+    """A row of transfers from the first party to the second, under our shaper."""
     source, target = (party.name for party in parties)
     sends = {source: [Part(target, flow, nbytes) for flow in range(flows)]}
     samples = time_transfers(sends, parties, promise, repeats)
@@ -114,7 +115,7 @@ def kernel_rows(
 ) -> list[Row]:
     """The same transfers (bytes, flows) over TCP under the kernel's bucket of that rate, which has no latency.
 
-    What fits twice into its burst is left out: its time would be the host's, not the bucket's.
+    Transfers of up to twice the burst are left out: the host, and not the bucket, would determine their time.
     """
     rows = []
     tcp: Kind = "tcp"
@@ -151,7 +152,7 @@ def kernel_rows(
 
 
 def repeats_for(promise: Promise, nbytes: int, quick: bool) -> int:
-    """More of what is short, since other work on the host weighs more in it."""
+    """How often to repeat a transfer: short ones more often, since other work on the host affects them more."""
     expected_s = promise.time_s(nbytes)
     usual = 5 if expected_s < 0.3 else 3 if expected_s < 1.0 else 1
     return min(usual, 3) if quick else usual

@@ -1,4 +1,4 @@
-"""The processes of a measurement, from the side of the one that started them.
+"""The processes of a measurement, from the side of their parent.
 
 `Party` is one `netem.verify.child`, which has ended when its `with` ends, whatever happened in it. `busy_cores` keeps
 all cores busy with other work.
@@ -27,7 +27,7 @@ _PATIENCE_S = 30.0
 
 
 class Party:
-    """One process that carries messages. `prefix` starts it elsewhere, such as in a network namespace."""
+    """One process that carries messages. `prefix` is a command that starts it, such as in a network namespace."""
 
     def __init__(
         self,
@@ -58,15 +58,15 @@ class Party:
         self.close()
 
     def connect(self, peer: Party, flows: int = 1) -> None:
-        """Dial `peer`; returns when it has answered."""
+        """Dial `peer`, and return when it has answered."""
         assert isinstance(self._ask(Connect(peer.name, peer.address, flows), 2 * _PATIENCE_S), Done)
 
     def begin(self, command: Transfer) -> None:
-        """Give the command; `end` has its answer."""
+        """Send the command; `end` returns its answer."""
         self._say(command)
 
     def end(self, timeout_s: float) -> Transferred:
-        """Wait for the transfer that was begun. Raises `IsthmusError` where it failed."""
+        """Wait for the transfer that was begun. Raises `IsthmusError` if it failed."""
         answer = self._hear(timeout_s)
         assert isinstance(answer, Transferred)
         return answer
@@ -93,7 +93,7 @@ class Party:
 def run_transfer(
     sends: dict[str, list[Part]], parties: Sequence[Party], timeout_s: float, *, lead_s: float = 0.02
 ) -> tuple[float, dict[str, Transferred]]:
-    """All `sends`, by sender's name, at the same moment: that moment, and what each party says of it."""
+    """Make all `sends` (by sender's name) at the same moment; return that moment, and each party's result."""
     at = time.monotonic() + lead_s
     for party in parties:
         receives = [
@@ -106,13 +106,13 @@ def run_transfer(
     answers = {party.name: party.end(2 * timeout_s + _PATIENCE_S) for party in parties}
     for name, answer in answers.items():
         if answer.resent_bytes:
-            raise IsthmusError(f"{name}: {answer.resent_bytes} bytes were sent twice; nothing is lost on this host")
+            raise IsthmusError(f"{name}: {answer.resent_bytes} bytes were sent twice, though this host loses none")
     return at, answers
 
 
 @contextmanager
 def busy_cores() -> Iterator[None]:
-    """While it is entered, each core of this machine has a process that computes without a pause."""
+    """Within the `with`, each core of this machine has a process that computes without a pause."""
     command = [sys.executable, "-m", "netem.verify.child", "busy"]
     with Children() as workers:
         for core in range(os.cpu_count() or 1):

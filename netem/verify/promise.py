@@ -1,14 +1,14 @@
-"""What a network promises of a transfer, and how a measured one is judged. Arithmetic: no clock, no processes.
+"""How long a transfer should take, and whether a measured one is right. Arithmetic: no clock, no processes.
 
-A transfer is promised to be there after ``latency + (bits on the wire - burst) / rate``: bits as the shaper counts
-them (headers included), less the burst that may leave at once after idle time. `error` compares the two times:
-``promised / measured - 1``, negative where the host was slower. `measured_bps` is the rate with the same error, so
-that ``error == measured_bps / rate_bps - 1`` holds for a small transfer, which is mostly latency, as for a large one,
-where it is simply bits over time.
+The promised time of a transfer is ``latency + (bits on the wire - burst) / rate``: bits as the shaper counts them
+(headers included), less the burst that may leave at once after idle time. `error` compares the two times:
+``promised / measured - 1``, negative if the host was slower. `measured_bps` is the rate with the same error, so that
+``error == measured_bps / rate_bps - 1`` holds for a small transfer, which is mostly latency, and for a large one, where
+it is bits over time.
 
-A host needs some time of its own to hand over a message, however small and on any network: 0.2 ms where it is idle,
-10 ms where other work waits for its two cores. Where that is more than half of the 3 % that a row may be off, a miss
-that it may explain says nothing about the network: such rows are shown, and not judged.
+A host takes some time of its own for a message of any size on any network: 0.2 ms if it is idle, 10 ms if its two cores
+have other work. If that is more than half of the 3 % that a row may be off, and may explain the error, the row says
+nothing about the network: it is shown, and not judged.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ import msgspec
 from netem.units import format_rate, format_size, format_time
 
 TOLERANCE = 0.03
-_EXPLAINED_DELAYS = 3  # a shaped transfer has more than one thread wake up late
+_EXPLAINED_DELAYS = 3  # in a shaped transfer, more than one thread may wake up late
 
 Reference = Literal["clock", "tbf"]
 Verdict = Literal["true", "untrusted"]
 
 
 class Promise(msgspec.Struct, frozen=True):
-    """A way from one node to another. `rate_bps` None: nothing is promised."""
+    """The promised figures from one node to another. With `rate_bps` None, nothing is promised."""
 
     rate_bps: float | None
     latency_s: float = 0.0
     burst_bytes: int = 0
 
     def time_s(self, wire_bytes: float) -> float:
-        """When the last of `wire_bytes` is there that were sent at 0 after idle time."""
+        """When the last of `wire_bytes` arrives, if all were sent at time 0 after idle time."""
         if self.rate_bps is None:
             return self.latency_s
         return self.latency_s + max(0.0, wire_bytes - self.burst_bytes) * 8 / self.rate_bps
@@ -47,11 +47,11 @@ class Host(msgspec.Struct, frozen=True):
     """What this host can carry between two processes."""
 
     loopback_bps: float
-    """Payload, from endpoint to endpoint, one flow, nothing shaped."""
+    """Payload rate of one flow between two endpoints, unshaped."""
     shaped_bps: float
-    """The same with the shaper at work, at a rate that never makes it wait."""
+    """The same with a shaper whose rate is so high that it never waits."""
     delay_s: float
-    """From `send` in one process to the arrival of 64 KiB in the other, unshaped: nine in ten are there by then."""
+    """Time from `send` in one process to arrival in the other, of 64 KiB, unshaped; nine in ten take no longer."""
     busy_delay_s: float
     """The same while all cores have other work."""
     cores: int
@@ -69,16 +69,16 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     busy: bool
     """Whether all cores had other work."""
     reference: Reference
-    """Who kept the rate: our `clock`, or the kernel's `tbf`."""
+    """What shaped the transfer: our `clock`, or the kernel's `tbf`."""
     rate_bps: float | None
-    """Promised: of the link, or of the share of it that is measured."""
+    """The promised rate of the link, or of the measured share of it."""
     measured_bps: float
     error: float | None
     promised_s: float
     measured_s: float
     judged: bool
     case: str = ""
-    """What is special about it, in the suites."""
+    """In the suites: the case that this row measures."""
 
     @property
     def missed(self) -> bool:
@@ -92,7 +92,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Certificate(msgspec.Struct, frozen=True):
-    """Everything that was measured, and what it comes to. `skipped` says what could not be measured, and why."""
+    """All measurements and the verdict. `skipped` says what could not be measured, and why."""
 
     host: Host
     rows: list[Row]
@@ -113,9 +113,9 @@ def judge_row(
     reference: Reference = "clock",
     case: str = "",
 ) -> Row:
-    """A row from `samples`: seconds and bytes on the wire (of all flows) of each repeat. `delay_s` is the host's own.
+    """A row from `samples`, the seconds and wire bytes (over all flows) of each repeat.
 
-    Without a promised rate there is no error.
+    `delay_s` is the host's own delay. Without a promised rate there is no error.
     """
     wire_bytes = statistics.median(sample[1] for sample in samples)
     measured_s = max(statistics.median(sample[0] for sample in samples), 1e-9)
@@ -142,9 +142,9 @@ def judge_row(
 
 
 def certify(host: Host, rows: Sequence[Row], skipped: str | None = None, dilation: float = 1.0) -> Certificate:
-    """The verdict on all rows of our clock. The kernel's rows are for comparison: they do not judge us.
+    """The verdict on all rows of our shaper. The kernel's rows are for comparison, and do not count.
 
-    `dilation` is the factor that the rows were measured at; a mend is named as a multiple of it.
+    `dilation` is the factor at which the rows were measured; a proposed dilation is a multiple of it.
     """
     ours = [row for row in rows if row.reference == "clock"]
     beyond = max((row for row in ours if row.rate_bps), key=lambda row: row.rate_bps or 0.0, default=None)
@@ -165,7 +165,7 @@ def certify(host: Host, rows: Sequence[Row], skipped: str | None = None, dilatio
         reason = f"no row is long enough to judge: this host's own delay is {_delays(host)}"
         return Certificate(host, list(rows), "untrusted", reason, skipped)
     if not judged:
-        return Certificate(host, list(rows), "true", "no rate is promised that could be missed", skipped)
+        return Certificate(host, list(rows), "true", "the profile promises no rate that could be missed", skipped)
     short = len(ours) - len(judged)
     reason = f"{len(judged)} of {len(ours)} rows judged, at most {max(judged):.1%} off"
     if short:
@@ -182,7 +182,7 @@ def mending_dilation(asked_bps: float, carried_bps: float) -> float:
 
 
 def round_rate(rate_bps: float) -> float:
-    """Two digits: a host's figure is not truer than that."""
+    """The rate in two digits: a host's figure has no more accuracy."""
     return float(f"{rate_bps:.2g}")
 
 

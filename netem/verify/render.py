@@ -12,7 +12,7 @@ _HEAD = ("profile", "bytes", "flows", "cores", "kept by", "rate", "measured", "p
 
 
 def as_json(certificate: Certificate) -> str:
-    """One object on one line."""
+    """The certificate as one JSON object on one line."""
     return msgspec.json.encode(certificate).decode()
 
 
@@ -32,11 +32,11 @@ def as_markdown(certificate: Certificate, title: str, command: str) -> str:
 
 
 _NOTE = """\
-Medians. Promised time: latency + (bits on the wire, headers included - burst) / rate. Error: promised over measured
-time - 1, negative where it took longer; the measured rate is the promised one with that error. A row in brackets is
-not judged: 1.5 % of its time is less than this host takes for a message by itself, which may explain the error. Rows
-kept by tbf are plain TCP through two network namespaces under the kernel's token bucket, without latency, with
-nothing of ours between."""
+All figures are medians. The promised time is latency + (bits on the wire, headers included - burst) / rate. The error
+is promised over measured time - 1, and negative if the transfer took longer; the measured rate is the promised one with
+that error. Errors in brackets are not judged: 1.5 % of the promised time is less than this host's own delay for one
+message, which may explain the error. Rows kept by tbf are plain TCP through two network namespaces under the kernel's
+token bucket, without latency and without Isthmus."""
 
 
 def _cells(row: Row) -> tuple[str, ...]:
@@ -60,7 +60,7 @@ def _host(host: Host) -> str:
     return (
         f"This host carries {format_rate(round_rate(host.loopback_bps))} between two processes unshaped, "
         f"{format_rate(round_rate(host.shaped_bps))} through a shaper that never waits; "
-        f"a message of 64 KiB takes up to {format_time(float(f'{host.delay_s:.2g}'))}, and "
+        f"a message of 64 KiB takes at most {format_time(float(f'{host.delay_s:.2g}'))}, and "
         f"{format_time(float(f'{host.busy_delay_s:.2g}'))} while its {host.cores} cores are busy"
     )
 

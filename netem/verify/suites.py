@@ -1,8 +1,8 @@
-"""The tables of docs/netem: what a certificate does not show. Each suite is a function that measures its rows.
+"""The tables of docs/netem, beyond a certificate. Each suite is a function that measures its rows.
 
-`kernel`: our clock and the kernel's bucket side by side. `fairness`: flows of one link that send messages of different
-sizes. `nic`: two senders into one NIC, and one into two. `rings`: n nodes in a ring and each to each, until this host
-breaks. `dilation`: 100 Gbit/s on a clock that runs slower.
+`kernel`: our shaper and the kernel's bucket side by side. `fairness`: flows of one link with messages of different
+sizes. `nic`: two senders to one NIC, and one NIC to two receivers. `rings`: n nodes in a ring, and each to each, up to
+more than this host can carry. `dilation`: 100 Gbit/s on a clock that runs slower.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ from netem.verify.promise import Certificate, Host, Promise, Row, certify, judge
 MB = 1_000_000
 _RATE_BPS = 300e6
 _LATENCY_S = 0.025
-_FAIRNESS_BYTES = 16 * MB  # what each flow sends in all, whatever its messages' size
+_FAIRNESS_BYTES = 16 * MB  # total of each flow, for any size of its messages
 
 
 class Suite(NamedTuple):
-    """`rows` measures them; `quick` leaves some out. `minutes` is what all take."""
+    """`rows` measures the rows; with `quick` it leaves some out. `minutes` is the time for all of them."""
 
     title: str
     minutes: int
@@ -46,7 +46,7 @@ class Suite(NamedTuple):
 
 
 def run_suite(name: str, quick: bool, say: Say) -> Certificate:
-    """Measure one suite, and judge. Raises `IsthmusError` where a transfer fails."""
+    """Measure one suite, and judge. Raises `IsthmusError` if a transfer fails."""
     suite = SUITES[name]
     say(f"{'less than ' if quick else 'about '}{suite.minutes} min")
     skipped = unavailable() if suite.needs_kernel else None
@@ -62,7 +62,7 @@ def _kernel(host: Host, quick: bool, say: Say) -> Iterator[Row]:
         promise = Promise(rate_bps)
         for busy in (False, True):
             say(f"{profile.name}, cores {'busy' if busy else 'idle'}")
-            # 4 × 64 MB at 50 Mbit/s takes 41 s, and says nothing that 4 × 16 MB does not.
+            # 4 × 64 MB at 50 Mbit/s takes 41 s, and shows no more than 4 × 16 MB.
             fitting = [(nbytes, flows) for nbytes, flows in sizes if promise.time_s(nbytes * flows) < 15]
             with busy_cores() if busy else nullcontext():
                 with endpoints(profile, ("node-0", "node-1"), 64 * MB) as parties:
@@ -74,7 +74,7 @@ def _kernel(host: Host, quick: bool, say: Say) -> Iterator[Row]:
 
 
 def _fairness(host: Host, quick: bool, say: Say) -> Iterator[Row]:
-    """Four flows that all have the same to send, in messages of their own size, end together if each has its share."""
+    """Four flows with equal totals, in messages of different sizes. If each has its share, all end together."""
     profile = Profile(name="300 Mbit/s", rate_bps=_RATE_BPS, latency_s=_LATENCY_S)
     sizes = (64_000, 1 * MB, 4 * MB, 16 * MB)
     alike = ((size,) * 4 for size in sizes)
@@ -126,7 +126,7 @@ def _nic(host: Host, quick: bool, say: Say) -> Iterator[Row]:
 
 
 def _rings(host: Host, quick: bool, say: Say) -> Iterator[Row]:
-    """The last arrival of all. What one node sends at once shares its NIC in scope `nic`, nothing in scope `link`."""
+    """The time until the last arrival. A node's messages share its NIC in scope `nic`, and nothing in scope `link`."""
     for count in (2, 4) if quick else (2, 4, 8):
         names = [f"node-{index}" for index in range(count)]
         ring = {name: [names[(index + 1) % count]] for index, name in enumerate(names)}
@@ -170,7 +170,7 @@ def _dilation(host: Host, quick: bool, say: Say) -> Iterator[Row]:
 
 
 SUITES = {
-    "kernel": Suite("Our clock and the kernel's token bucket", 6, _kernel, needs_kernel=True),
+    "kernel": Suite("Our shaper and the kernel's token bucket", 6, _kernel, needs_kernel=True),
     "fairness": Suite("Four flows on one link, 300 Mbit/s", 2, _fairness),
     "nic": Suite("Several nodes at one NIC, 300 Mbit/s", 2, _nic),
     "rings": Suite("Rings, and each to each, 300 Mbit/s", 2, _rings),

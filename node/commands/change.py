@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from coordinator.messages import Answer
 from coordinator.operator import ask
 from coordinator.records.folder import ADDRESS, read_address
+from coordinator.records.secret import read_secret
 from netem.changes import Change, ChangeConfig, change_of
 from netem.errors import ConfigError
 from netem.sockets import check_host, parse_address
 from netem.units import format_time
+from node.config import TOKEN_VARIABLE
 
 
-def change_network(where: str, token: str, config: ChangeConfig | None) -> int:
+def change_network(where: str, token: str | None, config: ChangeConfig | None) -> int:
     """Ask the coordinator of the run at `where` (an address, or the run's folder here), and print what it answers.
 
-    `config` None only shows. The exit code: 0 where every node knows of the change, 1 where some have not confirmed it.
-    Raises `ConfigError`.
+    With `token` None the run's secret is looked for in its folder, then in the environment. `config` None only shows.
+    The exit code is 0 where every node knows of the change, and 1 where some have not confirmed it. Raises
+    `ConfigError`.
     """
     change = None if config is None else change_of(config, "--")
-    answer = ask(_address(where), token, change)
+    answer = ask(_address(where), _token(where) if token is None else token, change)
     print(as_text(answer, change))
     return 1 if answer.silent else 0
 
@@ -37,6 +41,11 @@ def as_text(answer: Answer, change: Change | None) -> str:
     if change is None:
         lines += [f"until now:   {text}" for text in answer.past] + [f"to come:     {text}" for text in answer.coming]
     return "\n".join(lines)
+
+
+def _token(where: str) -> str:
+    kept = None if where.startswith("tcp://") else read_secret(Path(where))
+    return kept or os.environ.get(TOKEN_VARIABLE, "")
 
 
 def _address(where: str) -> str:

@@ -21,6 +21,7 @@ from typing import IO, Any
 
 import msgspec
 
+from coordinator.messages import COORDINATOR
 from coordinator.records.folder import (
     ADDRESS,
     CONFIG,
@@ -31,10 +32,11 @@ from coordinator.records.folder import (
     make_folder,
 )
 from coordinator.records.lock import STARTING, locked
+from coordinator.records.secret import drop_secret, keep_secret
 from netem import host
 from netem.children import USER_ERROR, Child, Children, failed_first
 from netem.errors import ConfigError, RunAborted
-from netem.profile import resolve
+from netem.profile import resolve, resolve_schedule
 from node.commands.node import interrupt
 from node.config import TOKEN_VARIABLE, Config, save_config
 from node.data import open_data
@@ -56,6 +58,7 @@ def run_swarm(config: Config) -> Config:
     """Run to the end; the config as run (its name may have got a number). Raises `RunAborted` where it fails."""
     # Several processes share the cores here: a thread that spins while it waits takes them from the others.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    check_network(config)
     check_corpus(config)
     if text := host.warning(resolve(config.net), config.coordinator.nodes):
         log.warning("%s", text)
@@ -78,6 +81,13 @@ def _run(config: Config) -> None:
         raise
     finally:
         swarm.end()
+
+
+def check_network(config: Config) -> None:
+    """See that the profile speaks only of nodes that this run will have. Raises `ConfigError`."""
+    names = [f"node-{rank}" for rank in range(config.coordinator.nodes)]
+    if (reason := resolve_schedule(config.net).unmatched([*names, COORDINATOR])) is not None:
+        raise ConfigError(reason)
 
 
 def check_corpus(config: Config) -> None:
@@ -151,6 +161,10 @@ class Swarm:
     def start(self) -> None:
         """Start the coordinator, and when it listens, the nodes."""
         config_path = str(self._folder / CONFIG)
+        if self._config.coordinator.token:
+            drop_secret(self._folder)
+        else:
+            keep_secret(self._folder, self._environment[TOKEN_VARIABLE])
         self._coordinator = self._spawn("coordinator", "coordinator", config_path)
         address = self._await_address(self._coordinator)
         for rank in range(self._config.coordinator.nodes):
@@ -174,8 +188,9 @@ class Swarm:
             self._children.await_all(STOP_S)
 
     def end(self) -> None:
-        """Leave no process behind."""
+        """Leave no process behind, nor the secret that they had."""
         self._children.end()
+        drop_secret(self._folder)
 
     def _show(self, records: Iterator[dict[str, Any] | None], view: View) -> None:
         while (record := next(records)) is not None:

@@ -81,3 +81,23 @@ def network(
     finally:
         for endpoint in endpoints.values():
             endpoint.close()
+
+
+@contextmanager
+def endpoint(
+    name: str, *, bind: str | None = LOCAL, run_id: str = "run", **kwargs: object
+) -> Iterator[tuple[Endpoint, Inbox]]:
+    inbox = Inbox()
+    opened = Endpoint(name, run_id, UNSHAPED, inbox, bind=bind, **kwargs)  # type: ignore[arg-type]
+    try:
+        yield opened, inbox
+    finally:
+        opened.close()
+
+
+def eventually(condition: object, timeout_s: float = 10.0) -> None:
+    assert callable(condition)
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "it never came true"
+        time.sleep(0.01)

@@ -11,11 +11,15 @@ from coordinator.messages import (
     Commit,
     Go,
     Ready,
+    Roster,
     Saved,
     Stop,
     Vote,
 )
 from coordinator.run import Phase
+from netem.changes import Cut
+from netem.network import UNSHAPED
+from netem.schedule import Schedule, Timed
 
 
 def test_a_run_to_its_end_gives_every_step_once_with_its_cursor() -> None:
@@ -30,6 +34,15 @@ def test_a_run_to_its_end_gives_every_step_once_with_its_cursor() -> None:
     assert [record.step for record in wire.records] == [11, 12, 13]
     assert wire.records[0].nodes["node-1"] == {"tokens": 8.0, "loss_sum": 2.0}
     assert not wire.faults
+
+
+def test_a_profile_that_names_none_of_the_members_ends_the_run_before_its_first_step() -> None:
+    cut = Timed(at_s=5.0, change=Cut(ends=("node-0", "berlin")))
+    wire = started(schedule=Schedule(UNSHAPED, timed=(cut,)))
+    (stop,) = told(wire, "node-1", Stop)
+    assert "[[schedule]] names 'berlin', which matches no node or site in this run" in stop.reason
+    assert "there are node-0, node-1, coordinator" in stop.reason
+    assert told(wire, "node-1", Roster) == []
 
 
 def test_nobody_goes_before_all_are_ready() -> None:

@@ -36,9 +36,10 @@ from coordinator.messages import (
 )
 from coordinator.run import TABLE, Phase
 from coordinator.table import Row, arrive, row
-from netem.changes import Reset
+from netem.changes import Cut, Reset
 from netem.errors import ProtocolError
-from netem.schedule import Timed
+from netem.network import UNSHAPED
+from netem.schedule import Schedule, Timed
 
 WALKS, MOVES = 3000, 60
 OPERATOR = "(operator)~1"
@@ -51,7 +52,10 @@ class Walk:
         self.draw = random.Random(seed)
         self.nodes = self.draw.choice([1, 1, 2, 3])
         rounds = self.draw.choice([[], ["weights"], ["weights", "moments"]])
-        self.wire = Wire(config(nodes=self.nodes), plan(steps=self.draw.choice([1, 2, 4]), rounds_for=lambda _: rounds))
+        nobody = (Timed(at_s=5.0, change=Cut(ends=("node-0", "berlin"))),)
+        schedule = Schedule(UNSHAPED, timed=self.draw.choice([(), (), (), nobody]))
+        planned = plan(steps=self.draw.choice([1, 2, 4]), rounds_for=lambda _: rounds, schedule=schedule)
+        self.wire = Wire(config(nodes=self.nodes), planned)
         self.mischief = self.draw.choice([0.02, 0.1, 0.4])
 
     def go(self) -> None:

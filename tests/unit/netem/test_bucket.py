@@ -1,3 +1,5 @@
+"""The bucket's arithmetic: no interval carries more than rate and burst, and nothing that was due is lost."""
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -53,6 +55,50 @@ def test_idle_time_earns_no_more_than_the_burst() -> None:
 def test_unshaped_is_immediate() -> None:
     bucket = TokenBucket(None)
     assert [bucket.reserve(10**9, 1.0), bucket.reserve(10**9, 1.0), bucket.free_at] == [1.0, 1.0, 1.0]
+
+
+def test_a_bucket_is_free_when_a_reservation_would_not_wait() -> None:
+    bucket = TokenBucket(8_000, burst_bytes=500)
+    assert bucket.reserve(1_000, 0.0) == 0.5
+    assert bucket.free_at == 0.5
+    assert bucket.duration(1_000) == 1.0
+    assert TokenBucket(None).duration(1_000) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("reserved", "now", "change", "departure"),
+    [
+        (1_000, 0.0, (8_000, 1_000), 1.0),  # the burst had been used, and no change fills it
+        (1_000, 0.5, (8_000, 1_000), 1.0),  # half of it had come back by then
+        (1_000, 0.5, (16_000, 1_000), 0.75),  # the other half comes back at the new rate
+        (1_000, 0.5, (8_000, 200), 1.5),  # no more can be owed than the new burst
+        (3_000, 0.0, (8_000, 4_000), 0.0),  # and what had not left is no longer owed
+        (0, 5.0, (8_000, 1_000), 5.0),  # an unused burst is there as a whole
+        (1_000, 5.0, (8_000, 1_000), 5.0),  # as is one that has come back
+    ],
+)
+def test_what_was_used_of_the_burst_stays_used_over_a_change(
+    reserved: int, now: float, change: tuple[float, int], departure: float
+) -> None:
+    bucket = TokenBucket(8_000, burst_bytes=1_000)
+    if reserved:
+        bucket.reserve(reserved, 0.0)
+    bucket.reshape(*change, now)
+    assert bucket.reserve(1_000, now) == pytest.approx(departure)
+
+
+def test_what_had_not_left_before_a_change_is_forgotten() -> None:
+    bucket = TokenBucket(8_000, burst_bytes=1_000)
+    bucket.reserve(3_000, 0.0)  # the burst leaves at once, the rest would have left later
+    bucket.reshape(8_000, 4_000, 0.0)
+    assert bucket.reserve(4_000, 0.0) == 1.0
+
+
+def test_a_bucket_that_was_unlimited_owes_nothing() -> None:
+    bucket = TokenBucket(None)
+    bucket.reserve(10**9, 1.0)
+    bucket.reshape(8_000, 0, 1.0)
+    assert bucket.reserve(1_000, 1.0) == 2.0
 
 
 def test_joint_reservation_takes_the_time_of_the_slower_not_of_both() -> None:

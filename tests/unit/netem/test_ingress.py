@@ -196,6 +196,20 @@ def test_a_stamp_that_is_far_off_takes_no_sender_out_of_the_nics_time(wrong_s: f
     assert arrival == pytest.approx(now), "it is forgotten after two windows"
 
 
+def test_the_least_delay_of_the_window_before_still_counts_and_an_older_one_does_not() -> None:
+    """Clocks drift apart, so that a delay measured long ago says nothing about now."""
+    clock = SenderClock()
+    assert clock.arrival(0.0, 0.1) == pytest.approx(0.1)
+    assert clock.arrival(4.7, 5.2) == pytest.approx(4.8)  # read 0.4 s after it was due
+    assert clock.arrival(9.9, 10.3) == pytest.approx(10.3)  # 0.4 is the least that is known now
+
+
+def test_after_a_pause_of_two_windows_nothing_is_known_of_the_delay() -> None:
+    clock = SenderClock()
+    clock.arrival(0.0, 0.1)
+    assert clock.arrival(11.6, 12.1) == pytest.approx(12.1)
+
+
 def test_what_waits_is_counted_by_sender_until_its_turn() -> None:
     ingress: Ingress[int] = Ingress(RATE)
     for number in range(4):

@@ -11,14 +11,14 @@ from netem.frames import VERSION, Header, Kind
 from netem.limits import Limits
 from netem.link import Link, Silence, Verdict
 from netem.profile import Profile
-from netem.segments import Message
+from netem.segments import Message, Segment
 
 KIB = 1024
 FAST = Profile(rate_bps=100e6, latency_s=0.005, window_bytes=8 * KIB, segment_size_bytes=KIB)
 
 
-def make_link(incarnation: int = 5, window_bytes: int = 4 * KIB) -> Link:
-    return Link("run", incarnation, window_bytes=window_bytes, resend_s=1.0, silent_s=10.0, ack_delay_s=0.01)
+def make_link(incarnation: int = 5, window_bytes: int = 4 * KIB, silent_s: float = 10.0) -> Link:
+    return Link("run", incarnation, window_bytes=window_bytes, resend_s=1.0, silent_s=silent_s, ack_delay_s=0.01)
 
 
 def header(kind: Kind = Kind.DATA, *, incarnation: int = 9, heard: int = 0, sequence: int = 0, ack: int = 0) -> Header:
@@ -243,6 +243,94 @@ def test_no_timer_runs_for_what_is_not_yet_on_the_wire() -> None:
     assert not link.must_repeat
 
 
+def sent(link: Link, count: int) -> list[Segment]:
+    """So many segments of 1 KiB, numbered and on the wire at 0."""
+    whole = Message(b"", [memoryview(bytes(count * KIB))])
+    whole.ident = 0
+    segments = [whole.cut(KIB) for _ in range(count)]
+    for segment in segments:
+        link.stamp(segment)
+        link.written(segment, 0.0)
+    return segments
+
+
+def acknowledge(link: Link, ack: int, now: float) -> None:
+    link.renewed(header())
+    link.receive(header(Kind.ACK, heard=link.incarnation, ack=ack), now)
+
+
+def test_after_a_lost_probe_all_of_the_rest_is_sent_again_at_once() -> None:
+    link = make_link()
+    segments = sent(link, 4)
+    assert link.check(1.0) is Silence.RESEND
+    assert link.repeat() is segments[0]
+    assert not link.must_repeat  # the probe goes alone
+    acknowledge(link, 1, 1.1)
+    repeated = []
+    while link.must_repeat:
+        repeated.append(link.repeat())
+    assert repeated == segments[1:]
+    assert link.check(1.2) is Silence.NONE
+
+
+def test_when_more_than_the_probe_had_arrived_nothing_else_is_sent_again() -> None:
+    link = make_link()
+    segments = sent(link, 4)
+    assert link.check(1.0) is Silence.RESEND
+    link.repeat()
+    acknowledge(link, 2, 1.1)  # the timeout came too soon
+    assert not link.must_repeat
+    assert link.check(2.0) is Silence.NONE  # patience counts from the progress
+    assert link.check(2.1) is Silence.RESEND
+    assert link.repeat() is segments[2]
+
+
+def test_an_acknowledgement_before_the_probe_has_left_withdraws_it() -> None:
+    link = make_link()
+    sent(link, 4)
+    assert link.check(1.0) is Silence.RESEND
+    acknowledge(link, 1, 1.05)
+    assert not link.must_repeat
+
+
+def test_patience_doubles_with_each_probe_up_to_32_times_and_is_whole_again_after_progress() -> None:
+    link = make_link(silent_s=1e9)
+    sent(link, 2)
+    now = 0.0
+    for patience_s in (1, 2, 4, 8, 16, 32, 32, 32):
+        assert link.check(now + patience_s - 0.01) is Silence.NONE
+        now += patience_s
+        assert link.check(now) is Silence.RESEND
+        link.repeat()
+    acknowledge(link, 1, now)
+    while link.must_repeat:
+        link.repeat()
+    assert link.check(now + 0.99) is Silence.NONE
+    assert link.check(now + 1.0) is Silence.RESEND
+
+
+def test_while_a_probe_is_out_nothing_new_goes() -> None:
+    link = make_link()
+    sent(link, 1)
+    assert link.has_credit(KIB, urgent=False)
+    link.check(1.0)
+    link.repeat()
+    assert not link.has_credit(KIB, urgent=True)
+    acknowledge(link, 1, 1.5)
+    assert link.has_credit(KIB, urgent=True)
+    assert link.ready_at == 1.5  # what waited for credit was ready then, and not before
+
+
+def test_losing_a_whole_window_costs_one_timeout_and_not_one_for_each_segment() -> None:
+    left, right = Side("a", "b", FAST, 1), Side("b", "a", FAST, 1)
+    wire = Wire(left, right)
+    wire.cut = True
+    left.send(b"x", bytes(8 * KIB))
+    wire.run(0.1)
+    wire.cut = False
+    assert wire.run(1.0, lambda: right.tags == [b"x"])
+
+
 def test_a_peer_that_is_heard_is_not_silent_even_if_it_acknowledges_nothing() -> None:
     link = make_link()
     link.renewed(header())
@@ -255,6 +343,15 @@ def test_a_peer_that_is_heard_is_not_silent_even_if_it_acknowledges_nothing() ->
     assert link.check(11.0) is not Silence.DEAD
     assert link.check(19.1) is Silence.DEAD
     assert link.check(19.2) is not Silence.DEAD
+
+
+def test_an_acknowledgement_that_was_known_already_is_no_progress() -> None:
+    link = make_link()
+    sent(link, 3)
+    acknowledge(link, 1, 0.5)
+    acknowledge(link, 1, 1.4)
+    assert link.check(1.49) is Silence.NONE
+    assert link.check(1.5) is Silence.RESEND
 
 
 def test_limits_have_sane_defaults() -> None:

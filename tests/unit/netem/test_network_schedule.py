@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import tomllib
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,7 +17,7 @@ from netem.errors import ConfigError
 from netem.names import OPERATOR
 from netem.network import CUT_BPS, Line, Pair, Profile
 from netem.profile import NetConfig, builtin_names, resolve, resolve_schedule
-from netem.schedule import Schedule, Timed, TracedLine
+from netem.schedule import Schedule, Timed, TracedLine, listed
 from netem.trace import Trace
 
 HOME = Profile(
@@ -137,6 +138,12 @@ def test_as_people_write_it() -> None:
         "inline (10 Mbit/s for each link, latency 20 ms); at 30 s rate 50 Mbit/s everywhere; "
         "at 40 s latency 80 ms between a and c; at 45 s rate 2 Mbit/s for c; 3 more changes"
     )
+    assert str(schedule_of(entries[:4])).endswith("; 1 more change")
+    assert str(schedule_of(entries[:3])).endswith("; at 90 s all cuts healed")
+
+
+def test_a_change_is_there_from_the_beginning_if_it_says_so() -> None:
+    assert schedule_of([{"at": "0 s", "rate": "1 Mbit/s"}]).profile_at(0.0).rate_bps == 1e6
 
 
 def test_dilation_stretches_the_times_too() -> None:
@@ -188,10 +195,71 @@ def test_a_schedule_is_saved_as_it_was_given() -> None:
         ({"at": "1 s", "cut": ["a", "b"], "node": "a"}, r"node = 'a': goes with rate or latency only"),
         ({"at": "1 s", "cut": ["a", "a"]}, r"cut = \['a', 'a'\]: expected two different nodes"),
         ({"at": "1 s", "cut": ["a"]}, r"schedule\[0\].cut"),
-        ({"at": "1 s", "heal": ["a", "b"]}, r"heal = \['a', 'b'\]: expected two whose link was cut before"),
+        ({"at": "1 s", "heal": ["a", "b"]}, r"heal = \['a', 'b'\]: expected two nodes that an earlier entry cuts"),
         ({"at": "1 s", "rte": "1 Mbit/s"}, r"schedule\[0\].rte = '1 Mbit/s': unknown key; did you mean rate"),
     ],
 )
 def test_mistakes_are_named(entry: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         schedule_of([entry])
+
+
+TWO = ("node-0", "node-1", "coordinator")
+
+
+@pytest.mark.parametrize(
+    ("profile", "part"),
+    [
+        ({"pairs": [{"from": "node-0", "to": "node-7", "rate": "1 Mbit/s"}]}, "pairs"),
+        ({"pairs": [{"from": "node-7", "to": "node-0", "rate": "1 Mbit/s"}]}, "pairs"),
+        ({"lines": [{"node": "node-7", "up": "1 Mbit/s"}]}, "lines"),
+        ({"traces": [{"node": "node-7", "rows": [["0 s", "1 Mbit/s"]]}]}, "traces"),
+        ({"schedule": [{"at": "1 s", "cut": ["node-0", "node-7"]}]}, "schedule"),
+        ({"schedule": [{"at": "1 s", "rate": "1 Mbit/s", "node": "node-7"}]}, "schedule"),
+        ({"schedule": [{"at": "1 s", "rate": "1 Mbit/s", "pair": ["node-7", "node-0"]}]}, "schedule"),
+    ],
+)
+def test_a_profile_that_names_no_node_of_the_run_is_told_apart(profile: dict[str, object], part: str) -> None:
+    one = resolve_schedule(convert(NetConfig, {"profile": {"rate": "10 Mbit/s"} | profile}, "net"))
+    assert one.unmatched(TWO) == (
+        f"net.profile: [[{part}]] names 'node-7', which matches no node or site in this run; "
+        "there are node-0, node-1, coordinator, and patterns of them"
+    )
+    assert one.unmatched([*TWO, "node-7"]) is None
+
+
+def test_patterns_sites_and_changes_of_everything_match() -> None:
+    profile = {
+        "rate": "10 Mbit/s",
+        "sites": {"east": ["node-[01]"], "west": ["node-[23]"]},
+        "pairs": [{"from": "east", "to": "west", "rate": "1 Mbit/s"}],
+        "lines": [{"node": "node-*", "up": "1 Mbit/s"}],
+        "schedule": [
+            {"at": "1 s", "cut": ["*", "west"]},
+            {"at": "2 s", "rate": "1 Mbit/s"},
+            {"at": "3 s", "heal": True},
+            {"at": "4 s", "reset": True},
+        ],
+    }
+    one = resolve_schedule(convert(NetConfig, {"profile": profile}, "net"))
+    assert one.unmatched(TWO) is None  # though no node is in the west
+    assert "[[lines]] names 'node-*'" in (one.unmatched(["berlin"]) or "")
+    assert "there are berlin, east, west, and patterns" in (one.unmatched(["berlin"]) or "")
+
+
+@pytest.mark.parametrize("name", builtin_names())
+def test_built_in_profiles_match_any_number_of_nodes(name: str) -> None:
+    assert resolve_schedule(NetConfig(profile=name)).unmatched(["node-0"]) is None
+
+
+def test_a_timed_change_from_the_wire_has_no_other_fields_and_no_time_before_the_start() -> None:
+    entry = to_builtins(Timed(at_s=1.0, change=Reset()))
+    assert msgspec.convert(entry, Timed) == Timed(at_s=1.0, change=Reset())
+    for wrong in ({"until_s": 2.0}, {"at_s": -1.0}, {"at_s": 1e15}):
+        with pytest.raises(msgspec.ValidationError):
+            msgspec.convert(entry | wrong, Timed)
+
+
+def test_a_long_list_of_names_is_cut_short() -> None:
+    assert listed([f"n{i}" for i in range(16)]).endswith("n14, n15")
+    assert listed([f"n{i}" for i in range(18)]).endswith("n14, n15 and 2 more")

@@ -1,4 +1,5 @@
 import tomllib
+from importlib import resources
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,23 @@ def profile_of(**settings: object) -> Profile:
     return resolve(convert(NetConfig, settings, "net"))
 
 
+@pytest.mark.parametrize("name", builtin_names())
+def test_the_first_line_of_a_built_in_profile_says_its_scope(name: str) -> None:
+    line = resources.files("netem").joinpath("profiles", f"{name}.toml").read_text(encoding="utf-8").splitlines()[0]
+    assert line.startswith(f"# Scope {profile_of(profile=name).scope}")
+
+
 def test_built_ins() -> None:
-    named = ("internet-300mbps", "datacenter-100gbps", "home-cable", "lte", "transatlantic", "three-sites", "unshaped")
+    named = (
+        "internet-300mbps",
+        "datacenter-100gbps",
+        "home-300mbps",
+        "home-cable",
+        "lte",
+        "transatlantic",
+        "three-sites",
+        "unshaped",
+    )
     assert {*named, "paper-link", "paper-nic", "lte-drive"} == set(builtin_names())
     home = profile_of()
     assert (home.name, home.rate_bps, home.latency_s, home.scope) == ("internet-300mbps", 300e6, 0.025, "link")

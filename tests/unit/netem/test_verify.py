@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from netem.config import convert
 from netem.network import Profile
 from netem.profile import NetConfig, builtin_names, resolve
-from netem.verify.certificate import LONGEST_S, SIZES_BYTES, estimate_s, plan, steady, ways
+from netem.verify.certificate import LONGEST_S, SIZES_BYTES, estimate_s, link_kinds, measurements, steady
 from netem.verify.promise import Host, Promise, Row, certify, judge_row, mending_dilation
 from netem.verify.render import as_json, as_markdown, as_text
 from node.cli import main
@@ -112,7 +112,7 @@ def test_the_kernel_does_not_judge_us() -> None:
 @pytest.mark.parametrize(("dilation", "mend"), [(1.0, 50), (5.0, 50)])
 def test_a_rate_beyond_the_host_is_named_with_the_hosts_and_the_mend(dilation: float, mend: int) -> None:
     network = profile("datacenter-100gbps", dilation)
-    promise = ways(network)[0].promise
+    promise = link_kinds(network)[0].promise
     found = row(1.0, 64_000_000, promise, profile=network.name)
     certificate = certify(HOST, [found], dilation=dilation)
     assert certificate.verdict == "untrusted"
@@ -129,11 +129,11 @@ def test_the_mend_leaves_half_of_the_host(asked_bps: float, carried_bps: float) 
 
 
 def test_each_kind_of_link_is_measured_once() -> None:
-    assert [way.promise for way in ways(profile("internet-300mbps"))] == [Promise(300e6, 0.025)]
-    sites = ways(profile("three-sites"))
+    assert [link.promise for link in link_kinds(profile("internet-300mbps"))] == [Promise(300e6, 0.025)]
+    sites = link_kinds(profile("three-sites"))
     assert len({way.promise for way in sites}) == len(sites) > 1
     cut = Profile(name="cut", rate_bps=0.0)
-    assert ways(cut) == []
+    assert link_kinds(cut) == []
 
 
 def test_chance_is_taken_out_of_what_is_measured() -> None:
@@ -149,17 +149,17 @@ def test_chance_is_taken_out_of_what_is_measured() -> None:
 
 @pytest.mark.parametrize("name", builtin_names())
 def test_no_transfer_is_endless_and_a_default_run_of_one_link_takes_less_than_three_minutes(name: str) -> None:
-    plans = plan(profile(name), quick=False)
-    assert plans
-    for planned in plans:
-        assert planned.sizes
-        assert all(planned.way.promise.time_s(nbytes * flows) <= LONGEST_S for nbytes, flows in planned.sizes)
-        assert estimate_s([planned], quick=False, with_kernel=True) < 180
-        assert estimate_s([planned], True, True) < estimate_s([planned], False, True)
+    planned = measurements(profile(name), quick=False)
+    assert planned
+    for one in planned:
+        assert one.sizes
+        assert all(one.link.promise.time_s(nbytes * flows) <= LONGEST_S for nbytes, flows in one.sizes)
+        assert estimate_s([one], quick=False, with_kernel=True) < 180
+        assert estimate_s([one], True, True) < estimate_s([one], False, True)
 
 
 def test_all_sizes_where_the_rate_allows_them() -> None:
-    (planned,) = plan(profile("internet-300mbps"), quick=False)
+    (planned,) = measurements(profile("internet-300mbps"), quick=False)
     assert planned.sizes == [(nbytes, flows) for flows in (1, 4) for nbytes in SIZES_BYTES]
 
 

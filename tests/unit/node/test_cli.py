@@ -24,7 +24,7 @@ from netem.errors import ConfigError, ProtocolError, RunAborted
 from netem.profile import resolve
 from node.cli import main
 from node.commands.node import default_name
-from node.commands.run import check_corpus
+from node.commands.run import check_corpus, check_network
 from node.config import Config, load_config, save_config
 from node.config.presets import load_preset, preset_names
 from node.model.exchanged import ExchangedLlama
@@ -113,7 +113,7 @@ def test_a_mistake_in_the_config(
         (["node", TINY], "--join: give the coordinator's address, such as tcp://10.0.0.5:7070"),
         (["study", "--print-config"], "NAME: name a study"),
         (["node", TINY, "--join", "10.0.0.5:7070"], "--join '10.0.0.5:7070': expected the coordinator's address"),
-        (["node", TINY, "--join", "tcp://127.0.0.1:*"], "--join = 'tcp://127.0.0.1:*': names no single host and port"),
+        (["node", TINY, "--join", "tcp://127.0.0.1:*"], "--join = 'tcp://127.0.0.1:*': expected one host and one port"),
         (["node", TINY, "--join", "tcp://127.0.0.1:1", "--name", "a b"], "--name 'a b': expected 1 to 64 letters"),
         (["node", TINY, "--join", "tcp://127.0.0.1:1", "--name", "x" * 65], "expected 1 to 64 letters"),
         (["node", TINY, "--join", "tcp://127.0.0.1:1", "--name", "coordinator"], "and not 'coordinator'"),
@@ -440,3 +440,13 @@ def test_a_corpus_too_short_is_found_before_anything_starts(tmp_path: Path) -> N
         check_corpus(load_config(Path(TINY), [*data, "--model.context", "1024"]))
     with pytest.raises(ConfigError, match=r"train\.batch = 50: the held-out part of the corpus has only 6 contexts"):
         check_corpus(load_config(Path(TINY), [*data, "--model.context", "64", "--train.batch", "50"]))
+
+
+def test_a_profile_that_names_no_node_of_the_run_is_found_before_anything_starts(tmp_path: Path) -> None:
+    (tmp_path / "far.toml").write_text(
+        'rate = "1 Mbit/s"\n[[pairs]]\nfrom = "node-0"\nto = "node-3"\nlatency = "1 s"\n'
+    )
+    net = ["--net.profile", "./far.toml", "--coordinator.nodes"]
+    check_network(load_config(Path(TINY), [*net, "4"]))
+    with pytest.raises(ConfigError, match=r"\[\[pairs\]\] names 'node-3', which matches no node or site in this run"):
+        check_network(load_config(Path(TINY), [*net, "2"]))

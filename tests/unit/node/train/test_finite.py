@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.coordinated import Coordinator, Session, Still, make_trainer
+from helpers.coordinated import Coordinator, Session, Still, make_trainer, make_world
 from helpers.small import VOCAB, small_model
 from helpers.threads import ThreadWire, run_ranks
 from helpers.worlds import WORLDS, tiny_config
@@ -19,12 +19,14 @@ from coordinator.messages import Go
 from coordinator.records.folder import checkpoint_folder, mark_complete
 from netem.errors import ConfigError, RunAborted
 from node.config import Config, TrainConfig
+from node.exchange.payload import PayloadFormat
 from node.model.exchanged import ExchangedLlama
 from node.train.checkpoint import Checkpoints, load_model
 from node.train.finite import MOST_SKIPPED, StepGuard, first_nonfinite
 from node.train.optimizer import make_optimizer
 from node.train.schedule import rounds_for
 from node.train.trainer import Metrics, Trainer
+from node.train.world import World
 
 NAN = float("nan")
 
@@ -38,10 +40,10 @@ def spoiled(trainer: Trainer, step: int, value: float) -> None:
         assert tensor.grad is not None
         tensor.grad[3] = value
 
-    def step_with_fault(go: Go) -> Metrics:
+    def step_with_fault(world: World, go: Go) -> Metrics:
         handle = spoil(hook) if go.step + 1 == step else None
         try:
-            return whole_step(go)
+            return whole_step(world, go)
         finally:
             if handle:
                 handle.remove()
@@ -55,10 +57,11 @@ def run(config: Config, world: str, folder: Path, value: float = NAN) -> tuple[C
 
     def work(rank: int, wire: ThreadWire) -> Trainer:
         session = Session(shared, rank)
-        trainer = make_trainer(config, WORLDS[world], rank, wire, session, folder)
+        payload = PayloadFormat(config)
+        here, trainer = make_world(payload, WORLDS[world], wire, session, folder), make_trainer(config, payload)
         if rank == len(WORLDS[world]) - 1:
             spoiled(trainer, 4, value)
-        trainer.run(0, session, Still())
+        trainer.run(here, session, Still())
         return trainer
 
     return shared, run_ranks(len(WORLDS[world]), work)
@@ -85,14 +88,15 @@ def test_where_gradients_are_averaged_a_loss_that_is_not_finite_reaches_all_node
 
     def work(rank: int, wire: ThreadWire) -> None:
         session = Session(shared, rank)
-        trainer = make_trainer(config, WORLDS["3+1"], rank, wire, session, tmp_path)
+        payload = PayloadFormat(config)
+        here, trainer = make_world(payload, WORLDS["3+1"], wire, session, tmp_path), make_trainer(config, payload)
         fault = trainer._guard.fault
 
         def infinite(step: int, loss: Tensor, gradients: Mapping[str, Tensor]) -> str:
             return fault(step, torch.tensor(float("inf")) if step == 4 and rank == 1 else loss, gradients)
 
         trainer._guard.fault = infinite  # type: ignore[method-assign]
-        trainer.run(0, session, Still())
+        trainer.run(here, session, Still())
 
     run_ranks(2, work)
     for said in shared.said:
@@ -140,18 +144,19 @@ def test_the_warm_start_that_ends_without_finite_moments_is_said_in_words(tmp_pa
 
     def work(rank: int, wire: ThreadWire) -> None:
         session = Session(shared, rank)
-        trainer = make_trainer(config, WORLDS["1"], rank, wire, session, tmp_path)
+        payload = PayloadFormat(config)
+        here, trainer = make_world(payload, WORLDS["1"], wire, session, tmp_path), make_trainer(config, payload)
         whole_step = trainer.step
 
-        def step(go: Go) -> Metrics:
+        def step(world: World, go: Go) -> Metrics:
             if go.step == config.warmup_steps:
                 with torch.no_grad():
                     trainer.model.layers[1].self_attn.k_proj.weight[0, 0] = NAN
-            return whole_step(go)
+            return whole_step(world, go)
 
         trainer.step = step  # type: ignore[method-assign]
         with pytest.raises(RunAborted, match="step 3: no basis: the second moment of layer 1's k is not finite"):
-            trainer.run(0, session, Still())
+            trainer.run(here, session, Still())
 
     run_ranks(1, work)
 

@@ -56,7 +56,7 @@ def test_each_world_has_its_own_members_and_what_lasts_is_told_of_the_change() -
     config = tiny_config()
     payload, endpoint = PayloadFormat(config), Endpoint()
     inbox = Inbox(payload, 1 << 20)
-    builder = WorldBuilder(endpoint, inbox, payload, Agreed(), 30.0, Path("run"))  # type: ignore[arg-type]
+    builder = WorldBuilder(endpoint, inbox, payload, Agreed(), 30.0, Path("run"), "corpus")  # type: ignore[arg-type]
     first, _ = builder.build(1, roster(4, [[0], [1], [2, 3]], "ann", "bob", "cyd"))
     assert endpoint.asked == [
         ("generation", 4),
