@@ -42,7 +42,7 @@ def passes_ahead(payload: PayloadFormat) -> int:
     return max(payload.micro_batches, FORWARD_PASSES_AHEAD)
 
 
-class Wire(Protocol):
+class ChunkWire(Protocol):
     """What carries payloads between nodes (`node.exchange.wire`; tests have their own)."""
 
     def begin(self, number: int) -> None:
@@ -73,7 +73,9 @@ class Wire(Protocol):
 class ChunkExchange:
     """One node's view of who owns which chunk, and the way to the others."""
 
-    def __init__(self, assignment: Assignment, rank: int, payload: PayloadFormat, wire: Wire | None = None) -> None:
+    def __init__(
+        self, assignment: Assignment, rank: int, payload: PayloadFormat, wire: ChunkWire | None = None
+    ) -> None:
         self.own = tuple(assignment.chunks(rank))
         self.payload = payload
         self.rank = rank

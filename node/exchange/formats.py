@@ -1,17 +1,19 @@
 """How one float tensor crosses the wire: the closed list of formats, with their exact bytes.
 
-A format packs the last dimension of a tensor (a token's numbers) and gives it back. What every reader sees, on the
-owner's node too, is `unpack(pack(z))`, taken straight through by the backward; gradients return in the same format.
-Scales belong to a token, so none tells an earlier token of a later one.
+A format packs the last dimension of a tensor (a token's numbers) and unpacks it again. Every reader, also one on the
+owner's node, sees `unpack(pack(z))`; the backward passes gradients straight through the rounding. Each scale belongs to
+one token, so that no scale tells an earlier token of a later one.
 
-Activations are rounded to nearest: a function of the tokens. Gradients are rounded at random (`draws`), so that their
-mean is exact whoever sums them: a draw is off by √2 of what nearest is, many by less and less. Measured on the weights
-that make K and V in a small model: int8 0.5 % (nearest 0.4), fp8 1.6 % (1.2), int4 8 % (6); but int4 to nearest makes
-V's gradient 0.4 % too short in every step. bfloat16 goes to nearest (0.1 %); top-k is biased by nature. No error is fed
-back: a token's gradient does not come again to take it.
-Which tensor has which format is `node.exchange.payload`'s business.
+Activations are rounded to the nearest value, and so are a function of the tokens. Gradients are rounded at random
+(`draws`), so that their mean is exact, whichever node sums them. Stochastic rounding has √2 times the error of rounding
+to nearest; averaging many draws reduces it. Measured on the weights that make K and V in a small model: int8 0.5 %
+(nearest: 0.4), fp8 1.6 % (1.2), int4 8 % (6); but int4 to nearest makes V's gradient 0.4 % too short in every step.
+bfloat16 is rounded to nearest (0.1 %), and top-k is biased. There is no error feedback: the gradient of a token occurs
+once, so there is no later one that could take up the error.
 
-Shapes: … leading dimensions, w the width of the last one, G its groups with a scale each.
+`node.exchange.payload` says which tensor has which format.
+
+Shapes: … are leading dimensions, w is the width of the last one, G the number of its groups, each with a scale.
 """
 
 from __future__ import annotations
@@ -27,14 +29,17 @@ from torch import Generator, Tensor
 Packed = tuple[Tensor, ...]
 
 Draws = Generator | Sequence[Generator] | None
-"""What gradients are rounded by: for a tensor of several chunks one each, so that none depends on which it is with."""
+"""The random numbers that round gradients: one generator, or one for each chunk of the tensor, so that the rounding of
+a chunk does not depend on the chunks beside it."""
 
 SCALE = torch.bfloat16
-"""Scales have float32's range, for gradients may be tiny, and two bytes, for a compressed token may be five numbers."""
+"""Scales have the range of float32, since gradients may be tiny, and take two bytes, since a compressed token may be no
+more than five numbers."""
 
 TOP_SHARE = 0.10
 INT4_GROUP = 128
-"""Numbers under one scale in int4: with one for a whole token, the largest of 2,048 would decide for all."""
+"""Numbers under one scale in int4. With one scale for a whole token, the largest of its 2,048 numbers would set the
+resolution of all others."""
 
 FLOAT8 = torch.float8_e4m3fn
 _FLOAT8_MAX, _FLOAT8_FRACTION_BITS, _FLOAT8_LEAST_EXPONENT = 448.0, 3, -6
@@ -52,16 +57,17 @@ class TensorSpec(NamedTuple):
 
 
 class Format(Protocol):
-    """One way for a float tensor to travel. Non-finite numbers come out non-finite."""
+    """One number format of the wire. Numbers that are not finite stay so."""
 
     def specs(self, shape: tuple[int, ...]) -> tuple[TensorSpec, ...]:
-        """What `pack` makes of a tensor of this shape, to the byte."""
+        """The tensors that `pack` makes of a tensor of this shape, to the byte."""
 
     def pack(self, x: Tensor, draws: Draws = None) -> Packed:
-        """Tensors to send. With `draws`, rounded at random so that the mean over draws is x (not: bfloat16, top-k)."""
+        """The tensors to send. With `draws` they are rounded at random, so that the mean over draws is x (bfloat16 and
+        top-k are not)."""
 
     def unpack(self, packed: Packed, width: int) -> Tensor:
-        """A float tensor [..., width] of what was packed."""
+        """The float tensor [..., width] that was packed."""
 
 
 class Plain:
@@ -152,7 +158,7 @@ FORMATS: Mapping[str, Format] = {
     "int4": Int4(),
     "topk10": TopShare(),
 }
-"""What `compress.format` may name (`node.config.FormatName`)."""
+"""The formats that the config may name (`node.config.FormatName`)."""
 
 
 def pack_nibbles(q: Tensor) -> Tensor:
@@ -172,7 +178,7 @@ def _scaled(x: Tensor, largest: float, group: int) -> tuple[Tensor, Tensor]:
     """A scale for each group of the last dimension, [..., G], and x over its scale, within ±largest (float32)."""
     width = x.shape[-1]
     x_Gg = F.pad(x.float(), (0, -width % group)).unflatten(-1, (-1, group))
-    # A little more than needed, so that rounding the scale itself cuts nothing off.
+    # The scale is a little larger than needed, so that rounding the scale itself cuts no number off.
     scale_G = (x_Gg.abs().amax(-1) * ((1 + 2**-8) / largest)).to(SCALE)
     divisor_G1 = scale_G.float().unsqueeze(-1)
     y_Gg = x_Gg / torch.where(divisor_G1 > 0, divisor_G1, 1.0)
@@ -186,7 +192,7 @@ def _unscaled(scale_G: Tensor, y: Tensor, group: int) -> Tensor:
 
 
 def _round(y: Tensor, draws: Draws) -> Tensor:
-    """To nearest, or at random to one of both neighbours: E[⌊y + u⌋] = y."""
+    """Round to nearest, or at random to one of the two neighbours, with E[⌊y + u⌋] = y."""
     if draws is None:
         return y.round()
     if isinstance(draws, Generator):

@@ -1,8 +1,8 @@
 """What arrives at a node: validated before a byte is allocated, held until the trainer asks for it.
 
 The endpoint's I/O thread calls `admit` and `deliver`; the trainer's thread waits in `first_of` and `take`. Every
-wait has a deadline, and ends at once when the run is aborted. What may be held is bounded: each payload of the
-passes about now once, at the size that the configuration gives it, and ring shards up to a cap.
+wait has a deadline, and ends at once when the run is aborted. Memory is bounded: each payload of the passes in flight
+is held once, at the size that the configuration gives it, and ring shards up to a cap.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ MAX_RING_MESSAGE_BYTES = 16 << 20
 
 
 class ChunkKey(NamedTuple):
-    """One expected payload: which pass, whose."""
+    """One expected payload: its pass, layer, chunk, and the rank that sends it."""
 
     kind: str
     pass_no: int
@@ -155,7 +155,7 @@ class Inbox:
             return buffer
 
     def abort(self, error: IsthmusError) -> None:
-        """Every wait for what has not arrived, now and later, ends with `error`. The first one stays."""
+        """End every wait, now and later, for messages that have not arrived, with `error`. The first error is kept."""
         with self._changed:
             self._failure = self._failure or error
             self._changed.notify_all()
@@ -174,7 +174,7 @@ class Inbox:
         began = time.monotonic()
         done = self._changed.wait_for(lambda: arrived() or self._over() is not None, timeout_s)
         if isinstance(keys[0], ChunkKey):
-            self.waited_s += time.monotonic() - began  # averaging has its own clock
+            self.waited_s += time.monotonic() - began  # averaging is timed apart
         if not done:
             raise RunAborted(f"waited {timeout_s:g} s for {self._describe(keys[0])}: coordinator.step_timeout_s")
         if not arrived():
@@ -232,7 +232,7 @@ class Inbox:
                 self._changed.notify_all()
 
     def failed(self, error: IsthmusError) -> None:
-        """A member spoke nonsense or is silent, or the endpoint broke: this node cannot go on."""
+        """A member broke the protocol or is silent, or the endpoint failed: this node cannot go on."""
         peer = error.peer if isinstance(error, ProtocolError | PeerSilent) else ""
         if peer not in ("", COORDINATOR) and not self._is_member(peer):
             return
@@ -250,7 +250,7 @@ class Inbox:
         return self._world is not None and generation == self._world.generation
 
     def _is_member(self, peer: str) -> bool:
-        """Nobody is before the roster is known, since members send no tensors before all have it."""
+        """Whether `peer` is a member. None is before the roster is known: no tensor is sent before all have it."""
         return self._world is not None and peer in self._world.peers
 
     def _key(self, tag: ChunkTag | RingTag, rank: int) -> Key:
@@ -278,7 +278,9 @@ class Inbox:
         if tag.pass_no > self._newest + passes_ahead(self._payload):
             raise ProtocolError(f"is at pass {tag.pass_no}, this node at {self._newest}", peer=peer)
         if tag.chunk >= assignment.n_chunks or tag.layer >= self._payload.layers:
-            raise ProtocolError(f"chunk {tag.chunk}, layer {tag.layer}: there is no such thing", peer=peer)
+            raise ProtocolError(
+                f"chunk {tag.chunk}, layer {tag.layer}: this model has no such chunk or layer", peer=peer
+            )
         owner, readers = assignment.owner(tag.chunk), assignment.readers_of(tag.chunk)
         if tag.kind in ("theta", "dtheta"):  # between the owners of two neighbours
             readers = tuple(rank for rank in readers if tag.chunk + 1 in assignment.chunks(rank))

@@ -6,9 +6,9 @@ goes once to each node that owns a later chunk. Each of these tensors crosses in
 gradients in one of their own where `compress.grad_format` says so, which makes one or two tensors of it; θ, a few
 numbers on which a whole chunk hangs, is always float32.
 
-Where θ is that of the chunk before (`compress.theta = "previous"`), its owner hands it on to the owner of the next
-chunk before that one can encode: θ of K and V of one layer, [B, 2·G·m] in float32, one way, and its gradient back,
-wherever the two owners differ.
+Where a chunk's θ is computed from the chunk before it (`compress.theta = "previous"`), the owner of that chunk sends it
+to the owner of the next one, who needs it to encode: θ of K and V of one layer, [B, 2·G·m] in float32, one way, and its
+gradient back, wherever the two owners differ.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ class PayloadFormat:
         return tuple(part for shape in shapes for part in self._codec_parts(shape, spec.tokens, format))
 
     def theta(self, layer: int) -> TensorSpec:
-        """What the owner of a chunk hands on to the owner of the next, where θ is of the chunk before: θ of K and V."""
+        """The θ of K and V that a chunk's owner sends to the next chunk's owner (`compress.theta = "previous"`)."""
         k, v = self.ranks[layer, "k"], self.ranks[layer, "v"]
         return TensorSpec((self.batch, k.groups * k.parameters + v.groups * v.parameters), torch.float32)
 
@@ -133,12 +133,12 @@ class PayloadFormat:
         return tuple(tensor for part in self.parts(layer, spec, kind) for tensor in part.format.specs(part.shape))
 
     def pack(self, layer: int, spec: PassSpec, payload: Payload, kind: str = "kv", draws: Draws = None) -> Packed:
-        """What crosses for a payload [..., B, …] of one chunk, or of several; rounded at random with `draws`."""
+        """The tensors that cross for a payload [..., B, …] of one chunk or of several; `draws` rounds at random."""
         pairs = zip(self.parts(layer, spec, kind), payload, strict=True)
         return tuple(tensor for part, x in pairs for tensor in part.format.pack(x, draws))
 
     def unpack(self, layer: int, spec: PassSpec, packed: Packed, kind: str = "kv") -> Payload:
-        """Back from `pack`: what every reader sees."""
+        """The payload that every reader sees, from the tensors that crossed."""
         rest, payload = list(packed), []
         for part in self.parts(layer, spec, kind):
             count = len(part.format.specs(part.shape))
@@ -155,9 +155,8 @@ class PayloadFormat:
         return sum(tensor.nbytes for tensor in self.message("theta", layer, spec) or ())
 
     def uncompressed_bytes(self, spec: PassSpec) -> int:
-        """What one chunk of any layer would be with K and V as they are: in bfloat16, as is the custom, and in float32
-        only where all that the run sends is in float32, so that a narrow format is never praised for float32's width.
-        """
+        """Bytes of one chunk of any layer with K and V whole: in bfloat16, as is the custom, and in float32 only where
+        the whole run sends float32, so that no saving is claimed against a wider format than the run uses."""
         return sum(tensor.nbytes for tensor in self._plain.specs((2, self.batch, spec.tokens, self._d_kv)))
 
     def _codec_parts(self, shape: CodecShape, tokens: int, format: Format) -> list[Part]:
@@ -166,7 +165,7 @@ class PayloadFormat:
         return [Part(*pair) for pair in zip(shape.payload_shapes(self.batch, tokens), formats, strict=False)]
 
     def _check_budget(self, config: Config) -> None:
-        """Say before the warm start, not after it, that a budget does not reach."""
+        """Refuse a budget that is too small before the warm start, not after it."""
         least, greatest = rank_bounds(config)
         least_bytes = sum(self.codec_bytes(key, least) for key in self.ranks.keys)
         if greatest < least or least_bytes > self.budget_bytes:

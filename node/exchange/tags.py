@@ -22,7 +22,7 @@ class ChunkTag(msgspec.Struct, frozen=True, array_like=True, tag="chunk", forbid
     """A chunk's payload on its way to a reader ("kv"), or that payload's gradient on its way back ("grad").
 
     After a pass without gradients a reader says "done" instead, with nothing behind it. "theta" are rotation parameters
-    made of this chunk on their way to the owner of the next, and "dtheta" their gradient.
+    computed from this chunk on their way to the owner of the next, and "dtheta" their gradient.
     """
 
     kind: Literal["kv", "grad", "done", "theta", "dtheta"]

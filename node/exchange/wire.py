@@ -1,4 +1,4 @@
-"""Tensors to buffers and back: what joins the chunk exchange and the averaging ring to a `netem` endpoint.
+"""The wire: it joins the chunk exchange and the averaging ring to a `netem` endpoint, as buffers out and tensors in.
 
 On the CPU nothing is copied on the way out (the endpoint holds the tensor's memory until it is acknowledged), and
 what arrives becomes a tensor over the buffer that it was received into. On a GPU both cross through host memory.
@@ -24,7 +24,7 @@ from node.exchange.payload import PayloadFormat
 from node.exchange.tags import ChunkTag, RingTag, Tag, encode_tag
 
 ROOM_POLL_S = 0.25
-"""How often a trainer that waits for room to send looks whether the run is over."""
+"""Interval at which a trainer that waits for room to send checks whether the run is over."""
 
 
 class Sender(Protocol):
@@ -61,7 +61,7 @@ class Wire:
             self._send(rank, tag, tensors, "evaluation")
             return
         compressed = spec.compressed and self._payload.compresses(layer)
-        if kind in ("kv", "grad"):  # rotation parameters between neighbours stand for nothing
+        if kind in ("kv", "grad"):  # rotation parameters between neighbours replace no K and V
             for use in ("uncompressed", "replaced") if compressed else ("uncompressed",):
                 self.sent_bytes[use] += self._payload.uncompressed_bytes(spec)
         self._send(rank, tag, tensors, "compressed" if compressed else "dense")
@@ -121,7 +121,7 @@ class Wire:
     def _take(self, key: Key, specs: tuple[TensorSpec, ...], device: torch.device) -> tuple[Tensor, ...]:
         buffer = self._inbox.take(key, self._timeout_s)
         expected_bytes = sum(spec.nbytes for spec in specs)
-        if len(buffer) != expected_bytes:  # admitted at a size that is right in another pass, or for another shard
+        if len(buffer) != expected_bytes:  # it was admitted at a size that is right for another pass or shard
             raise ProtocolError(f"{key} came with {len(buffer)} bytes, expected {expected_bytes}")
         return split_buffer(buffer, specs, device)
 
@@ -141,7 +141,7 @@ def split_buffer(buffer: memoryview, specs: tuple[TensorSpec, ...], device: torc
     for spec in specs:
         part = flat[start : start + spec.nbytes]
         if start % spec.dtype.itemsize:
-            part = part.clone()  # a float32 after an odd number of bfloat16 would lie across words
+            part = part.clone()  # a float32 after an odd number of bfloat16 would not be aligned
         tensors.append(part.view(spec.dtype).reshape(spec.shape).to(device))
         start += spec.nbytes
     return tuple(tensors)

@@ -1,7 +1,7 @@
 """Several nodes in one process, without sockets: ranks are threads, and what one sends the other finds in memory.
 
-The arithmetic is that of a real run: the same exchange, the same averaging ring, tensors handed over as copies. What
-is missing is the network: no time, no loss. Real ones are `node.exchange.wire` and `coordinator.client`.
+The arithmetic is that of a real run: the same exchange, the same averaging ring, tensors handed over as copies. There
+is no network, and so no time and no loss. `node.exchange.wire` and `coordinator.client` are the real ones.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Watcher = Callable[[int, list[Metrics]], None]
 
 
 class Post:
-    """What all ranks' wires share: tensors by address. Who waits longer than `timeout_s` gives up."""
+    """The memory that the wires of all ranks share: tensors by address. A wait gives up after `timeout_s`."""
 
     def __init__(self, timeout_s: float = TIMEOUT_S) -> None:
         self._timeout_s = timeout_s
@@ -57,7 +57,7 @@ class Post:
             return self._held.pop(key)
 
     def close(self) -> None:
-        """A rank has failed: nobody waits for it."""
+        """A rank has failed: end every wait."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -71,7 +71,7 @@ class Post:
 
 
 class MemoryWire:
-    """One rank's end: the interfaces of `node.exchange.chunks.Wire` and of the averaging ring."""
+    """One rank's end: the interfaces of `node.exchange.chunks.ChunkWire` and of the averaging ring."""
 
     def __init__(self, post: Post, rank: int) -> None:
         self._post, self._rank = post, rank
@@ -121,7 +121,7 @@ def go(config: Config, assignment: Assignment, done: int) -> Go:
 
 @dataclass
 class Coordinator:
-    """What a coordinator would say, from the same schedule: every round happens, nobody is ever lost."""
+    """Answers as a coordinator would, from the same schedule: every round happens, and no node is ever lost."""
 
     config: Config
     assignment: Assignment
@@ -135,7 +135,7 @@ class Coordinator:
         self._together = threading.Barrier(ranks, timeout=TIMEOUT_S)
 
     def ready(self, rank: int, step: int, metrics: Metrics | None, digests: dict[str, str]) -> Go | Stop:
-        """All ranks have done `step` steps; what is next."""
+        """Wait until all ranks have done `step` steps; the next step, or the end."""
         self._metrics[rank], self._digests[rank] = metrics, digests
         if self._meet() == 0:
             if any(said != self._digests[0] for said in self._digests):

@@ -1,9 +1,9 @@
 """Causal attention over chunks that arrive one by one.
 
-Every own chunk attends to itself with its exact keys and values, all own chunks in one kernel call. Own chunks then
-attend to the own ones before them, as a payload gives those back, and to each earlier chunk of other nodes in one
-more call for the queries of all later own chunks; the caller makes these calls in whatever order chunks arrive.
-`merge` joins the blocks through their log-sum-exps in chunk order, so that arrival does not change a bit of the result.
+Every own chunk attends to itself, all own chunks in one kernel call. Own chunks then attend to the own chunks before
+them, as decoded from their payload, and to each earlier chunk of another node in one more call for the queries of all
+later own chunks; the caller makes these calls in the order in which chunks arrive. `merge` joins the blocks through
+their log-sum-exps in chunk order, so that the order of arrival does not change a bit of the result.
 
 The backward is split among the autograd nodes so that each block's gradient is ready, and can leave for its owner,
 before the next block's is computed: `_Merge` hands the gradient of the *merged* output to every block, and each
@@ -25,7 +25,7 @@ from torch.autograd import Function
 
 from node.model.kernels import block_backward, block_forward
 
-_OWN, _LOCAL = -2, -1  # blocks that come before those of other nodes' chunks in merge order
+_OWN, _LOCAL = -2, -1  # these blocks come before those of other nodes' chunks in the order of merging
 
 
 @dataclass
@@ -39,14 +39,14 @@ class _Merged:
 class ChunkAttention:
     """One layer's attention of the own chunks, built up block by block.
 
-    `far` has the earlier chunks of other nodes, and of each the place of the first own chunk after it; `local` says
-    whether own chunks attend to each other.
+    `far` maps each earlier chunk of another node to the place of the first own chunk after it; `local` says whether own
+    chunks attend to each other.
     """
 
     def __init__(self, q_CBHnD: Tensor, far: Mapping[int, int], local: bool) -> None:
         blocks = {_OWN: 0} | ({_LOCAL: 1} if local else {}) | dict(far)
         self._firsts = {block: blocks[block] for block in sorted(blocks)}
-        # A set of queries for each block, since their gradients must be added in chunk order, not in order of arrival.
+        # Each block has its own view of the queries: gradients must be added in chunk order, not in order of arrival.
         parts = _FanOut.apply(q_CBHnD, tuple(self._firsts.values()))
         self._q = dict(zip(self._firsts, parts, strict=True))
         self._merged = _Merged()
@@ -184,7 +184,7 @@ class _Merge(Function):
 
 
 def _counts(tokens: int, chunks: int) -> range:
-    """Earlier tokens that each of so many chunks sees, the first of which sees one chunk."""
+    """How many earlier tokens each chunk sees; the first of them sees one chunk."""
     return range(tokens, tokens * chunks + 1, tokens)
 
 

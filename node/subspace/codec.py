@@ -45,12 +45,13 @@ class Shapes(Protocol):
 
 
 class Codec(nn.Module):
-    """One layer's compression of K, or of V. Unusable until `set_basis` (before it, the layer sends K and V whole).
+    """One layer's compression of K, or of V. It cannot be used before `set_basis`; until then the layer sends K and V
+    whole.
 
     `shapes` gives the codec's shape when it is asked for `key`: the node's rank table, where a rank may still change.
 
-    `source` is what ψ reads of a chunk: "mean", of all its tokens (the paper), or "first", of its first token alone,
-    which all of its tokens may know of.
+    `source` says what ψ reads of a chunk: "mean", the mean over its tokens (the paper), or "first", its first token,
+    which all later tokens of the chunk may depend on.
     """
 
     directions: Directions
@@ -102,18 +103,18 @@ class Codec(nn.Module):
         """Training with the basis begins: it has just been taken."""
 
     def matrices(self) -> tuple[Tensor, Tensor]:
-        """What encodes and what decodes where nothing turns, [G, D, r] each: z̃ = z · encode · decodeᵀ."""
+        """The two matrices of a codec without rotation, [G, D, r] each: z̃ = z · encode · decodeᵀ."""
         basis_GDr = self.leading[..., : self.shape.rank]
         return basis_GDr, basis_GDr
 
     def decoders(self, uses: int) -> tuple[Tensor | None, ...]:
-        """What `decode` takes for each of so many uses, if it is trained by them: one each, since gradients must be
-        added in order of use, not of arrival."""
+        """The matrix that `decode` takes for each use, where that matrix is trained: one view for each use, since their
+        gradients must be added in the order of use, not of arrival."""
         return (None,) * uses
 
     def tie(self, anchor: Tensor) -> Tensor:
-        """The exchange's anchor, made to depend on all that `decode` is trained by: a node that reads nobody, and so
-        decodes nothing, must have gradients of zero like the others' to add to theirs, not none."""
+        """The exchange's anchor, made to depend on the trained matrix of `decode`. A node that reads no other chunk
+        decodes nothing; its gradient of that matrix must be zero, not missing, so that nodes can add theirs."""
         return anchor
 
     def encode(self, z_CBnK: Tensor, chunks: tuple[int, ...]) -> tuple[Tensor, ...]:
@@ -122,7 +123,7 @@ class Codec(nn.Module):
         return self.compress(z_CBnGD, self.theta(z_CBnGD, chunks))
 
     def grouped(self, z_CBnK: Tensor) -> Tensor:
-        """z [..., G, D]. Once for both of what follows: gradients are added in one order, then."""
+        """z [..., G, D]. `theta` and `compress` share one such view, so that their gradients are added in one order."""
         z_CBnGD: Tensor = z_CBnK.unflatten(-1, (self.shape.groups, self.shape.width))
         return z_CBnGD
 
@@ -132,7 +133,7 @@ class Codec(nn.Module):
         chunk_count, batch = z_CBnGD.shape[:2]
         if self.psi is not None:
             seen_CBGD = z_CBnGD.float().mean(dim=2) if self._source == "mean" else z_CBnGD[:, :, 0].float()
-            # Not a matrix product: autocast would make one of it in bf16, and θ travels in float32.
+            # This is no matrix product: autocast would compute one in bf16, and θ travels in float32.
             theta_CBGm = (seen_CBGD.unsqueeze(-2) * self.psi).sum(-1)
             theta_CBp: Tensor = theta_CBGm.clamp(-self.clip, self.clip).flatten(-2)
             return theta_CBp

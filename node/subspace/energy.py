@@ -1,8 +1,8 @@
 """What the subspaces keep in a trained run: figures by layer, for K and for V, taken in passes without gradients.
 
-A user sees a subspace go stale here before the loss does: `energy_kept` falls. `EnergyReport` watches one evaluation on
-one node, over its own chunks; the recorder takes the mean over nodes. It sends nothing and changes nothing. (Of a
-subspace that is learned it is how near Z̃ is to Z, which may fall while the model improves: nothing holds U to Z there.)
+`energy_kept` falls when a subspace goes stale, earlier than the loss shows it. `EnergyReport` watches one evaluation on
+one node, over its own chunks; the recorder takes the mean over nodes. It sends nothing and changes nothing. (For a
+learned subspace `energy_kept` says how near Z̃ is to Z, and may fall while the model improves: there Z̃ need not be Z.)
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _POWER_STEPS = 64
 
 @dataclass
 class _Sums:
-    """Over all tokens seen: energies, and θ over chunks, contexts, groups and angles."""
+    """Sums over all tokens seen, and every θ seen."""
 
     moments_DD: Tensor
     energy: float = 0.0
@@ -73,12 +73,13 @@ class EnergyReport:
 
 def stable_rank(moments_DD: Tensor) -> float:
     """‖Z‖²_F / ‖Z‖²₂ from the second moments ZᵀZ: trace over the largest eigenvalue, found by power iteration (an
-    eigensolver's time would show at a width of thousands). Where the two largest are close, so is either of them."""
+    eigensolver would take noticeable time at a width of thousands). Where the two largest eigenvalues are close, the
+    result lies between them."""
     moments = moments_DD.double()
     total = float(moments.trace())
     if not (total > 0 and math.isfinite(total)):
         return 0.0
-    vector = moments[:, moments.square().sum(0).argmax()]  # a start that cannot be orthogonal to what it looks for
+    vector = moments[:, moments.square().sum(0).argmax()]  # this start is not orthogonal to the leading eigenvector
     for _ in range(_POWER_STEPS):
         vector = moments @ (vector / vector.norm())
     return total / float(vector.norm())

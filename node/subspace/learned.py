@@ -1,12 +1,12 @@
-"""A subspace that training goes on with (`compress.subspace = "learned"`), where the paper freezes Ū.
+"""A learned subspace (`compress.subspace = "learned"`): the basis is trained on, where the paper freezes Ū.
 
-z̃ = (z D) Uᵀ: D and U are both Ū at the end of the warm start, and weights like all others from then on. The payload is
-as before, z D, n·r numbers, and so is what comes back, ∂L/∂(z D) = (∂L/∂z̃) U. What it buys: a basis that was taken
-early need not stay, and K and V that other chunks see need not be the projection of those that a chunk has of itself.
-(DeepSeek-V2's latent attention too makes keys and values from a small latent by learned matrices.)
+z̃ = (z D) Uᵀ: D and U are both Ū at the end of the warm start, and are weights like all others from then on. The payload
+has the same size, z D with n·r numbers, and so has the gradient, ∂L/∂(z D) = (∂L/∂z̃) U. So a basis that was taken early
+can still change, and the K and V that other chunks see need not be a projection of those within the chunk.
+(DeepSeek-V2's latent attention also makes keys and values from a small latent by learned matrices.)
 
-Between averagings of weights an owner's D and a reader's U drift apart a little, as all weights of theirs do. Nothing
-else has to be equal: the basis checksum covers the start, and the weights' digest all that comes after it.
+Between averagings of weights an owner's D and a reader's U drift apart a little, as all of their weights do. Nothing
+else has to be equal: the basis checksum covers the start, and the weights' digest everything after it.
 
 Shapes: as in `node.subspace.codec`.
 """

@@ -22,7 +22,7 @@ from node.subspace.rotation import Rotation, make_rotation
 
 
 class RankTable:
-    """Who compresses what to how many numbers: the codec shape of every layer's K and V that is compressed.
+    """The codec shape of the K and the V of every layer that compresses.
 
     There is one table in a node, which codecs, payload format, planner and export all read. Where ranks are chosen in
     the run, for a budget, they are 0 until `choose` is called.
@@ -104,11 +104,12 @@ def spectrum(moments_GDD: Tensor) -> Tensor:
 def choose_ranks(
     spectra: Mapping[Key, Tensor], least: int, greatest: int, cost_bytes: Callable[[Key, int], int], budget_bytes: float
 ) -> dict[Key, int]:
-    """Ranks within the budget: from `least` for all, the next direction goes where it keeps the most energy per byte.
+    """Ranks within the budget. All start at `least`; each further direction goes where it keeps the most energy a byte.
 
-    `cost_bytes(key, rank)` is what a codec of this rank sends. Energy is a share of each K's or V's own: what is
-    lost of one cannot be weighed against another's by size. Spectra fall, so taking the best each time loses at most
-    one direction against the best choice there is. Raises `ConfigError` where the budget does not reach `least`.
+    `cost_bytes(key, rank)` is the number of bytes that a codec of this rank sends. Energy is counted as a share of each
+    K's or V's own energy, since a loss in one cannot be compared with a loss in another by size. Spectra fall, so this
+    choice is worse than the best one by at most one direction. Raises `ConfigError` where the budget does not reach
+    `least`.
     """
     ranks = dict.fromkeys(sorted(spectra), least)
     spent_bytes = sum(cost_bytes(key, least) for key in ranks)
@@ -116,7 +117,7 @@ def choose_ranks(
         raise ConfigError(f"the least that the layers need is {spent_bytes} bytes, the budget is {budget_bytes:g}")
 
     def offer(key: Key) -> tuple[float, Key, int]:
-        """(minus energy per byte, key, bytes) of the next direction."""
+        """(minus the energy per byte, key, bytes) of the next direction."""
         more_bytes = cost_bytes(key, ranks[key] + 1) - cost_bytes(key, ranks[key])
         return -float(spectra[key][ranks[key]]) / max(more_bytes, 1), key, more_bytes
 
@@ -125,7 +126,7 @@ def choose_ranks(
     while offers:
         _, key, more_bytes = heapq.heappop(offers)
         if spent_bytes + more_bytes > budget_bytes:
-            continue  # another may cost less
+            continue  # another direction may cost less
         ranks[key] += 1
         spent_bytes += more_bytes
         if ranks[key] < greatest:

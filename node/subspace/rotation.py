@@ -1,9 +1,9 @@
 """How a chunk turns the shared basis Ū by its parameters θ: U = R(θ) Ū.
 
-Each rotation prepares a few fixed directions from the basis once, and then makes U as their combination, in
-O(D·r): R, a D×D matrix, is never formed. The paper's is `Taylor2`, and `Exponential` what it approximates;
-`Geodesic` is ours: exactly orthonormal for any θ, and turning towards the data's next principal directions rather
-than in a random plane.
+Each rotation prepares a few fixed directions from the basis once, and then combines them to U in O(D·r); the D×D matrix
+R is never formed. `Taylor2` is the paper's rotation, and `Exponential` is the one that it approximates. `Geodesic` is
+ours: it is exactly orthonormal for any θ, and turns towards the data's next principal directions in place of a random
+plane.
 
 Shapes: G groups, D width of a group, r rank, m parameters of a rotation; `...` is any batch of chunks.
 """
@@ -165,7 +165,7 @@ class Exponential:
         powers = [theta_Gm]
         while len(powers) < self.terms:
             powers.append(powers[-1] * theta_Gm)
-        with torch.autocast(basis.device.type, enabled=False):  # a sum in bf16 would not be what this class is for
+        with torch.autocast(basis.device.type, enabled=False):  # this class is for full precision
             turned: Tensor = torch.einsum("...gk,gkdr->...gdr", torch.cat(powers, dim=-1), series_GKDr)
         return basis + turned
 

@@ -2,13 +2,13 @@
 
 Moments of the activations are summed over nodes in a round; every node finds the principal directions; rank 0's are
 then copied to all in a second round, since two machines' eigensolvers need not agree in the last bit. Where ranks are
-chosen for a budget, rank 0's choice goes round first, in a round of its own: a node that has taken part in the basis
-round knows the ranks by then, so nobody can meet a payload whose shape it does not know. What proves equality is the
-digest that nodes send with the next barrier (`digests` in `coordinator.messages.Ready`).
+chosen for a budget, rank 0's choice is shared first, in a round of its own: a node that has taken part in the basis
+round knows the ranks by then, so that every payload has a shape that its reader knows. The digests that nodes send with
+the next barrier prove that all have the same basis (`digests` in `coordinator.messages.Ready`).
 
-A refresh takes the basis anew and keeps the ranks. What the optimizer has stays as it is: the weights and ψ, and so
-AdamW's moments of them, live in coordinates of Z, which a refresh does not touch; what changes under them is the
-projection alone, by as much as the subspace has moved. `node.subspace.basis.align` keeps the coordinates within it.
+A refresh takes the basis anew and keeps the ranks. The optimizer's state stays as it is: the weights and ψ, and so
+AdamW's moments of them, are in coordinates of Z, which a refresh does not touch. Only the projection changes, by as
+much as the subspace has moved. `node.subspace.basis.align` keeps the coordinates within the subspace.
 """
 
 from __future__ import annotations
@@ -105,13 +105,13 @@ def share_basis(
 
 
 def restore_basis(model: ExchangedLlama) -> None:
-    """Make what codecs derive from their principal directions again, after these were loaded or replaced."""
+    """Let every codec derive its directions again, after its principal directions were loaded or replaced."""
     for _, codec in model.codecs():
         codec.set_basis(codec.leading.clone())
 
 
 def basis_digest(model: ExchangedLlama) -> str:
-    """What nodes compare: the bases, and the ranks."""
+    """The digest of bases and ranks that nodes compare."""
     ranks = torch.tensor(list(model.ranks.ranks.values()))
     return digest([ranks, *(codec.leading for _, codec in model.codecs())])
 
@@ -129,8 +129,8 @@ def energies(model: ExchangedLlama, moments: Moments) -> dict[str, float]:
 class RunningMoments:
     """Second moments of this node's K and V in training passes, from which the basis is refreshed.
 
-    Sums since the last refresh, and `decay` times what there was before it. Few steps are looked at
-    (`node.train.schedule.samples_moments`), so that the cost does not show.
+    They are the sums since the last refresh, plus `decay` times the sums before it. Only a few steps are sampled
+    (`node.train.schedule.samples_moments`), so that the cost is small.
     """
 
     def __init__(self, decay: float) -> None:
@@ -138,12 +138,12 @@ class RunningMoments:
         self._decay = decay
 
     def add(self, moments: Moments) -> None:
-        """What one pass has seen."""
+        """Add the moments of one pass."""
         for key, moment in moments.items():
             self.total[key] = self.total[key] + moment if key in self.total else moment
 
     def take(self) -> Moments:
-        """A copy of what is there now; from here on it counts `decay` times."""
+        """A copy of the moments now; from here on they count `decay` times."""
         taken = {key: moment.clone() for key, moment in self.total.items()}
         self.total = {key: moment * self._decay for key, moment in self.total.items()}
         return taken

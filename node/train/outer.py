@@ -5,7 +5,7 @@ With `train.outer_lr = 1` and no momentum the agreed weights become the mean of 
 Nesterov's momentum as `torch.optim.SGD` has it: v ← μ v + Δ, W₀ ← W₀ + lr (Δ + μ v).
 
 Every node takes this step itself, on equal bits, once the round has been committed (`node.train.averaging`); nothing
-of it travels. The weights' digest at the next barrier proves that all came to the same.
+more is sent. The weights' digest at the next barrier proves that all nodes have the same result.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class OuterStep:
 
     @property
     def has_momentum(self) -> bool:
-        """Whether this step is another after a past, which a checkpoint must then hold."""
+        """Whether the next step depends on earlier ones, so that a checkpoint must hold the momentum."""
         return self._momentum > 0.0
 
     def __call__(self, change: Tensor) -> Tensor:

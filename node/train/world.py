@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from node.exchange.chunks import ChunkExchange
-from node.exchange.chunks import Wire as ChunkWire
+from node.exchange.chunks import ChunkExchange, ChunkWire
 from node.exchange.inbox import Members
 from node.exchange.payload import PayloadFormat
 from node.train.averaging import Averager, ShardWire, VotingSession

@@ -18,8 +18,7 @@ from helpers.threads import ThreadWire, run_ranks
 from netem.config import convert
 from node.config import Config
 from node.data.batches import Contexts
-from node.exchange.chunks import ChunkExchange
-from node.exchange.chunks import Wire as AnyWire
+from node.exchange.chunks import ChunkExchange, ChunkWire
 from node.exchange.inbox import Inbox, Members
 from node.exchange.passes import PassSpec
 from node.exchange.payload import PayloadFormat
@@ -79,7 +78,7 @@ def full_spec(config: Config) -> PassSpec:
     return PassSpec(config.model.chunk_tokens, config.compressed_layers > 0)
 
 
-def exchange_of(config: Config, world: Sequence[Sequence[int]], rank: int, wire: AnyWire | None) -> ChunkExchange:
+def exchange_of(config: Config, world: Sequence[Sequence[int]], rank: int, wire: ChunkWire | None) -> ChunkExchange:
     """One rank's exchange; a world of one has no wire."""
     return ChunkExchange(Assignment(world), rank, PayloadFormat(config), wire if len(world) > 1 else None)
 

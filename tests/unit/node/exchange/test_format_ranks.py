@@ -19,7 +19,7 @@ from torch import Tensor
 
 from coordinator.assignment import Assignment
 from node.config import Config, to_tree
-from node.exchange.chunks import Wire
+from node.exchange.chunks import ChunkWire
 from node.exchange.formats import FORMATS
 from node.exchange.payload import PayloadFormat, step_bytes
 from node.train.passes import loss_sum, own_tokens
@@ -38,7 +38,9 @@ def config_of(name: str, mode: str = "dense") -> Config:
     return tiny_config(compress=dense if mode == "dense" else {"format": name, "dense_format": "float32"})
 
 
-def gradients_of(config: Config, rank: int, world: Sequence[Sequence[int]], wire: Wire, steps: int) -> list[Gradients]:
+def gradients_of(
+    config: Config, rank: int, world: Sequence[Sequence[int]], wire: ChunkWire, steps: int
+) -> list[Gradients]:
     """One rank's part of the gradients of the same pass, at steps 1, 2, …"""
     model, exchange = small_model(config), exchange_of(config, world, rank, wire)
     found = []

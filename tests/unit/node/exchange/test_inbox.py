@@ -2,64 +2,36 @@
 
 from __future__ import annotations
 
-import threading
-import time
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
 
 import msgspec
 import pytest
-import torch
-from helpers.worlds import Loop, tiny_config
+from helpers.inboxes import (
+    FORMAT,
+    FULL,
+    ME,
+    NAMES,
+    RING_CAP_BYTES,
+    SPEC,
+    WORLD,
+    admit,
+    arrive,
+    make_inbox,
+    size,
+    tag,
+    waiting,
+)
+from helpers.worlds import tiny_config
 
 from coordinator.assignment import Assignment
 from coordinator.messages import CONTROL_TAG, COORDINATOR, MAX_BODY_BYTES
-from netem.errors import GenerationOver, IsthmusError, PeerSilent, ProtocolError, QueueFull, RunAborted
+from netem.errors import GenerationOver, IsthmusError, PeerSilent, ProtocolError, RunAborted
 from node.exchange import inbox as module
-from node.exchange.formats import FORMATS, TensorSpec
+from node.exchange.formats import FORMATS
 from node.exchange.inbox import ChunkKey, Inbox, Members, RingKey
-from node.exchange.passes import PassKey, PassSpec
+from node.exchange.passes import PassSpec
 from node.exchange.payload import PayloadFormat
 from node.exchange.tags import ChunkTag, RingTag, Tag, encode_tag
-from node.exchange.wire import Wire, as_buffer, split_buffer
-
-WORLD = Assignment([[0], [1, 3], [2]])
-NAMES = ("ann", "bob", "cyd")
-ME = 1  # bob: owes chunk 1 to cyd, reads 0 from ann and 2 from cyd
-FORMAT = PayloadFormat(tiny_config())
-SPEC = PassSpec(8, True)
-KEY = PassKey(5, SPEC, True)
-RING_CAP_BYTES = 1000
-FULL = 5
-
-
-def make_inbox(pass_no: int = FULL) -> Inbox:
-    inbox = Inbox(FORMAT, RING_CAP_BYTES)
-    inbox.enter(Members(1, WORLD, ME, NAMES))
-    inbox.begin(pass_no)
-    return inbox
-
-
-def tag(kind: str = "kv", chunk: int = 0, **changes: Any) -> ChunkTag:
-    fields = {"pass_no": FULL, "layer": 0, "tokens": 8, "compressed": True, "format": "float32"} | changes
-    spec = PassSpec(fields["tokens"], fields["compressed"])
-    shapes = () if kind == "done" else tuple(t.shape for t in FORMAT.tensors(fields["layer"], spec))
-    return ChunkTag(kind=kind, chunk=chunk, **({"shapes": shapes} | fields))  # type: ignore[arg-type]
-
-
-def size(named: ChunkTag) -> int:
-    return 0 if named.kind == "done" else FORMAT.chunk_bytes(named.layer, PassSpec(named.tokens, named.compressed))
-
-
-def admit(inbox: Inbox, peer: str, named: Tag, total_bytes: int | None = None) -> memoryview | None:
-    wanted = total_bytes if total_bytes is not None else size(named)  # type: ignore[arg-type]
-    return inbox.admit(peer, 1, encode_tag(named), wanted)
-
-
-def arrive(inbox: Inbox, peer: str, named: Tag, total_bytes: int | None = None) -> None:
-    room = admit(inbox, peer, named, total_bytes)
-    assert room is not None
-    inbox.deliver(peer, 1, encode_tag(named), room)
 
 
 @pytest.mark.parametrize(
@@ -93,8 +65,14 @@ REFUSED: list[tuple[str, str, Tag, int | None, str]] = [
     ("a gradient of a chunk that the peer does not read", "ann", tag("grad", 1), None, "does not owe"),
     ("a gradient of our last chunk, which none reads", "cyd", tag("grad", 3), None, "does not owe"),
     ("done with a chunk that the peer does not read", "ann", tag("done", 1), None, "does not owe"),
-    ("no such chunk", "ann", tag("kv", 4), None, "chunk 4, layer 0: there is no such thing"),
-    ("no such layer", "ann", ChunkTag("kv", FULL, 3, 0, 8, True, "float32", ()), 0, "layer 3: there is no such thing"),
+    ("no such chunk", "ann", tag("kv", 4), None, "chunk 4, layer 0: this model has no such chunk or layer"),
+    (
+        "no such layer",
+        "ann",
+        ChunkTag("kv", FULL, 3, 0, 8, True, "float32", ()),
+        0,
+        "layer 3: this model has no such chunk or layer",
+    ),
     ("a pass too far ahead", "ann", tag(pass_no=FULL + 3), None, "is at pass 8, this node at 5"),
     ("a length that no pass has", "ann", ChunkTag("kv", FULL, 0, 0, 6, True, "float32", ()), 0, "chunks of 6 tokens"),
     (
@@ -327,21 +305,6 @@ def test_a_deadline_names_what_did_not_come_and_from_whom(key: ChunkKey | RingKe
         inbox.first_of([key], 0)
 
 
-def waiting(wait: Callable[[], object]) -> tuple[threading.Thread, list[BaseException]]:
-    """`wait` on a thread of its own, and what it raises."""
-    raised: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            wait()
-        except IsthmusError as error:
-            raised.append(error)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    return thread, raised
-
-
 @pytest.mark.parametrize("kind", ["take", "first_of"])
 def test_an_abort_wakes_every_wait_and_stays(kind: str) -> None:
     inbox, key = make_inbox(), ChunkKey("kv", FULL, 0, 0, 0)
@@ -410,101 +373,6 @@ def test_the_coordinators_word_and_the_endpoints_failure_end_all_waits() -> None
     assert talk.failures == [failure]
     with pytest.raises(ProtocolError, match="ann: nonsense"):
         inbox.take(RingKey(0, 0, 0), 60)
-
-
-class Full:
-    """An endpoint without room, until it has refused so often."""
-
-    def __init__(self, refusals: int) -> None:
-        self.refusals = refusals
-        self.sent: list[str] = []
-        self.asked = threading.Event()
-
-    def send(self, peer: str, tag: bytes, buffers: Sequence[memoryview] = (), *, timeout_s: float = 0.0) -> None:
-        if self.refusals:
-            self.refusals -= 1
-            self.asked.set()
-            time.sleep(timeout_s / 10)
-            raise QueueFull("bob: 9 bytes wait to be sent")
-        self.sent.append(peer)
-
-
-def test_a_trainer_waits_for_room_to_send_and_the_wait_is_exposed() -> None:
-    inbox, sender = Inbox(FORMAT, RING_CAP_BYTES), Full(3)
-    wire = Wire(sender, inbox, Members(1, WORLD, ME, ("ann~1", "bob~2", "cyd~3")), FORMAT, 30.0)
-    wire.send(2, "done", 0, 1, KEY, ())
-    assert sender.sent == ["cyd~3"]
-    assert inbox.waited_s >= 0.04
-    inbox.waited_s = 0.0
-    sender.refusals = 3
-    wire.send_shard(2, 0, 0, 0, torch.zeros(3))
-    assert inbox.waited_s == 0.0  # averaging has its own clock
-
-
-def test_a_wait_for_room_has_a_deadline_and_ends_with_the_run() -> None:
-    inbox, sender = Inbox(FORMAT, RING_CAP_BYTES), Full(1 << 30)
-    world = Members(1, WORLD, ME, ("ann~1", "bob~2", "cyd~3"))
-    with pytest.raises(
-        RunAborted, match=r"waited 0 s for room to send to cyd: coordinator.step_timeout_s; bob: 9 bytes"
-    ):
-        Wire(sender, inbox, world, FORMAT, 0.0).send(2, "done", 0, 1, KEY, ())
-    wire = Wire(sender, inbox, world, FORMAT, 3600.0)
-    sender.asked.clear()
-    thread, raised = waiting(lambda: wire.send(2, "done", 0, 1, KEY, ()))
-    assert sender.asked.wait(10)
-    inbox.abort(RunAborted("cyd is lost"))
-    thread.join(10)
-    assert [str(error) for error in raised] == ["cyd is lost"]
-
-
-def test_a_payload_of_another_pass_is_no_crash() -> None:
-    """Its shapes are right for the warm start, and this is not one."""
-    loop = Loop(tiny_config(), [[0], [1], [2], [3]], timeout_s=0)
-    loop.wires[0].begin(1)
-    loop.wires[1].begin(1)
-    short = FORMAT.tensors(0, PassSpec(4, False))
-    loop.wires[0].send(1, "kv", 0, 0, PassKey(1, PassSpec(4, False), True), tuple(torch.zeros(s.shape) for s in short))
-    with pytest.raises(ProtocolError, match="bytes, expected"):
-        loop.wires[1].take("kv", 0, 0, 0, 1, FORMAT.tensors(0, SPEC), torch.device("cpu"))
-
-
-def test_a_shard_of_another_length_is_no_crash() -> None:
-    loop = Loop(tiny_config(), [[0, 1], [2, 3]], timeout_s=0)
-    loop.wires[0].send_shard(1, 7, 0, 0, torch.zeros(5))
-    with pytest.raises(ProtocolError, match="20 bytes, expected 24"):
-        loop.wires[1].take_shard(7, 0, 0, TensorSpec((6,), torch.float32))
-
-
-def test_tensors_come_back_from_their_bytes() -> None:
-    """A float32 after an odd number of bfloat16 does not lie on a word of its own."""
-    sent = (
-        torch.randn(3, 5).bfloat16(),
-        torch.randn(2),
-        torch.randn(4, 6)[:, ::2].mT,  # not contiguous
-        torch.randn(1).expand(7),
-    )
-    body = bytearray(b"".join(as_buffer(tensor) for tensor in sent))
-    specs = tuple(TensorSpec(tuple(tensor.shape), tensor.dtype) for tensor in sent)
-    found = split_buffer(memoryview(body), specs, torch.device("cpu"))
-    assert all(torch.equal(*pair) for pair in zip(found, sent, strict=True))
-    assert [t.dtype for t in found] == [t.dtype for t in sent]
-
-
-@pytest.mark.parametrize("name", FORMATS)
-def test_what_a_format_sends_crosses_memory_untouched(name: str) -> None:
-    """Every type of number, out and in: the same bytes at the same place. (K's and V's, of an even width.)"""
-    packed = FORMATS[name].pack(torch.randn(3, 2, 8, 300))
-    chunk = tuple(tensor[1] for tensor in packed)
-    for tensor in chunk:
-        assert torch.frombuffer(as_buffer(tensor), dtype=torch.uint8).data_ptr() == tensor.data_ptr()
-    body = torch.frombuffer(bytearray(b"".join(as_buffer(tensor) for tensor in chunk)), dtype=torch.uint8)
-    specs = FORMATS[name].specs((2, 8, 300))
-    found = split_buffer(memoryview(body.numpy()), specs, torch.device("cpu"))  # type: ignore[arg-type]
-    start = body.data_ptr()
-    for tensor, sent, spec in zip(found, chunk, specs, strict=True):
-        assert (tensor.data_ptr(), tensor.dtype, tuple(tensor.shape)) == (start, spec.dtype, spec.shape)
-        assert bytes(as_buffer(tensor)) == bytes(as_buffer(sent))
-        start += spec.nbytes
 
 
 @pytest.mark.parametrize("name", FORMATS)
