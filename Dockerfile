@@ -1,9 +1,10 @@
-# One image for every role: docker run isthmus coordinator …, docker run isthmus node …, see docker-compose.yml.
-# torch is the CPU build; for another: --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cu128
+# One image for coordinator and nodes: the arguments of `docker run isthmus` are those of `isthmus`. docker-compose.yml
+# uses it for both. torch is the CPU build; to take another one, build with
+#   --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cu128
 
 FROM python:3.11-slim AS wheel
 WORKDIR /source
-COPY pyproject.toml README.md ./
+COPY pyproject.toml README.md LICENSE NOTICE ./
 COPY netem netem
 COPY coordinator coordinator
 COPY node node
@@ -16,13 +17,14 @@ ENV PIP_NO_CACHE_DIR=1 \
     PIP_ROOT_USER_ACTION=ignore \
     PYTHONUNBUFFERED=1 \
     ISTHMUS_CACHE=/isthmus/cache
-# Volumes take over the owner of the folder that they are first mounted on.
+# A new volume takes the owner of the folder on which it is mounted first, so both folders belong to the user.
 RUN useradd --create-home --uid 1000 isthmus \
     && mkdir -p /isthmus/outputs /isthmus/cache \
     && chown -R isthmus:isthmus /isthmus
 WORKDIR /isthmus
 
-# From what changes least to what changes most: torch, the other dependencies, Isthmus.
+# What changes least is installed first, so that Docker can reuse its layers: torch, then the other dependencies, then
+# Isthmus.
 COPY constraints.txt ./
 RUN pip install --extra-index-url "$TORCH_INDEX" -c constraints.txt torch
 COPY pyproject.toml ./
