@@ -11,5 +11,9 @@ Reading order:
 6. `member`      the node's side of the same protocol; `diagram` draws both tables into docs/protocol.md
 7. `server`, `client`, `operator`   thin shells that add an endpoint, a clock and threads; `records` keeps the metrics
 
-`config` is the section [coordinator].
+`config` is the section [coordinator]. What is public, for use from Python; all else may change without notice:
+
+- `coordinator.server.CoordinatorServer`, `coordinator.client.Session`: the two sides of a run, over `netem` endpoints
+- `coordinator.assignment.assign`, `coordinator.assignment.Assignment`: which node owns which chunks
+- `coordinator.records.metrics.read_records`, `coordinator.records.folder.latest_complete`: what a run has written
 """

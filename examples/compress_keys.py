@@ -43,7 +43,8 @@ def main() -> None:
     codec.set_moments(moments_GKK)
     basis_GKr, _ = codec.matrices()
 
-    # The owner encodes its chunks: coordinates Zcomp [C, B, n, r], and θ [C, B, m], which says how the basis is turned.
+    # The owner encodes its chunks: coordinates Zcomp [C, B, n, r], and θ [C, B, m], which says how the basis is turned
+    # (not at all here: the map from a chunk to its θ is trained, and starts at zero).
     payload = codec.encode(z_CBnK, chunks=tuple(range(CHUNKS)))
 
     # A reader decodes the payload of each chunk.
@@ -56,7 +57,9 @@ def main() -> None:
     print(f"payload     {' and '.join(str(tuple(part.shape)) for part in payload)}: {sent_bytes:,} bytes")
     print(f"saved       {1 - sent_bytes / z_CBnK.nbytes:.2%} of the bytes")
     print(f"kept        {1 - lost.item():.2%} of the energy after decoding")
-    print(f"basis       {kept_energy(moments_GKK, basis_GKr):.2%} of the energy lies in its {RANK} directions of {WIDTH}")
+    print(
+        f"basis       {kept_energy(moments_GKK, basis_GKr):.2%} of the energy lies in its {RANK} directions of {WIDTH}"
+    )
 
 
 if __name__ == "__main__":

@@ -39,4 +39,15 @@ Reading order:
     verify            how true a profile is on this machine, measured and certified
     names, limits, counters, tables    names of peers; caps; totals; Markdown tables
     config, errors    settings from TOML; what can go wrong
+
+What is public, for use from Python; all else may change without notice:
+
+- `netem.endpoint.Endpoint`, `netem.endpoint.unique`: one node's place in the emulated network
+- `netem.assembly.Receiver`: what an endpoint calls when messages arrive
+- `netem.profile.NetConfig`, `netem.profile.resolve`, `netem.profile.builtin_names`: networks, by name, file or settings
+- `netem.schedule.Schedule`: a network that changes over time
+- `netem.limits.Limits`, `netem.counters.LinkCounters`: caps of an endpoint, and totals for each peer
+- `netem.errors`: all errors that are meant for callers
+
+`examples/shape_a_link.py` uses them.
 """

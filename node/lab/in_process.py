@@ -2,14 +2,18 @@
 
 The arithmetic is that of a real run: the same exchange, the same averaging ring, tensors handed over as copies. There
 is no network, and so no time and no loss. `node.exchange.wire` and `coordinator.client` are the real ones.
+`train_in_process` is a whole run of this kind.
 """
 
 from __future__ import annotations
 
+import tempfile
 import threading
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -18,16 +22,23 @@ from coordinator.assignment import Assignment
 from coordinator.messages import Go, Round, Stop
 from netem.errors import RunAborted
 from node.config import Config
+from node.data import Task
 from node.exchange.formats import TensorSpec
+from node.exchange.inbox import Members
 from node.exchange.passes import PassKey
+from node.exchange.payload import PayloadFormat
+from node.model.exchanged import ExchangedLlama
 from node.train.schedule import rounds_for
-from node.train.trainer import Metrics
+from node.train.trainer import Metrics, Trainer
+from node.train.world import World, build_world
 
 TIMEOUT_S = 600.0
 
 Tensors = tuple[Tensor, ...]
 Watcher = Callable[[int, list[Metrics]], None]
 """Called with the steps done and every rank's metrics, while all ranks wait."""
+ModelWatcher = Callable[[ExchangedLlama, int, list[Metrics]], None]
+"""The same with rank 0's model, which may be looked at then."""
 
 
 class Post:
@@ -175,3 +186,41 @@ class Session:
 
     def evaluation(self) -> AbstractContextManager[None]:
         return nullcontext()
+
+
+def train_in_process(
+    config: Config, task: Task, payloads: Sequence[PayloadFormat], watch: ModelWatcher
+) -> list[Trainer]:
+    """Train on every rank to the end, each in a thread, with one of `payloads` for each; the trainers by rank.
+
+    Checkpoints are not kept. Raises what the first rank to fail raised.
+    """
+    ranks, post = len(payloads), Post()
+    models = [ExchangedLlama(config, task.vocab_size, payload.ranks) for payload in payloads]
+    trainers = [Trainer(config, task, model) for model in models]
+    coordinator = Coordinator(config, config.assignment(), lambda step, metrics: watch(models[0], step, metrics))
+    sessions = [Session(coordinator, rank) for rank in range(ranks)]
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(ranks) as pool:
+
+        def work(rank: int) -> None:
+            try:
+                wire = MemoryWire(post, rank) if ranks > 1 else None
+                world = _world(config, sessions[rank], payloads[rank], wire, Path(folder))
+                trainers[rank].run(world, sessions[rank], sessions[rank])
+            except BaseException:
+                coordinator.abort()
+                post.close()
+                raise
+
+        errors = [future.exception() for future in [pool.submit(work, rank) for rank in range(ranks)]]
+    # A rank that ended because another failed says nothing of the cause, so it is reported last.
+    raised = sorted((error for error in errors if error), key=lambda error: isinstance(error, RunAborted))
+    if raised:
+        raise raised[0]
+    return trainers
+
+
+def _world(config: Config, session: Session, payload: PayloadFormat, wire: MemoryWire | None, folder: Path) -> World:
+    assignment, rank = config.assignment(), session.rank
+    members = Members(1, assignment, rank, tuple(f"node-{peer}" for peer in range(assignment.n_ranks)))
+    return build_world(members, payload, wire, session, folder)

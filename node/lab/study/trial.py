@@ -12,9 +12,7 @@ import logging
 import os
 import platform
 import sys
-import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -28,15 +26,13 @@ from netem.errors import ConfigError, RunAborted
 from node.config import Config, to_tree
 from node.data import Task, open_data
 from node.exchange.chunks import ChunkExchange
-from node.exchange.inbox import Members
 from node.exchange.payload import PayloadFormat
-from node.lab.in_process import Coordinator, MemoryWire, Post, Session
+from node.lab.in_process import train_in_process
 from node.lab.study.measure import payload_bytes, position_losses, stable_ranks
 from node.lab.study.version import code_version
 from node.model.exchanged import ExchangedLlama
 from node.train.schedule import pass_spec
-from node.train.trainer import Metrics, Trainer
-from node.train.world import World, build_world
+from node.train.trainer import Metrics
 
 log = logging.getLogger("isthmus.study")
 
@@ -54,7 +50,7 @@ def run_trial(config: Config) -> dict[str, Any]:
     task = open_data(config.data)
     payloads = [PayloadFormat(config) for _ in range(config.assignment().n_ranks)]
     notebook = _Notebook(config, task, payloads[0])
-    trainers = _nodes(config, task, payloads, notebook)
+    trainers = train_in_process(config, task, payloads, notebook.note)
     total, count = notebook.positions(trainers[0].model, config.train.steps, FINAL_TOKENS)
     return {
         "config": to_tree(config),
@@ -80,46 +76,6 @@ def host_line() -> str:
         models = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
         name = models[0] if models else name
     return f"{name}, {os.cpu_count()} cores, {platform.system()}, torch {torch.__version__}"
-
-
-def _nodes(config: Config, task: Task, payloads: list[PayloadFormat], notebook: _Notebook) -> list[Trainer]:
-    """Train on every rank to the end; the trainers by rank."""
-    ranks, post = len(payloads), Post()
-
-    def watch(step: int, metrics: list[Metrics]) -> None:
-        notebook.note(trainers[0].model, step, metrics)
-
-    coordinator = Coordinator(config, config.assignment(), watch)
-    with tempfile.TemporaryDirectory() as folder:
-        sessions = [Session(coordinator, rank) for rank in range(ranks)]
-        models = [ExchangedLlama(config, task.vocab_size, payload.ranks) for payload in payloads]
-        trainers = [Trainer(config, task, model) for model in models]
-        worlds = [
-            _world(config, session, payload, post if ranks > 1 else None, Path(folder))
-            for session, payload in zip(sessions, payloads, strict=True)
-        ]
-
-        def work(rank: int) -> None:
-            try:
-                trainers[rank].run(worlds[rank], sessions[rank], sessions[rank])
-            except BaseException:
-                coordinator.abort()
-                post.close()
-                raise
-
-        with ThreadPoolExecutor(ranks) as pool:
-            errors = [future.exception() for future in [pool.submit(work, rank) for rank in range(ranks)]]
-    # A rank that ended because another failed says nothing of the cause, so it is reported last.
-    raised = sorted((error for error in errors if error), key=lambda error: isinstance(error, RunAborted))
-    if raised:
-        raise raised[0]
-    return trainers
-
-
-def _world(config: Config, session: Session, payload: PayloadFormat, post: Post | None, folder: Path) -> World:
-    assignment, rank = config.assignment(), session.rank
-    members = Members(1, assignment, rank, tuple(f"node-{peer}" for peer in range(assignment.n_ranks)))
-    return build_world(members, payload, MemoryWire(post, rank) if post else None, session, folder)
 
 
 class _Notebook:
