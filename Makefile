@@ -1,7 +1,7 @@
-# Everything from a fresh clone; `make` alone lists the targets. The virtual environment is made on first use and
-# brought up to date when pyproject.toml or constraints.txt change.
+# These targets work from a fresh clone; `make` alone lists them. The virtual environment is made on first use, and
+# updated when pyproject.toml or constraints.txt have changed.
 #
-#   PYTHON=python3.12         the interpreter that makes the environment (3.11 or later)
+#   PYTHON=python3.12         the interpreter for the environment (3.11 or later)
 #   TORCH_INDEX=URL           another index to take torch from, such as https://download.pytorch.org/whl/cpu
 #   ARGS="-k bucket"          arguments for pytest, or settings for the demo: ARGS="--train.steps 50"
 
@@ -22,10 +22,10 @@ FIGURE_RUN = $(BIN)/isthmus run configs/figure.toml --run.outputs outputs/figure
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
 
-demo: $(VENV)/.installed-run  ## train a small Llama on four local nodes, 300 Mbit/s apart (minutes)
+demo: $(VENV)/.installed-run  ## train a small Llama on four local nodes, joined by emulated 300 Mbit/s links (minutes)
 	$(BIN)/isthmus run configs/demo.toml $(ARGS)
 
-figure: $(VENV)/.installed-run  ## README's figure: one model compressed, uncompressed, and as if in one site
+figure: $(VENV)/.installed-run  ## make README's figure: a model compressed, uncompressed, and in one datacenter (minutes)
 	rm -rf outputs/figure
 	$(FIGURE_RUN) --run.name compressed-300mbps
 	$(FIGURE_RUN) --run.name uncompressed-300mbps --compress.mode dense
@@ -33,29 +33,29 @@ figure: $(VENV)/.installed-run  ## README's figure: one model compressed, uncomp
 	$(BIN)/isthmus report $(addprefix outputs/figure/,compressed-300mbps uncompressed-300mbps centralized-100gbps) \
 		--out docs/figure.png
 
-test: $(VENV)/.installed-dev  ## the default test suite
+test: $(VENV)/.installed-dev  ## run the default test suite
 	$(BIN)/pytest $(ARGS)
 
-test-slow: $(VENV)/.installed-dev  ## the tests that take minutes
+test-slow: $(VENV)/.installed-dev  ## run the tests that take minutes
 	$(BIN)/pytest -m slow $(ARGS)
 
-bench: $(VENV)/.installed-dev  ## what compression costs beside a training step (minutes)
+bench: $(VENV)/.installed-dev  ## measure the cost of compression beside that of a training step (minutes)
 	$(BIN)/python tests/benchmarks/codec_cost.py --out docs/benchmarks/codec-cost.md $(ARGS)
 
-check: lint types  ## lint and types
+check: lint types  ## run lint and types
 
-lint: $(VENV)/.installed-dev  ## ruff: faults and format
+lint: $(VENV)/.installed-dev  ## check for faults, and for the format of ruff
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-types: $(VENV)/.installed-dev  ## mypy, strict
+types: $(VENV)/.installed-dev  ## check types with mypy, strictly
 	$(BIN)/mypy
 
-clean:  ## remove the environment and all caches; outputs/ stays
+clean:  ## remove the environment and all caches, but not outputs/
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find netem coordinator node tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# An environment that was only half made is removed, or it would be taken for a whole one the next time.
+# An environment that could not be finished is removed; otherwise the next call would take it for a finished one.
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 		echo "Isthmus needs Python 3.11 or later, and $(PYTHON) is not: make PYTHON=python3.11 $(MAKECMDGOALS)" >&2; \
@@ -69,7 +69,7 @@ $(VENV)/.installed-run: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP_INSTALL) -e .
 	@touch $@
 
-# Development wants all that a run does, and more: one installation serves both.
+# The packages for development include those for a run, so this installation serves both.
 $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP_INSTALL) -e '.[dev]'
 	@touch $(VENV)/.installed-run $@

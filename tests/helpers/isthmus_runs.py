@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -46,11 +46,20 @@ def started(
     cache: Path, log: Path, *arguments: str | Path, token: str | None = None
 ) -> Iterator[subprocess.Popen[bytes]]:
     """A command under way, in a session of its own; it and its children are gone afterwards."""
+    with under_way(command(*arguments), ROOT, environment(cache, token), log) as process:
+        yield process
+
+
+@contextmanager
+def under_way(
+    words: Sequence[str], folder: Path, variables: Mapping[str, str], log: Path
+) -> Iterator[subprocess.Popen[bytes]]:
+    """The same for any command, in a folder and an environment."""
     with log.open("wb") as out:
         process = subprocess.Popen(
-            command(*arguments),
-            cwd=ROOT,
-            env=environment(cache, token),
+            words,
+            cwd=folder,
+            env=variables,
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=subprocess.STDOUT,
