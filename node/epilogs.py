@@ -53,7 +53,8 @@ examples:
   isthmus run configs/tiny.toml --coordinator.nodes 2      the same in small, on two nodes
   isthmus eval outputs/demo                                held-out loss of its last checkpoint
   isthmus report outputs/demo outputs/demo-2 --out a.png   two runs in one picture
-  isthmus export outputs/demo hf/demo                      the model, as a folder for transformers
+  isthmus run configs/demo.toml --compress.mode dense --run.name dense      any setting can be given here
+  isthmus export outputs/dense hf/dense                    its model, as a folder for transformers
   isthmus study control                                    a study: how much the far context is worth
   isthmus plan configs/paper-800m.toml --nodes 8           how long a step would take elsewhere; runs nothing
   isthmus tunnel --target paper-800m --net lte --run       a small run here with the same ratios as a large one

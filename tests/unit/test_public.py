@@ -86,6 +86,12 @@ def test_the_wheel_carries_the_license_and_the_notices(wheel: zipfile.ZipFile) -
     assert "isthmus = node.__main__:main" in wheel.read(f"{info}/entry_points.txt").decode()
 
 
+def test_the_image_builds_the_wheel_from_all_that_it_needs() -> None:
+    stage = (ROOT / "Dockerfile").read_text().split("\nFROM ")[1]
+    copied = {word for line in re.findall(r"^COPY (.*) \S+$", stage, re.MULTILINE) for word in line.split()}
+    assert copied == {"pyproject.toml", PROJECT["readme"], *PROJECT["license-files"], *PACKAGES}
+
+
 def test_the_citation_agrees_with_the_project() -> None:
     """The part of the Citation File Format's schema (1.2.0) that we use."""
     person = {"type": "object", "required": ["family-names", "given-names"]}
