@@ -56,7 +56,7 @@ class Workshop:
         paths = {"PATH": f"{program.parent}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
         self.variables = environment(cache) | paths
 
-    def shrink(self, steps: int) -> None:
+    def shrink(self, steps: int, nodes: int = 2) -> None:
         """Make configs/tiny.toml smaller: its context, its latency, its data."""
         path = self.folder / "configs" / "tiny.toml"
         text = (ROOT / "configs" / "tiny.toml").read_text()
@@ -66,6 +66,7 @@ class Workshop:
             ("steps", f"steps = {steps}\ncheckpoint_every = 2\neval_batches = 2"),
             ("sync_every", "sync_every = 2"),
             ("tokenizer", 'tokenizer = "bytes"\nmax_tokens = 40_000'),
+            ("nodes", f"nodes = {nodes}"),
             ("profile", 'profile = "internet-300mbps"\nlatency = "1 ms"'),
         ):
             text, count = re.subn(rf"^{key} = .*$", lines, text, flags=re.MULTILINE)
@@ -119,7 +120,7 @@ def test_the_commands_do_what_the_readme_says(workshop: Workshop) -> None:
 
     evaluate, dense, report, export, plan, settings = map(named, TO_THE_END)
     assert "held-out loss" in workshop.run(evaluate)
-    workshop.shrink(SHORT)
+    workshop.shrink(SHORT, nodes=1)
     workshop.run(dense)
     workshop.run(report)
     assert (workshop.folder / "two.png").read_bytes().startswith(b"\x89PNG")
