@@ -103,7 +103,7 @@ class CompressConfig(Section, frozen=True, kw_only=True):
             "keeps of them."
         ),
     ] = "exact"
-    dense_last_layers: Annotated[int, Meta(description="Number of last layers that send K and V whole.", ge=0)] = 1
+    dense_last_layers: Annotated[int, Meta(description="Number of last layers that send K and V whole.", ge=0)] = 0
     remote_last_layers: Annotated[
         int,
         Meta(
@@ -112,7 +112,7 @@ class CompressConfig(Section, frozen=True, kw_only=True):
             ge=0,
         ),
     ] = 0
-    format: Annotated[FormatName, Meta(description="Number format in which compressed K and V are sent.")] = "float32"
+    format: Annotated[FormatName, Meta(description="Number format in which compressed K and V are sent.")] = "bfloat16"
     grad_format: Annotated[
         Literal["same", FormatName],
         Meta(description="Number format in which the gradients of all payloads return. same: as the payload went."),

@@ -14,6 +14,8 @@ from node.model.exchanged import ExchangedLlama
 from node.subspace.learned import LearnedCodec
 
 VOCAB = 101
+EXACT = {"format": "float32", "dense_last_layers": 1}
+"""Nothing is rounded, and a layer of each kind."""
 
 
 def small_config(
@@ -23,7 +25,7 @@ def small_config(
     sizes = {"layers": 3, "d_model": 64, "heads": 4, "kv_heads": 2, "ffn_dim": 96, "context": 64, "chunks": 4}
     tree = {
         "model": sizes | (model or {}),
-        "compress": {"mode": mode, "k_share": 0.8, "v_share": 0.6} | compress,
+        "compress": EXACT | {"mode": mode, "k_share": 0.8, "v_share": 0.6} | compress,
         "train": {"batch": batch},
     }
     return convert(Config, tree)

@@ -30,7 +30,15 @@ torch.set_num_threads(1)  # ranks are threads already
 
 DEFAULTS: dict[str, dict[str, Any]] = {
     "model": {"layers": 3, "d_model": 32, "heads": 4, "kv_heads": 2, "ffn_dim": 48, "context": 32, "chunks": 4},
-    "compress": {"k_share": 0.8, "v_share": 0.6, "warmup_steps": 2, "warmup_share": 0.5, "calibration_batches": 2},
+    "compress": {
+        "k_share": 0.8,
+        "v_share": 0.6,
+        "format": "float32",
+        "dense_last_layers": 1,
+        "warmup_steps": 2,
+        "warmup_share": 0.5,
+        "calibration_batches": 2,
+    },
     "train": {"batch": 2, "steps": 6, "lr_warmup_steps": 2, "lr": 1e-2, "eval_batches": 2},
 }
 
