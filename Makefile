@@ -33,8 +33,14 @@ figure: $(VENV)/.installed-run  ## make README's figure: a model compressed, unc
 	$(BIN)/isthmus report $(addprefix outputs/figure/,compressed-300mbps uncompressed-300mbps centralized-100gbps) \
 		--out docs/figure.png
 
+# Unit tests open no ports and measure no time, so they run in as many processes as there are cores; the others run alone.
 test: $(VENV)/.installed-dev  ## run the default test suite
+ifeq ($(ARGS),)
+	$(BIN)/pytest -q -n auto tests/unit
+	$(BIN)/pytest -q tests/integration tests/e2e
+else
 	$(BIN)/pytest $(ARGS)
+endif
 
 test-slow: $(VENV)/.installed-dev  ## run the tests that take minutes
 	$(BIN)/pytest -m slow $(ARGS)
