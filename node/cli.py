@@ -79,6 +79,7 @@ def _run(options: argparse.Namespace, overrides: list[str]) -> None:
     from coordinator.records.rates import untrusted
     from node.commands.evaluate import evaluate
     from node.commands.run import run_swarm
+    from node.lab.verdict import network_cost, next_steps
     from node.watch.report import draw_report, read_run
 
     config = run_swarm(_load(options, overrides))
@@ -90,7 +91,11 @@ def _run(options: argparse.Namespace, overrides: list[str]) -> None:
         print(f"leaks:       {LEAKS}")
     if late := untrusted(read_run(folder).records):
         print(late.replace(": ", ":   ", 1))
+    for name, text in network_cost(folder):
+        print(f"{name + ':':12} {text}")
     print(f"everything:  {folder}")
+    for index, command in enumerate(next_steps(config, options.config)):
+        print(f"{'' if index else 'next:':12} {command}")
 
 
 def _coordinator(options: argparse.Namespace, overrides: list[str]) -> None:

@@ -59,8 +59,11 @@ def read_measured(path: Path) -> Measured:
     folder = path.parent if path.name == METRICS else path
     records = read_run(folder).records
     config = convert(Config, load_toml(folder / CONFIG))
-    # The step after the warm start takes the basis.
-    warm = [record for record in records if number(record, "step") > config.warmup_steps + 1 and _is_timed(record)]
+    # The step after the warm start takes the basis; those after unplugging send K and V whole again.
+    usual = [
+        step for step in range(config.warmup_steps + 2, config.train.steps + 1) if not config.is_unplugged_at(step)
+    ]
+    warm = [record for record in records if number(record, "step") in usual and _is_timed(record)]
     averaged = [record for record in warm if number(record, "averaging_s") > 0]
     exact = config.train.sync_every == 1
     ordinary = [record for record in warm if exact or number(record, "averaging_s") == 0][COLD_STEPS:]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,9 @@ from node.config import Config, save_config, to_tree
 from node.lab.measured import Measured, read_measured
 from node.lab.plan.costs import Costs
 from node.lab.plan.fit import Case, case, fit
+from node.lab.plan.text import seconds
 from node.lab.plan.validate import table, validate
+from node.lab.verdict import network_cost, next_steps
 
 TINY = ROOT / "configs" / "tiny.toml"
 TRUTH = Costs(flops_per_s=2e10, element_s=3e-9, call_s=2e-4, byte_s=5e-10, step_s=8e-3)
@@ -49,6 +52,42 @@ def runs(noise: float = 0.0) -> list[Case]:
                 config = config_of(mode, nodes, rate, context, d_model)
                 cases.append(made_up(f"run-{len(cases):02}", config, TRUTH, noise * draws.standard_normal()))
     return cases
+
+
+def test_the_last_lines_of_a_run_say_what_its_network_cost(tmp_path: Path) -> None:
+    """A run that took what the planner says: the lines are the planner's figures for it, and for its dense twin."""
+    trees = [to_tree(config_of(mode, 4, "5 Mbit/s")) for mode in ("subspace", "dense")]
+    for tree in trees:
+        tree["compress"] |= {"dense_last_layers": 0, "format": "bfloat16"}
+    config, dense = (convert(Config, tree) for tree in trees)
+    step_s, busy_s = made_up("", config, TRUTH).predict(TRUTH)
+    save_config(config, tmp_path / CONFIG)
+    nodes = {f"node-{rank}": {"step_s": step_s, "exposed_s": step_s - busy_s} for rank in range(4)}
+    records = [
+        {"step": step, "time": step * step_s, "step_s": step_s, "loss": 3.0, "nodes": nodes} for step in range(1, 101)
+    ]
+    (tmp_path / METRICS).write_text("".join(json.dumps(record) + "\n" for record in records))
+    lines = dict(network_cost(tmp_path))
+    assert lines["link"].startswith(f"a step took {seconds(step_s)}; on a network without limits it would take ")
+    truth = made_up("", dense, TRUTH).predict(TRUTH)[0] / step_s
+    found = re.search(r"([\d.]+) times as long", lines["uncompressed"])
+    assert found
+    assert float(found[1]) == pytest.approx(truth, rel=0.1)
+    assert truth > 1.2
+
+
+def test_a_run_too_short_to_tell_gets_no_such_lines(tmp_path: Path) -> None:
+    save_config(config_of("subspace", 4, "5 Mbit/s"), tmp_path / CONFIG)
+    (tmp_path / METRICS).write_text('{"step": 1, "step_s": 1.0, "nodes": {}}\n')
+    assert network_cost(tmp_path) == []
+
+
+def test_what_to_try_next_exports_only_what_can_be_exported() -> None:
+    config, path = config_of("subspace", 4, "5 Mbit/s"), Path("a.toml")
+    assert not any("export" in step for step in next_steps(config, path))
+    tree = to_tree(config)
+    tree["compress"]["unplug_step"] = 90
+    assert next_steps(convert(Config, tree), path)[0] == "isthmus export outputs/run run-hf"
 
 
 def test_costs_come_back_from_the_runs_that_they_make() -> None:
