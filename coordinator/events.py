@@ -75,6 +75,9 @@ PER_LINK: Final = "link/"
 """A metric whose key begins with this ("link/node-1/missed_s") is about one link of one node. Such metrics are
 recorded, and not added up over nodes."""
 
+PER_LAYER: Final = "layer/"
+"""The same of one layer of one node ("layer/3/exposed_forward_s")."""
+
 
 class NetworkChange(NamedTuple):
     """A change of the network in words, and its time in seconds since the run's start."""

@@ -1,4 +1,4 @@
-"""The command line: `isthmus run | coordinator | node | eval | export | report | study | plan | tunnel | net | …`.
+"""The command line: `isthmus run | coordinator | node | eval | export | report | trace | study | plan | tunnel | …`.
 
 `node.options` says what can be typed, and `node.commands` what a command does; this joins the two. Exit codes: 0 done,
 1 the run failed, 2 a mistake that the user can mend, 3 a plan does not fit its device, 130 interrupted, 141 nobody
@@ -145,6 +145,16 @@ def _report(options: argparse.Namespace, _rest: list[str]) -> None:
         print(draw_report(options.runs[0]))
     else:
         print(draw_comparison(options.runs, options.out))
+
+
+def _trace(options: argparse.Namespace, _rest: list[str]) -> None:
+    from node.commands.trace import write_step
+
+    written = write_step(options.run, options.step, options.out)
+    for line in written.nodes:
+        print(line)
+    print(f"trace:       {written.path}")
+    print("open it:     https://ui.perfetto.dev, Open trace file; nothing leaves your machine")
 
 
 def _study(options: argparse.Namespace, overrides: list[str]) -> None:
@@ -307,6 +317,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace, list[str]], int | None]] = {
     "eval": _eval,
     "export": _export,
     "report": _report,
+    "trace": _trace,
     "study": _study,
     "plan": _plan,
     "tunnel": _tunnel,

@@ -34,6 +34,13 @@ PLAN = f"""\
 Exit code 3: the config does not fit the memory of --device.
 """
 
+TRACE = """\
+A run records the steps that it is asked for:
+  isthmus run configs/demo.toml --run.trace 40..42
+  isthmus trace outputs/demo --step 41
+On several machines each node writes to its own run.outputs: copy trace/node-*.jsonl of all into one folder first.
+"""
+
 TUNNEL = """\
 Settings change the target. The small model has the target's layers, chunks, ownership and [compress]:
   isthmus tunnel --target paper-800m --nodes 8 --net internet-300mbps --compress.dense_last_layers 0 --run
@@ -53,6 +60,7 @@ examples:
   isthmus run configs/tiny.toml --coordinator.nodes 2      the same in small, on two nodes
   isthmus eval outputs/demo                                held-out loss of its last checkpoint
   isthmus report outputs/demo outputs/demo-2 --out a.png   two runs in one picture
+  isthmus trace outputs/demo --step 41                     a recorded step (--run.trace 41), for Perfetto's viewer
   isthmus run configs/demo.toml --compress.mode dense --run.name dense      any setting can be given here
   isthmus export outputs/dense hf/dense                    its model, as a folder for transformers
   isthmus study control                                    a study: how much the far context is worth

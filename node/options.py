@@ -14,7 +14,7 @@ from typing import Any
 
 from netem.errors import ConfigError
 from node.config import TOKEN_VARIABLE
-from node.epilogs import COMPLETION, EVAL, LIVE, NET, OVERVIEW, PLAN, SETTINGS, TUNNEL
+from node.epilogs import COMPLETION, EVAL, LIVE, NET, OVERVIEW, PLAN, SETTINGS, TRACE, TUNNEL
 
 _SETTING = re.compile(r"--[^=.\s-][^=.\s]*\.[^=]*(?P<value>=.*)?", re.DOTALL)
 
@@ -104,6 +104,11 @@ def parser() -> argparse.ArgumentParser:
     report = _command(commands, "report", "a picture of one run, or of several together")
     report.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="a run's folder, such as outputs/demo")
     report.add_argument("--out", type=Path, help="the PNG to write (default: report.png in the run's folder)")
+
+    trace = _command(commands, "trace", "one step of a run, node by node, as a file for Perfetto's viewer", TRACE)
+    trace.add_argument("run", type=Path, metavar="RUN", help="a run's folder, such as outputs/demo")
+    trace.add_argument("--step", type=int, required=True, help="the step; the run must have recorded it")
+    trace.add_argument("--out", type=Path, help="the file to write (default: trace/step-N.json in the run's folder)")
 
     _add_study(
         _command(

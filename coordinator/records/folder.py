@@ -6,6 +6,7 @@ outputs/<run>/
     metrics.jsonl         one line a step: the run's figures and each node's
     tensorboard/          the same as TensorBoard events
     report.png            loss over steps and wall-clock, traffic of each node
+    trace/                single steps as each node saw them, where `run.trace` asks (`node.measure.trace_file`)
     logs/                 what coordinator and nodes printed (of `isthmus run`)
     checkpoint/step-N/    valid only with COMPLETE.json in it (`node.train.checkpoint`)
 

@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from coordinator.events import PER_LINK
+from coordinator.events import PER_LAYER, PER_LINK
 from netem.verify.promise import TOLERANCE
 
 Record = Mapping[str, Any]
@@ -112,12 +112,31 @@ def sent_bps(records: Sequence[Record], node: str | None = None) -> float | None
 def time_share(records: Sequence[Record], key: str) -> float | None:
     """Share of the steps' time, of 1, that nodes spent on `key` (exposed_s, averaging_s): the mean over nodes.
 
-    Steps are without the held-out evaluations after them, whose time and waiting have keys of their own.
+    Time is counted without held-out evaluations, which would hide in it what training waits for. The shares of the
+    other parts of a step add up to 1 (`node.worker.meter` has them).
     """
     names: Sequence[str | None] = node_names(records) or [None]
     spent_s = math.fsum(total(records, key, name) for name in names)
-    step_s = math.fsum(total(records, "step_s", name) for name in names)
+    step_s = math.fsum(total(records, "step_s", name) - total(records, "evaluation_s", name) for name in names)
     return spent_s / step_s if step_s > 0 else None
+
+
+def exposed_layer(records: Sequence[Record]) -> tuple[int, str, float] | None:
+    """The layer and direction that all nodes together waited for longest in the middle of steps, and its share of all
+    such waiting, of 1; None where they did not wait."""
+    waits_s: dict[tuple[int, str], float] = {}
+    for record in records:
+        for values in nodes_of(record).values():
+            for key in values:
+                layer, _, what = key.removeprefix(PER_LAYER).partition("/")
+                if key.startswith(PER_LAYER) and layer.isdecimal():
+                    way = what.removeprefix("exposed_").removesuffix("_s")
+                    waits_s[int(layer), way] = waits_s.get((int(layer), way), 0.0) + number(values, key)
+    exposed_s = math.fsum(total(records, "exposed_s", name) for name in node_names(records))
+    if not waits_s or exposed_s <= 0:
+        return None
+    (layer_number, way), longest_s = max(waits_s.items(), key=lambda item: item[1])
+    return layer_number, way, longest_s / exposed_s
 
 
 def compression(records: Sequence[Record]) -> Compression | None:

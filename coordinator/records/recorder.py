@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from coordinator.events import PER_LINK, Record
+from coordinator.events import PER_LAYER, PER_LINK, Record
 from coordinator.records.board import Board
 from coordinator.records.folder import METRICS
 from coordinator.records.metrics import cut_torn_line, describe_steps, missing_steps, read_records
@@ -27,6 +27,7 @@ LOSSES: Final = {
 }
 # The first ending that fits decides; a key without such an ending is averaged.
 _RULES: Final[tuple[tuple[str, Callable[[list[float]], float]], ...]] = (
+    ("_peak_bytes", max),
     ("_bytes", math.fsum),
     ("tokens", math.fsum),
     ("_sum", math.fsum),
@@ -39,11 +40,11 @@ _RULES: Final[tuple[tuple[str, Callable[[list[float]], float]], ...]] = (
 def aggregate(nodes: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
     """One value a key over all nodes that report it.
 
-    Sums of bytes, tokens, sums and rates; the maximum of times (``_s``); means of all else; NaN where a node's value is
-    not finite. `LOSSES` are added where their parts are there and the denominator is not 0. Keys of single links are
-    left out.
+    Sums of bytes, tokens, sums and rates; the maximum of times (``_s``) and of peaks; means of all else; NaN where a
+    node's value is not finite. `LOSSES` are added where their parts are there and the denominator is not 0. Keys of
+    single links and layers are left out.
     """
-    keys = sorted({key for values in nodes.values() for key in values if not key.startswith(PER_LINK)})
+    keys = sorted({key for values in nodes.values() for key in values if not key.startswith((PER_LAYER, PER_LINK))})
     totals = {key: _combine(key, [values[key] for values in nodes.values() if key in values]) for key in keys}
     for key, (numerator, denominator) in LOSSES.items():
         if numerator in totals and totals.get(denominator):

@@ -16,12 +16,12 @@ from node.lab.measured import read_measured
 from node.lab.plan.compare import NODES as NODES_COMPARED
 from node.lab.plan.compare import RATES_BPS, over_bandwidth, with_context
 from node.lab.plan.costs import Costs, stated
-from node.lab.plan.devices import Device, device
 from node.lab.plan.fit import case, fit
 from node.lab.plan.picture import draw_curves
 from node.lab.plan.predict import Prediction, predict
 from node.lab.plan.text import assumptions, contexts_table, curves_table, describe
 from node.lab.plan.validate import fitted, table, validate
+from node.measure.devices import Device, device
 
 MFU = 0.4
 """The share of its peak that a GPU reaches in a well-made step; assumed by default."""

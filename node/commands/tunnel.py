@@ -22,7 +22,6 @@ from node.commands.run import check_corpus, run_swarm
 from node.config import Config, load_config, save_config
 from node.lab.measured import read_measured
 from node.lab.plan.costs import stated
-from node.lab.plan.devices import device
 from node.lab.study.trial import host_line
 from node.lab.tunnel.bench import measure
 from node.lab.tunnel.check import judge
@@ -30,6 +29,7 @@ from node.lab.tunnel.design import Design, Goal, design, first_design, goal
 from node.lab.tunnel.network import profile_toml
 from node.lab.tunnel.page import Facts, Part, as_object, document, verdict_line
 from node.lab.tunnel.small import load_target, modes_named, run_config, small_config
+from node.measure.devices import device
 
 log = logging.getLogger("isthmus.tunnel")
 

@@ -11,6 +11,9 @@ from msgspec import Meta
 from netem.config import Section, user_path
 from netem.errors import ConfigError
 
+MOST_TRACED = 100
+"""Steps that may be traced, at most: a trace holds every span and message of a step."""
+
 
 class RunConfig(Section, frozen=True, kw_only=True):
     """[run]: what the run is called, where it writes, what it computes on."""
@@ -31,14 +34,32 @@ class RunConfig(Section, frozen=True, kw_only=True):
         ),
     ] = 0
     resume: Annotated[bool, Meta(description="Go on from the last complete checkpoint in the run's folder.")] = False
+    trace: Annotated[
+        str,
+        Meta(description="Steps of which each node writes a trace for isthmus trace: 40, or 40..42; empty: none."),
+    ] = ""
 
     def check(self, path: str) -> None:
+        self.traced(path)
         if not re.fullmatch(r"cpu|cuda(:\d+)?", self.device):
             raise ConfigError(f"{path}device = {self.device!r}: expected cpu, cuda or cuda:N")
         if "/" in self.name or self.name in (".", "..") or not self.name.isprintable() or len(self.name) > 64:
             raise ConfigError(
                 f"{path}name = {self.name!r}: expected a plain folder name, without slashes, of at most 64 characters"
             )
+
+    def traced(self, path: str = "run.") -> range:
+        """The steps that `trace` names. Raises `ConfigError` where it names none."""
+        if not self.trace:
+            return range(0)
+        match = re.fullmatch(r"([1-9]\d{0,11})(?:\.\.([1-9]\d{0,11}))?", self.trace, re.ASCII)
+        first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+        if not first <= last < first + MOST_TRACED:
+            raise ConfigError(
+                f"{path}trace = {self.trace!r}: expected a step or a range of at most {MOST_TRACED} steps, "
+                "such as 40 or 40..42"
+            )
+        return range(first, last + 1)
 
     @property
     def folder(self) -> Path:

@@ -137,7 +137,7 @@ class Config(Section, frozen=True, kw_only=True):
     def digest(self) -> str:
         """Digest of what must be equal on all nodes. Where a node runs and how it is reached may differ."""
         tree = to_tree(self)
-        for key in ("outputs", "device", "threads"):
+        for key in ("outputs", "device", "threads", "trace"):
             tree["run"].pop(key)
         tree["coordinator"].pop("address")
         tree["coordinator"].pop("token")

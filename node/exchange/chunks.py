@@ -32,6 +32,7 @@ from node.exchange import functions
 from node.exchange.formats import Packed, TensorSpec
 from node.exchange.passes import PassKey, PassSpec
 from node.exchange.payload import Payload, PayloadFormat
+from node.measure.spans import DECODE, ENCODE, Kind, Spans
 
 FORWARD_PASSES_AHEAD = 2
 """Forward-only passes, at least, that an owner may be ahead of its readers."""
@@ -71,11 +72,17 @@ class ChunkWire(Protocol):
 
 
 class ChunkExchange:
-    """One node's view of who owns which chunk, and the way to the others."""
+    """One node's view of who owns which chunk, and the way to the others. `spans` is told what its passes do."""
 
     def __init__(
-        self, assignment: Assignment, rank: int, payload: PayloadFormat, wire: ChunkWire | None = None
+        self,
+        assignment: Assignment,
+        rank: int,
+        payload: PayloadFormat,
+        wire: ChunkWire | None = None,
+        recorder: Spans | None = None,
     ) -> None:
+        self.spans = recorder or Spans()
         self.own = tuple(assignment.chunks(rank))
         self.payload = payload
         self.rank = rank
@@ -200,13 +207,15 @@ class Pass:
 
     def pack(self, layer: int, payload: Payload) -> Packed:
         """What crosses for payload tensors [..., B, …]."""
-        return self.exchange.payload.pack(layer, self.spec, payload)
+        with self.span(ENCODE, layer):
+            return self.exchange.payload.pack(layer, self.spec, payload)
 
     def pack_gradient(self, layer: int, chunk: int, grads: Payload) -> Packed:
         """What crosses for the gradient that this node's chunks have for `chunk`. It has a stream of draws of its own,
         which is named by the first of these chunks, whatever rank owns them."""
-        draws = self._draws(layer, chunk, grads[0].device)
-        return self.exchange.payload.pack(layer, self.spec, grads, "grad", draws)
+        with self.span(ENCODE, layer):
+            draws = self._draws(layer, chunk, grads[0].device)
+            return self.exchange.payload.pack(layer, self.spec, grads, "grad", draws)
 
     def own_gradients(self, layer: int, grads_C: Payload) -> Payload:
         """The gradients that this node's chunks have for the own chunks before them, as if they had crossed."""
@@ -215,7 +224,8 @@ class Pass:
 
     def unpack(self, layer: int, packed: Packed, kind: str = "kv") -> Payload:
         """Back from `pack`, or from `pack_gradient`."""
-        return self.exchange.payload.unpack(layer, self.spec, packed, kind)
+        with self.span(DECODE, layer):
+            return self.exchange.payload.unpack(layer, self.spec, packed, kind)
 
     def send(self, rank: int, kind: str, layer: int, chunk: int, tensors: Packed) -> None:
         """Hand tensors over for `rank`."""
@@ -235,6 +245,10 @@ class Pass:
         specs = (self.exchange.payload.theta(layer),)
         (theta,) = self.exchange.wire.take(kind, layer, chunk, rank, self.key.number, specs, device)
         return theta
+
+    def span(self, kind: Kind, layer: int) -> Spans:
+        """A span of this pass, for a `with` block."""
+        return self.exchange.spans.span(kind, layer, self.key.number)
 
     def _draws(self, layer: int, chunk: int, device: torch.device) -> Generator:
         """The random numbers for one chunk's gradient, by the first of this node's chunks that reads it."""

@@ -65,6 +65,16 @@ class Members(NamedTuple):
     peers: tuple[str, ...]
     """Names on the wire (`netem.names`), by rank."""
 
+    @property
+    def previous_rank(self) -> int:
+        """The rank before this one in the ring."""
+        return ring.previous_position(len(self.peers), self.rank)
+
+
+class _Held(NamedTuple):
+    buffer: memoryview
+    arrived_s: float
+
 
 class Conversation(Protocol):
     """The node's side of the coordinator's protocol (`coordinator.client.Session`)."""
@@ -90,14 +100,13 @@ class Inbox:
         self._ring_cap_bytes = ring_cap_bytes
         self._ring_held_bytes = 0
         self._changed = threading.Condition()
-        self._held: dict[Key, memoryview] = {}
+        self._held: dict[Key, _Held] = {}
         self._admitted: set[Key] = set()
         self._world: Members | None = None
         self._generation = 0  # the newest that the coordinator has announced
         self._newest = 0
         self._open: set[int] = set()
         self._failure: IsthmusError | None = None
-        self.waited_s = 0.0
 
     def follow(self, conversation: Conversation) -> None:
         """Hand control messages to `conversation`. It ends every wait when a generation or the run is over."""
@@ -144,11 +153,17 @@ class Inbox:
             self._wait(lambda: any(key in self._held for key in wanted), wanted, timeout_s)
             return next(key for key in wanted if key in self._held)
 
+    def arrival(self, key: Key) -> tuple[float, int]:
+        """When a message that is here had arrived, in seconds of the monotonic clock, and its bytes."""
+        with self._changed:
+            held = self._held[key]
+            return held.arrived_s, len(held.buffer)
+
     def take(self, key: Key, timeout_s: float) -> memoryview:
         """Wait for `key` and hand its bytes over."""
         with self._changed:
             self._wait(lambda: key in self._held, (key,), timeout_s)
-            buffer = self._held.pop(key)
+            buffer = self._held.pop(key).buffer
             if isinstance(key, RingKey):
                 self._ring_held_bytes -= len(buffer)
                 self._admitted.discard(key)  # a chunk's stays until its pass is over, so that no second one is let in
@@ -171,10 +186,7 @@ class Inbox:
         return self._failure
 
     def _wait(self, arrived: Callable[[], bool], keys: tuple[Key, ...], timeout_s: float) -> None:
-        began = time.monotonic()
         done = self._changed.wait_for(lambda: arrived() or self._over() is not None, timeout_s)
-        if isinstance(keys[0], ChunkKey):
-            self.waited_s += time.monotonic() - began  # averaging is timed apart
         if not done:
             raise RunAborted(f"waited {timeout_s:g} s for {self._describe(keys[0])}: coordinator.step_timeout_s")
         if not arrived():
@@ -190,7 +202,7 @@ class Inbox:
     def _previous(self) -> str:
         """The node before this one in the ring."""
         assert self._world is not None
-        return self._world.peers[ring.previous_position(len(self._world.peers), self._world.rank)]
+        return self._world.peers[self._world.previous_rank]
 
     # The I/O thread: netem.endpoint.Receiver.
 
@@ -228,7 +240,7 @@ class Inbox:
             assert self._world is not None
             key = self._key(named, self._world.peers.index(peer))
             if key in self._admitted:  # its pass may have ended while it came in
-                self._held[key] = buffer
+                self._held[key] = _Held(buffer, time.monotonic())
                 self._changed.notify_all()
 
     def failed(self, error: IsthmusError) -> None:

@@ -10,7 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -22,9 +22,24 @@ from node.exchange.inbox import ChunkKey, Inbox, Key, Members, RingKey
 from node.exchange.passes import PassKey
 from node.exchange.payload import PayloadFormat
 from node.exchange.tags import ChunkTag, RingTag, Tag, encode_tag
+from node.measure import spans
+from node.measure.spans import Kind, Record, Sent, Spans, Taken
 
 ROOM_POLL_S = 0.25
 """Interval at which a trainer that waits for room to send checks whether the run is over."""
+
+
+class _Way(NamedTuple):
+    """What the trainer does with messages of one kind, as spans."""
+
+    send: Kind
+    room: Kind
+    wait: Kind
+
+
+_FORWARD = _Way(spans.SEND, spans.ROOM_FORWARD, spans.WAIT_PAYLOAD)
+_BACKWARD = _Way(spans.SEND, spans.ROOM_BACKWARD, spans.WAIT_GRADIENT)
+_RING = _Way(spans.SEND_SHARD, spans.ROOM_SHARD, spans.WAIT_SHARD)
 
 
 class Sender(Protocol):
@@ -34,10 +49,17 @@ class Sender(Protocol):
 
 
 class Wire:
-    """One node's way to its peers. Counts payload bytes by what they are for (`sent_bytes`)."""
+    """One node's way to its peers. Counts payload bytes by what they are for (`sent_bytes`), and tells `recorder` what
+    the trainer waits for."""
 
     def __init__(
-        self, sender: Sender, inbox: Inbox, members: Members, payload: PayloadFormat, timeout_s: float
+        self,
+        sender: Sender,
+        inbox: Inbox,
+        members: Members,
+        payload: PayloadFormat,
+        timeout_s: float,
+        recorder: Spans | None = None,
     ) -> None:
         self.sent_bytes: Counter[str] = Counter()
         self._sender = sender
@@ -45,6 +67,7 @@ class Wire:
         self._members = members
         self._payload = payload
         self._timeout_s = timeout_s
+        self._spans = recorder or Spans()
 
     def begin(self, number: int) -> None:
         self._inbox.begin(number)
@@ -68,7 +91,8 @@ class Wire:
 
     def first_of(self, kind: str, layer: int, chunks: dict[int, int], number: int) -> int:
         keys = [ChunkKey(kind, number, layer, chunk, rank) for chunk, rank in sorted(chunks.items())]
-        key = self._inbox.first_of(keys, self._timeout_s)
+        with self._spans.span(_way(kind).wait, layer, number):
+            key = self._inbox.first_of(keys, self._timeout_s)
         assert isinstance(key, ChunkKey)
         return key.chunk
 
@@ -93,15 +117,22 @@ class Wire:
         return shard
 
     def _send(self, rank: int, tag: Tag, tensors: tuple[Tensor, ...], use: str) -> None:
-        buffers = [as_buffer(tensor) for tensor in tensors]
-        self.sent_bytes[use] += sum(len(buffer) for buffer in buffers)
-        send = partial(self._sender.send, self._members.peers[rank], encode_tag(tag), buffers)
-        try:
-            send()
-        except QueueFull:
-            self._await_room(send, rank, exposed=isinstance(tag, ChunkTag))
+        way, place = (_way(tag.kind), (tag.layer, tag.pass_no)) if isinstance(tag, ChunkTag) else (_RING, ())
+        with self._spans.span(way.send, *place):
+            buffers = [as_buffer(tensor) for tensor in tensors]
+            nbytes = sum(len(buffer) for buffer in buffers)
+            self.sent_bytes[use] += nbytes
+            send = partial(self._sender.send, self._members.peers[rank], encode_tag(tag), buffers)
+            try:
+                send()
+            except QueueFull:
+                with self._spans.span(way.room, *place):
+                    self._await_room(send, rank)
+            if self._spans.record is not None:
+                name = _name(tag)
+                self._spans.record.sent.append(Sent(name, rank, nbytes, self._spans.clock()))
 
-    def _await_room(self, send: Callable[..., None], rank: int, exposed: bool) -> None:
+    def _await_room(self, send: Callable[..., None], rank: int) -> None:
         """Hold the trainer back until the network has caught up, the run is over, or the deadline has passed."""
         began = time.monotonic()
         waiting = True
@@ -115,15 +146,36 @@ class Wire:
                     to = plain(self._members.peers[rank])
                     what = f"waited {self._timeout_s:g} s for room to send to {to}: coordinator.step_timeout_s"
                     raise RunAborted(f"{what}; {error}") from None
-        if exposed:
-            self._inbox.waited_s += time.monotonic() - began
 
     def _take(self, key: Key, specs: tuple[TensorSpec, ...], device: torch.device) -> tuple[Tensor, ...]:
-        buffer = self._inbox.take(key, self._timeout_s)
+        way, place = (_way(key.kind), (key.layer, key.pass_no)) if isinstance(key, ChunkKey) else (_RING, ())
+        with self._spans.span(way.wait, *place):
+            if self._spans.record is not None:
+                self._note_taken(key, self._spans.record)
+            buffer = self._inbox.take(key, self._timeout_s)
         expected_bytes = sum(spec.nbytes for spec in specs)
         if len(buffer) != expected_bytes:  # it was admitted at a size that is right for another pass or shard
             raise ProtocolError(f"{key} came with {len(buffer)} bytes, expected {expected_bytes}")
         return split_buffer(buffer, specs, device)
+
+    def _note_taken(self, key: Key, record: Record) -> None:
+        """Wait for a message, and keep when it came."""
+        self._inbox.first_of((key,), self._timeout_s)
+        arrived_s, nbytes = self._inbox.arrival(key)
+        rank = key.rank if isinstance(key, ChunkKey) else self._members.previous_rank
+        record.taken.append(Taken(_name(key), rank, nbytes, arrived_s, self._spans.clock()))
+
+
+def _way(kind: str) -> _Way:
+    """Gradients belong to the backward, all else to the forward."""
+    return _BACKWARD if kind in ("grad", "dtheta") else _FORWARD
+
+
+def _name(of: Tag | Key) -> str:
+    """What both sender and reader call a message in a trace."""
+    if isinstance(of, RingTag | RingKey):
+        return f"shard {of.bucket} of round {of.round_id}, hop {of.hop}"
+    return f"{of.kind} of chunk {of.chunk}, layer {of.layer}, pass {of.pass_no}"
 
 
 def as_buffer(tensor: Tensor) -> memoryview:

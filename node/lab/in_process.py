@@ -11,7 +11,6 @@ import tempfile
 import threading
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -184,8 +183,8 @@ class Session:
     def step_metrics(self) -> Metrics:
         return {}
 
-    def evaluation(self) -> AbstractContextManager[None]:
-        return nullcontext()
+    def begin(self, step: int) -> None:
+        """Nothing is measured."""
 
 
 def train_in_process(

@@ -34,7 +34,7 @@ class Measured(NamedTuple):
     config: Config
     steps: int
     step_s: float
-    """Duration of a step on the slowest node."""
+    """Duration of a step on the slowest node, without what is before it (waiting for Go) and after it."""
     busy_s: float
     """Time that a node neither waits nor averages; the mean over nodes."""
     busy_by_node_s: dict[str, float]
@@ -77,7 +77,7 @@ def read_measured(path: Path) -> Measured:
         name=folder.name,
         config=config,
         steps=len(ordinary),
-        step_s=median(number(record, "step_s") for record in ordinary),
+        step_s=median(max(map(_training_s, nodes_of(record).values())) for record in ordinary),
         busy_s=median(fmean(_busy_s(node) for node in nodes_of(record).values()) for record in ordinary),
         busy_by_node_s={
             name: median(_busy_s(nodes_of(record).get(name, {})) for record in ordinary)
@@ -94,8 +94,13 @@ def _is_timed(record: Record) -> bool:
     return number(record, "step_s") > 0 and bool(nodes_of(record))
 
 
+def _training_s(node: Record) -> float:
+    apart = sum(number(node, part) for part in ("barrier_s", "checkpoint_s", "evaluation_s"))
+    return max(0.0, number(node, "step_s") - apart)
+
+
 def _busy_s(node: Record) -> float:
-    return max(0.0, number(node, "step_s") - number(node, "exposed_s") - number(node, "averaging_s"))
+    return max(0.0, _training_s(node) - number(node, "exposed_s") - number(node, "averaging_s"))
 
 
 def _round_s(records: Sequence[Record]) -> float:

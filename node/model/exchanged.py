@@ -20,6 +20,7 @@ from torch import Tensor
 from node.config import Config, ModelConfig
 from node.exchange.chunks import Pass
 from node.exchange.payload import Payload
+from node.measure.spans import DECODE, ENCODE
 from node.model.attention import ChunkAttention
 from node.model.key_value import Decode, KeyValueCodecs, Probe, Whole, key_value_codecs
 from node.model.llama import Attention, Layer, Llama, Step
@@ -71,13 +72,15 @@ class ExchangedAttention(Attention):
         codecs = self.codecs if self.codecs is not None and compresses else self._whole
         k_CBnK, v_CBnK = self.k_proj(x_CBnd), self.v_proj(x_CBnd)
         decode = codecs.decoders([_OWN, _LOCAL, *exchange.earlier(layer)])
-        payload = codecs.encode(k_CBnK, v_CBnK, step.handle)
+        with step.handle.span(ENCODE, layer):
+            payload = codecs.encode(k_CBnK, v_CBnK, step.handle)
         if step.probe is not None:
             codecs.show(step.probe, k_CBnK, v_CBnK, payload)
         dtype = k_CBnK.dtype
         if compresses and self._projects_own:
             # This is made of what was encoded, not of what crosses: it does not leave the node and is not rounded.
-            k_CBnK, v_CBnK = _decode_own(payload, dtype, decode[_OWN])
+            with step.handle.span(DECODE, layer):
+                k_CBnK, v_CBnK = _decode_own(payload, dtype, decode[_OWN])
         anchor, payload = step.handle.publish(layer, payload)
         anchor = codecs.tie(anchor)
         # What follows needs no network: it runs while the payloads travel, and in the backward after all is sent.
@@ -88,7 +91,8 @@ class ExchangedAttention(Attention):
         attention = ChunkAttention(q_CBHnD, far, local=shared)
         attention.attend_own(*self.heads(k_CBnK, v_CBnK, step.positions, step.rope), anchor)
         if shared:
-            k_CBnK, v_CBnK = _decode_own(tuple(tensor[:-1] for tensor in payload), dtype, decode[_LOCAL])
+            with step.handle.span(DECODE, layer):
+                k_CBnK, v_CBnK = _decode_own(tuple(tensor[:-1] for tensor in payload), dtype, decode[_LOCAL])
             attention.attend_local(*self.heads(k_CBnK, v_CBnK, step.positions[:-1], step.rope))
         return _Begun(attention, anchor, decode, dtype)
 
@@ -96,7 +100,8 @@ class ExchangedAttention(Attention):
         """Attend to the chunks of other nodes as they arrive, and merge: the attention's output [C, B, n, d]."""
         exchange = step.handle.exchange
         for chunk, arrived in step.handle.arrivals(self._layer, begun.anchor):
-            k_BnK, v_BnK = begun.decode[chunk](arrived, begun.dtype)
+            with step.handle.span(DECODE, self._layer):
+                k_BnK, v_BnK = begun.decode[chunk](arrived, begun.dtype)
             positions_n = step.positions[0, 0] + (chunk - exchange.own[0]) * step.handle.spec.tokens
             begun.attention.attend_far(chunk, *self.heads(k_BnK, v_BnK, positions_n, step.rope))
         merged_CBHnD = begun.attention.merge()

@@ -7,7 +7,6 @@ round. Every shard is summed in one order and then copied, so all nodes hold the
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable
 from typing import Protocol
 
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from coordinator import ring
 from node.exchange.formats import TensorSpec
+from node.measure.spans import ROUND, Spans
 from node.subspace.basis import digest
 
 BUCKET_ELEMENTS = 1 << 20
@@ -37,10 +37,17 @@ class VotingSession(Protocol):
 
 
 class Averager:
-    """One node's part in the rounds of one generation. `elapsed_s` is the time that it has spent in them."""
+    """One node's part in the rounds of one generation. `recorder` is told how long they take."""
 
-    def __init__(self, rank: int, world_size: int, wire: ShardWire | None, session: VotingSession) -> None:
-        self.elapsed_s = 0.0
+    def __init__(
+        self,
+        rank: int,
+        world_size: int,
+        wire: ShardWire | None,
+        session: VotingSession,
+        recorder: Spans | None = None,
+    ) -> None:
+        self._spans = recorder or Spans()
         self._rank = rank
         self._world_size = world_size
         self._wire = wire
@@ -51,10 +58,9 @@ class Averager:
 
         Raises `RunAborted` where the round is aborted. `vector` must not change while the round goes on.
         """
-        began = time.monotonic()
-        result = all_reduce(vector, self._rank, self._world_size, self._wire, round_id)
-        self._session.vote(round_id, True, digest([result]))
-        self.elapsed_s += time.monotonic() - began
+        with self._spans.span(ROUND):
+            result = all_reduce(vector, self._rank, self._world_size, self._wire, round_id)
+            self._session.vote(round_id, True, digest([result]))
         return result
 
 

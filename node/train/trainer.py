@@ -7,8 +7,6 @@ lives as long as its node, and keeps nothing of the membership: each generation'
 
 from __future__ import annotations
 
-import time
-from contextlib import AbstractContextManager
 from typing import Protocol
 
 import torch
@@ -19,6 +17,7 @@ from node.config import Config
 from node.config.seeds import derive
 from node.data import Task
 from node.data.task import Sampler, count_asked
+from node.measure.spans import BACKWARD, EVALUATE, FORWARD, GO, OPTIMIZER, SAVE
 from node.model.exchanged import ExchangedLlama
 from node.subspace.basis import MomentProbe, Moments, digest
 from node.subspace.energy import EnergyReport
@@ -57,12 +56,13 @@ class StepSession(Protocol):
 
 
 class Meter(Protocol):
-    """Measures traffic, waiting, CPU and memory of this node (`node.worker.meter`)."""
+    """Measures time, traffic, CPU and memory of this node (`node.worker.meter`)."""
 
-    def step_metrics(self) -> Metrics: ...
+    def begin(self, step: int) -> None:
+        """Step `step` begins now, with the wait for its Go."""
 
-    def evaluation(self) -> AbstractContextManager[None]:
-        """What is measured meanwhile is the evaluation's, not the step's."""
+    def step_metrics(self) -> Metrics:
+        """What was measured in the step that ends now; the next one begins."""
 
 
 class Trainer:
@@ -95,21 +95,28 @@ class Trainer:
         """
         metrics = None
         self._digests = self._common_digests()
-        while isinstance(go := session.ready(self.done, metrics, self._digests), Go):
+        meter.begin(self.done + 1)
+        while isinstance(go := self._next(world, session, metrics), Go):
             self._digests = {}
-            began = time.monotonic()
             metrics = self.step(world, go)
-            metrics["step_s"] = time.monotonic() - began
             self.done = done = go.step + 1
             if saves(self._config, done):
-                world.checkpoints.save(done, self.model, self.optimizer, self._running.total, self._outer)
-                session.saved(done)
-                if "weights" not in self._digests:  # an averaging of weights has just taken it
-                    self._digests["weights"] = digest([flatten(self._parameters)])
+                with world.spans.span(SAVE):
+                    self._save(world, session)
             if evaluates(self._config, done):
-                with meter.evaluation():
+                with world.spans.span(EVALUATE):
                     metrics |= self.evaluate(world, done)
             metrics |= meter.step_metrics()
+
+    def _next(self, world: World, session: StepSession, metrics: Metrics | None) -> Go | Stop:
+        with world.spans.span(GO):
+            return session.ready(self.done, metrics, self._digests)
+
+    def _save(self, world: World, session: StepSession) -> None:
+        world.checkpoints.save(self.done, self.model, self.optimizer, self._running.total, self._outer)
+        session.saved(self.done)
+        if "weights" not in self._digests:  # an averaging of weights has just taken it
+            self._digests["weights"] = digest([flatten(self._parameters)])
 
     def step(self, world: World, go: Go) -> Metrics:
         """One optimizer step, with the averaging rounds that the coordinator has named."""
@@ -123,17 +130,20 @@ class Trainer:
 
         contexts = sampler.contexts(go.cursor)
         probe = MomentProbe(self.model.ranks.groups) if samples_moments(config, number) else None
-        loss = loss_sum(self.model, world.exchange, contexts, spec, probe, draw=(number,))
+        with world.spans.span(FORWARD):
+            loss = loss_sum(self.model, world.exchange, contexts, spec, probe, draw=(number,))
         self._guard.check_loss(number, loss.detach())
         tokens = count_asked(contexts)
         self.optimizer.zero_grad()
-        (loss / tokens).backward()
+        with world.spans.span(BACKWARD):
+            (loss / tokens).backward()
 
         norm, takes = self._settle_gradients(world, number, loss.detach(), rounds)
         lr = learning_rate(config, number)
         set_learning_rate(self.optimizer, lr)
         if takes:
-            self.optimizer.step()
+            with world.spans.span(OPTIMIZER):
+                self.optimizer.step()
             if probe is not None:
                 self._running.add(probe.moments)
         if WEIGHTS in rounds:

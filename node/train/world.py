@@ -14,6 +14,7 @@ from typing import Protocol
 from node.exchange.chunks import ChunkExchange, ChunkWire
 from node.exchange.inbox import Members
 from node.exchange.payload import PayloadFormat
+from node.measure.spans import Spans
 from node.train.averaging import Averager, ShardWire, VotingSession
 from node.train.checkpoint import Checkpoints
 
@@ -38,6 +39,11 @@ class World:
         return self.members.rank
 
     @property
+    def spans(self) -> Spans:
+        """What is told where the time of this node's steps goes."""
+        return self.exchange.spans
+
+    @property
     def share(self) -> float:
         """This node's part of all tokens."""
         return self.members.assignment.weights()[self.rank]
@@ -50,13 +56,15 @@ def build_world(
     session: VotingSession,
     run_folder: Path,
     corpus: str = "",
+    recorder: Spans | None = None,
 ) -> World:
     """The world of `members`. `wire` reaches the others; a node that is alone has none. Checkpoints hold the corpus's
-    fingerprint `corpus`."""
+    fingerprint `corpus`. `recorder` is told where the time goes."""
+    recorder = recorder or Spans()
     assignment, rank = members.assignment, members.rank
     return World(
         members=members,
-        exchange=ChunkExchange(assignment, rank, payload, wire),
-        averager=Averager(rank, assignment.n_ranks, wire, session),
+        exchange=ChunkExchange(assignment, rank, payload, wire, recorder),
+        averager=Averager(rank, assignment.n_ranks, wire, session, recorder),
         checkpoints=Checkpoints(run_folder, rank, corpus),
     )

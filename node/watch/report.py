@@ -48,6 +48,15 @@ USES = (
     ("averaging", "averaging_bytes", GREEN),
     ("evaluation, headers, acknowledgements", None, "#BBBBBB"),
 )
+# Where the time of steps went: a label and the key in the records.
+TIMES = (
+    ("compute", "compute_s"),
+    ("exposed communication forward", "exposed_forward_s"),
+    ("backward", "exposed_backward_s"),
+    ("averaging", "averaging_s"),
+    ("checkpoints", "checkpoint_s"),
+    ("barrier", "barrier_s"),
+)
 MOST_NODES = 8
 MOST_CHANGES = 4
 TRAFFIC_POINTS = 80
@@ -157,16 +166,30 @@ def caption(run: RunRecords) -> str:
             f"payload bytes saved by compression: {saved.compressed_layers:.1%} in compressed layers, "
             f"{saved.all_layers:.1%} over all layers, {rates.saved_in_all_steps(records) or 0:.1%} over all steps"
         )
-    exposed = rates.time_share(records, "exposed_s")
-    if exposed is not None:
-        more.append(f"exposed communication: {exposed:.1%} of step time")
     if skipped := rates.skipped_steps(records):
         more.append(f"steps skipped, not finite: {skipped}")
     if gaps := missing_steps(records, steps):
         more.append(f"steps without a record: {describe_steps(gaps)}")
     how = f"mode {run.mode}, network {run.network}" if run.mode else f"network {run.network}"
-    lines = (" · ".join(parts), " · ".join(more), how, _network_changes(records), rates.untrusted(records))
-    return "\n".join(line for line in lines if line)
+    lines = [" · ".join(parts), " · ".join(more), _times(records), how, _network_changes(records)]
+    return "\n".join(line for line in [*lines, rates.untrusted(records)] if line)
+
+
+def _times(records: Sequence[Record]) -> str:
+    """Where the nodes' time went, evaluations left out, and what else they measured of themselves."""
+    known = [(label, rates.time_share(records, key)) for label, key in TIMES]
+    if any(share is None for _, share in known):
+        return ""
+    shares = ", ".join(f"{label} {share:.1%}" for label, share in known if share)
+    parts = [f"time of a step: {shares}"]
+    if longest := rates.exposed_layer(records):
+        layer, way, share = longest
+        parts.append(f"longest waits: layer {layer}, {way} ({share:.0%} of the exposed)")
+    if mfus := [number(record, "mfu") for record in rates.full_context(records) if "mfu" in record]:
+        parts.append(f"MFU {math.fsum(mfus) / len(mfus):.1%}")
+    if peak_bytes := max(number(record, "memory_peak_bytes") for record in records):
+        parts.append(f"memory at most {format_size(peak_bytes)} a node")
+    return " · ".join(parts)
 
 
 def _network_changes(records: Sequence[Record]) -> str:

@@ -7,6 +7,7 @@ of `node.commands.run`; the picture of a finished run is `node.watch.report`.
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -34,7 +35,7 @@ REDRAW_INTERVAL_S = 0.25
 LEAST_BAR = 12
 """Columns of the progress bar with its gaps, at the least; with less room it has a line of its own."""
 
-PROCESS_FIGURES = ("sent", "now", "payload/step", "exposed/step", "CPU", "memory")
+PROCESS_FIGURES = ("sent", "now", "payload/step", "exposed/step", "CPU", "memory", "peak")
 
 
 class View:
@@ -186,7 +187,10 @@ class View:
         figures += [
             ("exposed", _percent(rates.time_share(records, "exposed_s"))),
             ("averaging", _percent(rates.time_share(records, "averaging_s"))),
+            ("barrier", _percent(rates.time_share(records, "barrier_s"))),
         ]
+        if "mfu" in records[-1]:
+            figures.append(("MFU", _percent(math.fsum(number(record, "mfu") for record in records) / len(records))))
         if saved is not None and saved.compressed_layers is not None:
             figures.append(("compression", _percent(saved.compressed_layers)))
             figures.append(("over all layers", _percent(saved.all_layers)))
@@ -231,7 +235,8 @@ class View:
                 return f"{rates.total(records, 'exposed_s', name) / len(records):.2f} s"
             case "CPU":
                 return f"{number(values, 'cpu_percent'):.0f} %" if "cpu_percent" in values else "–"
-        return f"{number(values, 'rss_bytes') / 1e6:.0f} MB" if "rss_bytes" in values else "–"
+        key = "rss_bytes" if label == "memory" else "memory_peak_bytes"
+        return f"{number(values, key) / 1e6:.0f} MB" if key in values else "–"
 
 
 def _rows(widths: Sequence[int], room: int) -> list[range]:

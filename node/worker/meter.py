@@ -1,63 +1,125 @@
-"""Metrics of a node beside its loss: traffic by use, waiting, and the process itself.
+"""Metrics of a node beside its loss: where its time goes, traffic by use, and the process itself.
 
-The wire, the inbox, the averager and the endpoint keep totals; the meter turns them into figures of one step.
-`uncompressed_bytes` are the bytes that the same exchange would have sent with whole K and V (in bfloat16, or in float32
-where the run sends nothing else: `PayloadFormat.uncompressed_bytes`); `replaced_bytes` is the part of them that belongs
-to the compressed layers.
+`step_s` is a step's wall time on a node, from the end of the step before: waiting for its Go, the step, and what
+follows it. It is the sum of
+
+    compute_s      all that is none of the others
+    exposed_s      waiting for the network in the middle of a step: exposed_forward_s (for payloads, and for room to
+                   send them) + exposed_backward_s (the same of gradients)
+    averaging_s    averaging rounds
+    checkpoint_s   writing a checkpoint
+    barrier_s      waiting for Go: for the slowest node, and for the coordinator's word
+    evaluation_s   the held-out evaluation, with what it waits
+
+`layer/3/exposed_forward_s` and the like give the layers that a node waits for longest: those with `LEAST_SHARE` of the
+step or more, so a record never has many. `mfu` is the model's FLOPs (`node.measure.flops`) over what the device could
+have done in the step, its evaluation and checkpoint left out; it is there where the device's peak is known.
+`memory_peak_bytes` is the most so far, of the GPU or else of the process.
+
+The wire and the endpoint keep totals of bytes; the meter turns them into figures of one step. `uncompressed_bytes` are
+the bytes that the same exchange would have sent with whole K and V (in bfloat16, or in float32 where the run sends
+nothing else: `PayloadFormat.uncompressed_bytes`); `replaced_bytes` is the part of them that belongs to the compressed
+layers.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import NamedTuple
 
 import psutil
 
-from coordinator.events import PER_LINK
+from coordinator.events import PER_LAYER, PER_LINK
 from netem.counters import LinkCounters
 from netem.names import plain
-from node.exchange.inbox import Inbox
+from node.exchange.inbox import Members
 from node.exchange.wire import Wire
-from node.train.averaging import Averager
+from node.measure.spans import ACCOUNTS, Spans, StepTime
+from node.measure.trace_file import append_step
+from node.worker.machine import Machine
+
+log = logging.getLogger("isthmus.meter")
 
 USES = ("compressed", "dense", "averaging", "evaluation")
 """The uses of payload bytes: layers that compress, layers that do not, averaging rounds, and passes without gradients
 (held-out evaluation, and the calibration of the basis)."""
+
+LEAST_SHARE = 0.01
+"""Waiting for a layer in one direction is reported on its own if it takes this share of the step."""
+
+
+class Plan(NamedTuple):
+    """What a meter knows of the steps to come."""
+
+    flops: Callable[[int], float]
+    """The model's FLOPs of this node in a step, by its number."""
+    traced: frozenset[int]
+    """The steps that are recorded."""
+    run_folder: Path
+    """Where the traces are written."""
 
 
 class Meter:
     """Measures one step after another, in one world. `links` gives the endpoint's totals by peer."""
 
     def __init__(
-        self, wire: Wire | None, inbox: Inbox, averager: Averager, links: Callable[[], Mapping[str, LinkCounters]]
+        self,
+        spans: Spans,
+        wire: Wire | None,
+        links: Callable[[], Mapping[str, LinkCounters]],
+        members: Members,
+        machine: Machine,
+        plan: Plan,
     ) -> None:
+        self._spans = spans
         self._wire = wire
-        self._inbox = inbox
-        self._averager = averager
         self._links = links
-        self._evaluation_s = 0.0
-        self._evaluation_exposed_s = 0.0
+        self._members = members
+        self._machine = machine
+        self._plan = plan
+        self._step = 0
         self._process = psutil.Process()
         self._process.cpu_percent()  # the first call only starts the clock
         self._before = self._totals()
 
-    def step_metrics(self) -> dict[str, float]:
-        """How much each total has grown since the last call, and the state of the process now."""
-        now = self._totals()
-        metrics = {key: value - self._before.get(key, 0.0) for key, value in now.items()}
-        self._before = now
-        late_s = max((link.lateness_max_s for link in self._links().values()), default=0.0)
-        process = {"cpu_percent": self._process.cpu_percent(), "rss_bytes": float(self._process.memory_info().rss)}
-        return metrics | process | {"lateness_s": late_s}
+    def begin(self, step: int) -> None:
+        """Step `step` begins now, with the wait for its Go."""
+        self._step = step
+        self._spans.begin(recorded=step in self._plan.traced)
 
-    @contextmanager
-    def evaluation(self) -> Iterator[None]:
-        """Time and waiting inside the block count as the held-out evaluation's, not as the step's."""
-        began, waited_s = time.monotonic(), self._inbox.waited_s
-        yield
-        self._evaluation_s += time.monotonic() - began
-        self._evaluation_exposed_s += self._inbox.waited_s - waited_s
+    def step_metrics(self) -> dict[str, float]:
+        """What was measured in the step that ends now; the next one begins. The state of the process is that of now."""
+        time = self._spans.end()
+        step = self._step
+        self.begin(step + 1)
+        if time.record is not None:
+            self._write_trace(step, time)
+        now = self._totals()
+        grown = {key: value - self._before.get(key, 0.0) for key, value in now.items()}
+        self._before = now
+        return grown | self._process_now() | _times(time) | self._mfu(step, time)
+
+    def _write_trace(self, step: int, time: StepTime) -> None:
+        try:
+            append_step(self._plan.run_folder, self._members, step, time)
+        except OSError as error:  # the training is worth more than its trace
+            log.warning("run.trace: step %d of %s cannot be written: %s", step, self._plan.run_folder, error.strerror)
+
+    def _process_now(self) -> dict[str, float]:
+        return {
+            "cpu_percent": self._process.cpu_percent(),
+            "rss_bytes": float(self._process.memory_info().rss),
+            "memory_peak_bytes": self._machine.memory_peak_bytes(),
+            "lateness_s": max((link.lateness_max_s for link in self._links().values()), default=0.0),
+        }
+
+    def _mfu(self, step: int, time: StepTime) -> dict[str, float]:
+        training_s = time.total_s - time.accounts_s["evaluation"] - time.accounts_s["checkpoint"]
+        if self._machine.peak_flops_per_s is None or training_s <= 0:
+            return {}
+        return {"mfu": self._plan.flops(step) / (training_s * self._machine.peak_flops_per_s)}
 
     def _kept(self) -> dict[str, float]:
         """How well this host kept each link's rate, for `coordinator.records.rates.missed_links`."""
@@ -75,12 +137,19 @@ class Meter:
             | {
                 "uncompressed_bytes": float(sent.get("uncompressed", 0)),
                 "replaced_bytes": float(sent.get("replaced", 0)),
-                "exposed_s": self._inbox.waited_s - self._evaluation_exposed_s,
-                "evaluation_s": self._evaluation_s,
-                "evaluation_exposed_s": self._evaluation_exposed_s,
-                "averaging_s": self._averager.elapsed_s,
                 "sent_wire_bytes": float(sum(link.wire_bytes for link in links)),
                 "received_wire_bytes": float(sum(link.received_wire_bytes for link in links)),
                 "resent_bytes": float(sum(link.resent_bytes for link in links)),
             }
         )
+
+
+def _times(time: StepTime) -> dict[str, float]:
+    accounts = {f"{name}_s": seconds for name, seconds in time.accounts_s.items()}
+    layers = {
+        f"{PER_LAYER}{layer}/{ACCOUNTS[account]}_s": seconds
+        for (account, layer), seconds in sorted(time.waits_s.items())
+        if seconds >= LEAST_SHARE * time.total_s and layer >= 0
+    }
+    exposed_s = accounts["exposed_forward_s"] + accounts["exposed_backward_s"]
+    return {"step_s": time.total_s, "exposed_s": exposed_s} | accounts | layers

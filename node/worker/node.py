@@ -27,8 +27,11 @@ from node.data import Task, open_data
 from node.data.task import check_room
 from node.exchange.inbox import Inbox
 from node.exchange.payload import PayloadFormat
+from node.measure.flops import step_flops
 from node.model.exchanged import ExchangedLlama
+from node.train.schedule import pass_spec
 from node.train.trainer import Trainer
+from node.worker.machine import Machine
 from node.worker.world_builder import WorldBuilder
 
 log = logging.getLogger("isthmus.node")
@@ -99,7 +102,12 @@ def _take_part(
     )
     inbox.follow(session)
     timeout_s = config.coordinator.step_timeout_s
-    builder = WorldBuilder(endpoint, inbox, payload, session, timeout_s, config.run.folder, task.fingerprint)
+    machine = Machine(torch.device(config.run.device))
+
+    def flops(own: tuple[int, ...], step: int) -> float:
+        return step_flops(config, own, pass_spec(config, step), task.vocab_size)
+
+    builder = WorldBuilder(endpoint, inbox, payload, session, timeout_s, config.run, task.fingerprint, machine, flops)
     try:
         _train(Trainer(config, task, model), session, builder, place)
     except Exception as error:  # also a fault of our own: the others say then what it was

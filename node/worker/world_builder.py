@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Callable, Mapping
+from functools import partial
 
 from coordinator.assignment import Assignment
 from coordinator.messages import Roster
 from netem.endpoint import Endpoint
+from node.config.run import RunConfig
 from node.exchange.inbox import Inbox, Members
 from node.exchange.payload import PayloadFormat
 from node.exchange.wire import Wire
+from node.measure.spans import Spans
 from node.train.averaging import VotingSession
 from node.train.world import World, build_world
-from node.worker.meter import Meter
+from node.worker.machine import Machine
+from node.worker.meter import Meter, Plan
 
 
 class WorldBuilder:
     """What lasts from one world to the next: the endpoint, the inbox, and which members are dialled.
 
-    `timeout_s` is how long a world's wire waits for anything; `run_folder` is where checkpoints are, which hold the
-    fingerprint `corpus`.
+    `timeout_s` is how long a world's wire waits for anything; `corpus` is the fingerprint that checkpoints hold;
+    `machine` is what this node computes on, and `flops` gives the model's FLOPs of a step of a node with these chunks.
     """
 
     def __init__(
@@ -30,16 +33,21 @@ class WorldBuilder:
         payload: PayloadFormat,
         session: VotingSession,
         timeout_s: float,
-        run_folder: Path,
+        config: RunConfig,
         corpus: str,
+        machine: Machine,
+        flops: Callable[[tuple[int, ...], int], float],
     ) -> None:
         self._endpoint = endpoint
         self._inbox = inbox
         self._payload = payload
         self._session = session
         self._timeout_s = timeout_s
-        self._run_folder = run_folder
+        self._config = config
         self._corpus = corpus
+        self._machine = machine
+        self._flops = flops
+        self._spans = Spans()
         self._dialled: Mapping[str, str] = {}
 
     def build(self, rank: int, roster: Roster) -> tuple[World, Meter]:
@@ -54,9 +62,12 @@ class WorldBuilder:
         self._endpoint.set_generation(roster.generation)
         self._inbox.enter(members)
         self._dial({member.peer: member.address for member in entries if member.rank != rank})
-        wire = Wire(self._endpoint, self._inbox, members, self._payload, self._timeout_s) if len(peers) > 1 else None
-        world = build_world(members, self._payload, wire, self._session, self._run_folder, self._corpus)
-        return world, Meter(wire, self._inbox, world.averager, self._endpoint.counters)
+        spans, folder = self._spans, self._config.folder
+        alone = len(peers) == 1
+        wire = None if alone else Wire(self._endpoint, self._inbox, members, self._payload, self._timeout_s, spans)
+        world = build_world(members, self._payload, wire, self._session, folder, self._corpus, spans)
+        plan = Plan(partial(self._flops, world.exchange.own), frozenset(self._config.traced()), folder)
+        return world, Meter(spans, wire, self._endpoint.counters, members, self._machine, plan)
 
     def _dial(self, addresses: Mapping[str, str]) -> None:
         for peer in self._dialled.keys() - addresses.keys():

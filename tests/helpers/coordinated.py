@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -95,8 +94,8 @@ class Still:
     def step_metrics(self) -> Metrics:
         return {"sent_wire_bytes": 0.0}
 
-    def evaluation(self) -> AbstractContextManager[None]:
-        return nullcontext()
+    def begin(self, step: int) -> None:
+        """Nothing is measured."""
 
 
 def make_trainer(config: Config, payload: PayloadFormat) -> Trainer:

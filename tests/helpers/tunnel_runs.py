@@ -11,12 +11,12 @@ from helpers import ROOT
 from node.config import Config, save_config
 from node.lab.plan.averaging import averaging_s
 from node.lab.plan.costs import Costs, stated
-from node.lab.plan.devices import device
 from node.lab.plan.predict import Model
 from node.lab.tunnel.bench import Bench
 from node.lab.tunnel.design import Design
 from node.lab.tunnel.similitude import Body, body_of
 from node.lab.tunnel.small import load_target
+from node.measure.devices import device
 
 PAPER = str(ROOT / "configs" / "paper-800m.toml")
 A100 = stated(device("a100"), 0.4)

@@ -6,8 +6,8 @@ import msgspec
 import numpy as np
 
 from netem.errors import ConfigError
-from node.lab.plan.devices import Device
 from node.lab.plan.work import Array, Work
+from node.measure.devices import Device
 
 
 class Costs(msgspec.Struct, frozen=True, kw_only=True):

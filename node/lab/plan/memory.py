@@ -9,8 +9,8 @@ from typing import NamedTuple
 from node.config import Config
 from node.exchange.passes import PassSpec
 from node.exchange.payload import PayloadFormat
-from node.lab.plan.devices import Device
 from node.lab.plan.work import VOCABULARY, parameters, reading
+from node.measure.devices import Device
 
 FLOAT32 = 4
 

@@ -17,10 +17,10 @@ from netem.profile import resolve
 from netem.tables import markdown_table
 from node.config import Config, load_config
 from node.lab.plan.costs import Costs, stated
-from node.lab.plan.devices import device
 from node.lab.plan.lines import lines_of
 from node.lab.plan.predict import Model, needed_bps, predict, unlimited
 from node.lab.plan.text import rate, seconds
+from node.measure.devices import device
 
 CONFIG = Path("configs/paper-800m.toml")
 DOCUMENT = Path("docs/netem/paper.md")

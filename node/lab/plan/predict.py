@@ -18,11 +18,11 @@ from node.exchange.passes import PassSpec
 from node.exchange.payload import PayloadFormat
 from node.lab.plan.averaging import averaging_bytes, averaging_s
 from node.lab.plan.costs import Costs
-from node.lab.plan.devices import Device
 from node.lab.plan.lines import Lines, lines_of
 from node.lab.plan.memory import Memory, memory
 from node.lab.plan.simulate import Layer, Outcome, StepWork, simulate
 from node.lab.plan.work import head_work, layer_work, optimizer_work, parameters
+from node.measure.devices import Device
 
 UTILISATIONS = (0.5, 0.9, 0.95)
 LEAST_BPS, MOST_BPS = 1e4, 1e15

@@ -10,8 +10,7 @@ Stages are those of `node.model.exchanged`, cut where messages are sent or await
 The backward mirrors this: after, the blocks (a gradient leaves after each), own, then waiting for the gradients of the
 readers, then before. No activation is computed twice, except the scores inside the fused attention kernel.
 
-A matrix product of [a, b] by [b, c] counts 2abc FLOPs forward and twice that backward. Attention of t queries to s
-keys counts 4tsHD, half of it where causal; backward 2.5 times that (five products in place of two, FlashAttention-2).
+The model's FLOPs are counted by `node.measure.flops`, those of compression here.
 """
 
 from __future__ import annotations
@@ -24,13 +23,12 @@ import numpy.typing as npt
 from coordinator.assignment import Assignment
 from node.config import Config
 from node.exchange.passes import PassSpec
+from node.measure.flops import ATTENTION_BACKWARD, MATRIX_BACKWARD, chunk_flops, head_flops
 from node.subspace.ranks import rank_table
 
 Array = npt.NDArray[np.float64]
 
 VOCABULARY = {"gpt2": 50_257, "gpt2-2048": 2048, "bytes": 257}
-ATTENTION_BACKWARD = 2.5
-MATRIX_BACKWARD = 2.0
 
 
 class Work(NamedTuple):
@@ -103,18 +101,18 @@ def layer_work(config: Config, layer: int, spec: PassSpec, payload_bytes: float)
     sent = np.array([sum(map(len, _readers(assignment, rank))) for rank in range(assignment.n_ranks)], dtype=float)
     sent *= float(layer >= config.local_layers)
     codec = 2 * tokens * _codec_width(config, layer, spec)
+    chunk = chunk_flops(model, spec.tokens, config.train.batch)
     attends, remote = (who.remote | who.local).astype(float), who.remote.astype(float)
 
     def stages(matrix: float, attention: float) -> Stages:
         """Forward with factors of 1; backward with those of the backward."""
-        pairs = attention * 4 * tokens * spec.tokens * query_width
-        before = 2 * tokens * model.d_model * 2 * d_kv + codec
-        after = 2 * tokens * (query_width + 3 * model.ffn_dim) * model.d_model
+        pairs = attention * chunk.pair
+        before = chunk.key_value + codec
         one = np.ones_like(own)
         return Stages(
             Work(matrix * before * own, tokens * (2 * model.d_model + 2 * d_kv) * own, one, sent, payload_bytes * sent),
             Work(
-                (matrix * 2 * tokens * model.d_model * query_width + pairs / 2) * own,
+                (matrix * chunk.query + pairs / 2) * own,
                 tokens * (3 * query_width + spec.tokens * model.heads / 2) * own,
                 one,
                 0 * one,
@@ -128,7 +126,7 @@ def layer_work(config: Config, layer: int, spec: PassSpec, payload_bytes: float)
                 payload_bytes * remote,
             ),
             Work(
-                matrix * after * own,
+                matrix * chunk.after * own,
                 tokens * (query_width + 4 * model.d_model + 3 * model.ffn_dim) * own,
                 one,
                 0 * one,
@@ -144,7 +142,7 @@ def head_work(config: Config, spec: PassSpec) -> tuple[Work, Work]:
     assignment = config.assignment()
     own = np.array([len(assignment.chunks(rank)) for rank in range(assignment.n_ranks)], dtype=float)
     tokens, vocabulary = config.train.batch * spec.tokens * own, VOCABULARY[config.data.tokenizer]
-    flops, one = 2.0 * tokens * config.model.d_model * vocabulary, np.ones_like(own)
+    flops, one = head_flops(config.model, vocabulary) * tokens, np.ones_like(own)
     forward = Work(flops, 3.0 * tokens * vocabulary, one, 0 * one, 0 * one)
     return forward, forward._replace(flops=MATRIX_BACKWARD * flops)
 

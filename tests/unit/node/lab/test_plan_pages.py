@@ -13,9 +13,9 @@ from node.exchange.payload import PayloadFormat
 from node.lab.measured import COLD_STEPS, LEAST_STEPS
 from node.lab.plan import paper, trials
 from node.lab.plan.costs import stated
-from node.lab.plan.devices import device
 from node.lab.plan.lines import lines_of
 from node.lab.plan.predict import Model
+from node.measure.devices import device
 from node.train.schedule import WEIGHTS, rounds_for
 
 

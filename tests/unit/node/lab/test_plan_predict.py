@@ -26,12 +26,12 @@ from node.exchange.payload import PayloadFormat
 from node.lab.plan.averaging import averaging_bytes, averaging_s
 from node.lab.plan.compare import over_bandwidth, with_nodes
 from node.lab.plan.costs import Costs, stated
-from node.lab.plan.devices import DEVICES, device
 from node.lab.plan.lines import in_order, lines_of, shared_service
 from node.lab.plan.memory import memory
 from node.lab.plan.predict import Model, needed_bps, predict, unlimited
 from node.lab.plan.text import describe
 from node.lab.plan.work import VOCABULARY, head_work, layer_work, parameters
+from node.measure.devices import DEVICES, device
 
 TINY, PAPER = str(ROOT / "configs" / "tiny.toml"), ROOT / "configs" / "paper-800m.toml"
 LOCAL = "--coordinator.address=tcp://127.0.0.1:0"
