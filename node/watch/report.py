@@ -177,11 +177,9 @@ def caption(run: RunRecords) -> str:
 
 def _times(records: Sequence[Record]) -> str:
     """Where the nodes' time went, evaluations left out, and what else they measured of themselves."""
-    known = [(label, rates.time_share(records, key)) for label, key in TIMES]
-    if any(share is None for _, share in known):
-        return ""
-    shares = ", ".join(f"{label} {share:.1%}" for label, share in known if share)
-    parts = [f"time of a step: {shares}"]
+    shares = [(label, rates.time_share(records, key)) for label, key in TIMES]
+    shown = ", ".join(f"{label} {share:.1%}" for label, share in shares if share)
+    parts = [f"time of a step: {shown}"] if shown else []
     if longest := rates.exposed_layer(records):
         layer, way, share = longest
         parts.append(f"longest waits: layer {layer}, {way} ({share:.0%} of the exposed)")

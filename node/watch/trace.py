@@ -59,7 +59,7 @@ def trace(nodes: Sequence[StepLine], run: str) -> dict[str, Any]:
     events.sort(key=lambda event: (event["ts"], -event.get("dur", 0.0)))  # an outer span before those in it
     clocks = {node.clock for node in nodes}
     return {
-        "traceEvents": [*(event for node in nodes for event in _names(node)), *events],
+        "traceEvents": [*(name for node in nodes for name in _names(node, events)), *events],
         "displayTimeUnit": "ms",
         "otherData": {
             "run": run,
@@ -144,12 +144,11 @@ def _arrow(
     return begins, ends
 
 
-def _names(node: StepLine) -> Iterator[Event]:
-    """What the process and its threads are called, and their order."""
-    threads = {TRAINER: "trainer"}
-    if any(span.kind in _SHARDS for span in node.spans):
-        threads[AVERAGING] = "averaging"
-    threads |= {LINKS + rank: f"wire from rank {rank}" for rank in sorted({message.rank for message in node.taken})}
+def _names(node: StepLine, events: Sequence[Event]) -> Iterator[Event]:
+    """What the node's process and those of its threads that have events are called, and their order."""
+    used = sorted({event["tid"] for event in events if event["pid"] == node.rank})
+    known = {TRAINER: "trainer", AVERAGING: "averaging"}
+    threads = {thread: known.get(thread, f"wire from rank {thread - LINKS}") for thread in used}
     yield _meta(node.rank, 0, "process_name", {"name": f"{node.name} (rank {node.rank})"})
     yield _meta(node.rank, 0, "process_sort_index", {"sort_index": node.rank})
     for thread, name in threads.items():

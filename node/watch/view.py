@@ -209,7 +209,7 @@ class View:
         widths = [max(map(cell_len, (label, *values))) + 2 for label, values in columns]
         tables: list[RenderableType] = []
         for row in _rows(widths, self._width + 2 - first):
-            table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+            table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
             table.add_column("process", no_wrap=True)
             for place in row:
                 table.add_column(columns[place][0], justify="right", no_wrap=True)

@@ -23,6 +23,7 @@ from node.exchange.inbox import Inbox, Members
 from node.exchange.passes import PassSpec
 from node.exchange.payload import PayloadFormat
 from node.exchange.wire import Wire
+from node.measure.spans import Spans
 from node.model.exchanged import ExchangedLlama
 from node.train.passes import loss_sum
 
@@ -122,7 +123,7 @@ def loss_and_gradients(
 class Loop:
     """Nodes without sockets: what one wire sends is admitted and delivered to the other's inbox at once.
 
-    `members` and `wires` are those of the latest generation, by rank; `inboxes` last, by name.
+    `members`, `wires` and their `recorders` are those of the latest generation, by rank; `inboxes` last, by name.
     """
 
     def __init__(self, config: Config, world: Sequence[Sequence[int]], timeout_s: float = 30.0) -> None:
@@ -138,9 +139,10 @@ class Loop:
         self.members = [Members(generation, Assignment(world), rank, tuple(names)) for rank in range(len(world))]
         for members in self.members:
             self.inbox(members).enter(members)
+        self.recorders = [Spans() for _ in world]
         self.wires = [
-            Wire(LoopSender(self, members), self.inbox(members), members, self.payload, self._timeout_s)
-            for members in self.members
+            Wire(LoopSender(self, members), self.inbox(members), members, self.payload, self._timeout_s, recorder)
+            for members, recorder in zip(self.members, self.recorders, strict=True)
         ]
 
     def inbox(self, members: Members) -> Inbox:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from helpers.meters import make_meter
 
 from coordinator.records.rates import missed_links, untrusted
 from coordinator.records.recorder import aggregate
@@ -17,8 +17,8 @@ from netem.link import Link, Verdict
 from netem.network import Profile
 from netem.segments import Message
 from netem.shaper import Lane, Shaper
+from node.measure.spans import Spans
 from node.watch.report import caption, read_run
-from node.worker.meter import Meter
 
 KIB = 1024
 SEGMENT_S = 10 * KIB * 8 / 8e6  # of 10 KiB at the rate below, but for the header
@@ -79,8 +79,7 @@ def test_what_a_transfer_took_is_promised_or_missed() -> None:
 
 def test_each_step_says_what_was_promised_and_missed_on_each_link_with_a_rate() -> None:
     links = {"node-1~abc": LinkCounters(promised_s=4.0, missed_s=1.0), "unshaped": LinkCounters(wire_bytes=10)}
-    quiet: Any = SimpleNamespace(waited_s=0.0, elapsed_s=0.0)
-    meter = Meter(None, quiet, quiet, lambda: links)
+    meter = make_meter(Spans(), Path(), links=lambda: links)
     links["node-1~abc"].note_transfer(2.0, 0.5, 0.0)
     told = {key: value for key, value in meter.step_metrics().items() if key.startswith("link/")}
     assert told == pytest.approx({"link/node-1/promised_s": 1.5, "link/node-1/missed_s": 0.5})

@@ -37,6 +37,14 @@ def test_the_rules_by_ending() -> None:
     )
 
 
+def test_peaks_are_the_largest_and_what_is_of_one_layer_or_link_is_not_added_up() -> None:
+    nodes = {
+        "a": {"memory_peak_bytes": 5.0, "rss_bytes": 5.0, "layer/3/exposed_forward_s": 1.0, "link/b/missed_s": 1.0},
+        "b": {"memory_peak_bytes": 7.0, "rss_bytes": 7.0, "mfu": 0.5},
+    }
+    assert aggregate(nodes) == {"memory_peak_bytes": 7.0, "rss_bytes": 12.0, "mfu": 0.5}
+
+
 def test_held_out_loss_is_per_held_out_token_and_only_where_it_was_measured() -> None:
     totals = aggregate({"a": {"heldout_loss_sum": 4.0, "heldout_tokens": 2.0}, "b": {"tokens": 0.0, "loss_sum": 0.0}})
     assert totals["heldout_loss"] == 2.0

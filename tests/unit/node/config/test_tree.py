@@ -48,6 +48,13 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"run": {"name": "a/b"}}, "run.name = 'a/b': expected a plain folder name"),
     ({"run": {"name": ".."}}, "run.name = '..': expected a plain folder name"),
     ({"run": {"name": ""}}, 'run.name = "": expected text that is not empty'),
+    (
+        {"run": {"trace": "40-42"}},
+        "run.trace = '40-42': expected a step or a range of at most 100 steps, such as 40 or",
+    ),
+    ({"run": {"trace": "42..40"}}, "run.trace = '42..40': expected a step or a range"),
+    ({"run": {"trace": "0"}}, "run.trace = '0': expected a step or a range"),
+    ({"run": {"trace": "1..101"}}, "run.trace = '1..101': expected a step or a range of at most 100 steps"),
     ({"run": {"seed": -1}}, "run.seed = -1: expected a whole number of at least 0"),
     (
         {"model": {"context": 1000, "chunks": 3}},
@@ -198,6 +205,7 @@ LOCAL = {
     "run.outputs": "elsewhere",
     "run.device": "cuda:1",
     "run.threads": 3,
+    "run.trace": "40..42",
     "coordinator.address": "tcp://127.0.0.1:7070",
     "coordinator.token": "secret",
     "data.cache": "/elsewhere",

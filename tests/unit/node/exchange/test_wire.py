@@ -24,6 +24,7 @@ from node.exchange.formats import FORMATS, TensorSpec
 from node.exchange.inbox import Inbox, Members
 from node.exchange.passes import PassKey, PassSpec
 from node.exchange.wire import Wire, as_buffer, split_buffer
+from node.measure.spans import Spans
 
 
 class Full:
@@ -44,15 +45,21 @@ class Full:
 
 
 def test_a_trainer_waits_for_room_to_send_and_the_wait_is_exposed() -> None:
-    inbox, sender = Inbox(FORMAT, RING_CAP_BYTES), Full(3)
-    wire = Wire(sender, inbox, Members(1, WORLD, ME, ("ann~1", "bob~2", "cyd~3")), FORMAT, 30.0)
+    inbox, sender, spans = Inbox(FORMAT, RING_CAP_BYTES), Full(3), Spans()
+    wire = Wire(sender, inbox, Members(1, WORLD, ME, ("ann~1", "bob~2", "cyd~3")), FORMAT, 30.0, spans)
     wire.send(2, "done", 0, 1, KEY, ())
     assert sender.sent == ["cyd~3"]
-    assert inbox.waited_s >= 0.04
-    inbox.waited_s = 0.0
+    assert spans.end().accounts_s["exposed_forward"] >= 0.04
+    spans.begin(recorded=True)
     sender.refusals = 3
     wire.send_shard(2, 0, 0, 0, torch.zeros(3))
-    assert inbox.waited_s == 0.0  # averaging has its own clock
+    step = spans.end()
+    assert (step.accounts_s["exposed_forward"], step.accounts_s["exposed_backward"]) == (0.0, 0.0)
+    assert step.accounts_s["averaging"] >= 0.04
+    assert step.record is not None
+    assert [(message.name, message.rank, message.nbytes) for message in step.record.sent] == [
+        ("shard 0 of round 0, hop 0", 2, 12)
+    ]
 
 
 def test_a_wait_for_room_has_a_deadline_and_ends_with_the_run() -> None:

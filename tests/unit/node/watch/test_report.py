@@ -22,7 +22,13 @@ def line(step: int, *, time: float | None = None, names: Sequence[str] = ("node-
         name: {
             "tokens": 64.0 if warm else 256.0,
             "step_s": 2.0,
+            "compute_s": 1.2,
             "exposed_s": 0.5,
+            "exposed_forward_s": 0.4,
+            "exposed_backward_s": 0.1,
+            "barrier_s": 0.3,
+            "layer/7/exposed_forward_s": 0.3,
+            "memory_peak_bytes": 4e8,
             "compressed_bytes": 0.0 if warm else 1e4,
             "dense_bytes": 1e5,
             "uncompressed_bytes": 1e5 if warm else 3e5,
@@ -33,7 +39,7 @@ def line(step: int, *, time: float | None = None, names: Sequence[str] = ("node-
         for name in names
     }
     keys = next(iter(nodes.values()), {})
-    totals = {key: sum(values[key] for values in nodes.values()) for key in keys} | {"step_s": 2.0}
+    totals = {key: sum(values[key] for values in nodes.values()) for key in keys} | {"step_s": 2.0, "mfu": 0.4}
     when = 5000.0 + 2 * step if time is None else time
     record = {"step": step, "time": when, "loss": 10.0 / step, **totals, "nodes": nodes, **top}
     return json.dumps(record) + "\n"
@@ -84,9 +90,9 @@ def test_the_caption_has_the_totals(tmp_path: Path) -> None:
     text = caption(read_run(folder(tmp_path / "demo", [line(1), line(2), line(3)], HOME_LINE)))
     assert text.splitlines() == [
         "3 steps, 1,152 tokens in 0:06 · 256 tokens/s at full context · 6 MB sent per node (2 nodes)",
-        "payload bytes saved by compression: 95.0% in compressed layers, 63.3% over all layers,"
-        " 54.3% over all steps"
-        " · exposed communication: 25.0% of step time",
+        "payload bytes saved by compression: 95.0% in compressed layers, 63.3% over all layers, 54.3% over all steps",
+        "time of a step: compute 60.0%, exposed communication forward 20.0%, backward 5.0%, barrier 15.0%"
+        " · longest waits: layer 7, forward (60% of the exposed) · MFU 40.0% · memory at most 800 MB a node",
         "mode subspace, network emulated internet-300mbps (300 Mbit/s for each link, latency 25 ms)",
     ]
 

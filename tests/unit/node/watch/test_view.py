@@ -23,6 +23,8 @@ def node(**changes: float) -> dict[str, float]:
         "step_s": 2.0,
         "exposed_s": 0.5,
         "averaging_s": 0.0,
+        "barrier_s": 0.2,
+        "memory_peak_bytes": 450e6,
         "compressed_bytes": 4_000.0,
         "dense_bytes": 100_000.0,
         "averaging_bytes": 0.0,
@@ -241,15 +243,16 @@ def test_the_last_change_of_the_network_is_shown_and_stays() -> None:
 @pytest.mark.parametrize("width", [50, 60, 79, 200])
 def test_a_narrow_terminal_shows_every_figure_whole(width: int) -> None:
     config = convert(Config, {"run": {"name": "demo"}, "coordinator": {"nodes": 2}, "net": {"dilation": 4.0}})
-    records = [record(step) for step in range(30, 33)] + [record(33, heldout_loss=5.25)]
+    records = [record(step) for step in range(30, 33)] + [record(33, heldout_loss=5.25, mfu=0.41)]
     panel = shown(*records, config=config, width=width)
     text = panel[panel.index("╭") :]  # a plain line goes before it
     assert "…" not in text
     assert max(map(len, text.splitlines())) <= width
-    labels = ("loss", "held-out, 33", "tokens/s", "emulated tokens/s", "exposed", "averaging", "compression", "sent")
+    labels = ("loss", "held-out, 33", "tokens/s", "emulated tokens/s", "exposed", "averaging", "barrier", "MFU", "sent")
     for part in (*labels, "step 33 of 300", "warm start, uncompressed", "to go", "0.5 Mbit/s", "104 KB", "0.10 s"):
         assert part in text, part
-    for part in ("payload/step", "exposed/step", "CPU", "memory", "400 MB", "node-0", "node-1"):
+    processes = ("payload/step", "exposed/step", "CPU", "memory", "400 MB", "peak", "450 MB", "node-0", "node-1")
+    for part in (*processes, "10 %", "compression"):
         assert part in text, part
 
 

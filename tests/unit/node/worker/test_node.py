@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from helpers.worlds import tiny_config
 
 from coordinator.messages import Roster, RosterEntry
@@ -14,6 +14,7 @@ from netem.counters import LinkCounters
 from netem.errors import ConfigError, GenerationOver, ProtocolError, RunAborted
 from node.exchange.inbox import Inbox
 from node.exchange.payload import PayloadFormat
+from node.worker.machine import Machine
 from node.worker.node import Place, _train
 from node.worker.world_builder import WorldBuilder
 
@@ -56,7 +57,11 @@ def test_each_world_has_its_own_members_and_what_lasts_is_told_of_the_change() -
     config = tiny_config()
     payload, endpoint = PayloadFormat(config), Endpoint()
     inbox = Inbox(payload, 1 << 20)
-    builder = WorldBuilder(endpoint, inbox, payload, Agreed(), 30.0, Path("run"), "corpus")  # type: ignore[arg-type]
+    machine = Machine(torch.device("cpu"))
+    builder = WorldBuilder(
+        *(endpoint, inbox, payload, Agreed(), 30.0),  # type: ignore[arg-type]
+        *(config.run, "corpus", machine, lambda own, step: 0.0),
+    )
     first, _ = builder.build(1, roster(4, [[0], [1], [2, 3]], "ann", "bob", "cyd"))
     assert endpoint.asked == [
         ("generation", 4),
