@@ -10,6 +10,7 @@ What is public, for use from Python; all else may change without notice:
 - `node.cli.main`: a command of `isthmus`, given as a list of words
 
 `examples/` uses them. The job is in `config`, `worker`, `model`, `subspace`, `exchange`, `train`, `data` and `export`;
-`commands` is what `isthmus` does, `watch` what a person sees of a run, and `lab` asks questions about runs. Reading
-order: `train.trainer`, `model.exchanged`, `exchange.chunks`, `subspace.codec`. Importing this package imports no torch.
+`commands` is what `isthmus` does, `measure` what a node measures of itself, `watch` what a person sees of a run, and
+`lab` asks questions about runs. Reading order: `train.trainer`, `model.exchanged`, `exchange.chunks`, `subspace.codec`.
+Importing this package imports no torch.
 """

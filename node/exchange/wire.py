@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import NamedTuple, Protocol
 
@@ -91,7 +92,7 @@ class Wire:
 
     def first_of(self, kind: str, layer: int, chunks: dict[int, int], number: int) -> int:
         keys = [ChunkKey(kind, number, layer, chunk, rank) for chunk, rank in sorted(chunks.items())]
-        with self._spans.span(_way(kind).wait, layer, number):
+        with self._span(_way(keys[0]).wait, keys[0]):
             key = self._inbox.first_of(keys, self._timeout_s)
         assert isinstance(key, ChunkKey)
         return key.chunk
@@ -117,8 +118,8 @@ class Wire:
         return shard
 
     def _send(self, rank: int, tag: Tag, tensors: tuple[Tensor, ...], use: str) -> None:
-        way, place = (_way(tag.kind), (tag.layer, tag.pass_no)) if isinstance(tag, ChunkTag) else (_RING, ())
-        with self._spans.span(way.send, *place):
+        way = _way(tag)
+        with self._span(way.send, tag):
             buffers = [as_buffer(tensor) for tensor in tensors]
             nbytes = sum(len(buffer) for buffer in buffers)
             self.sent_bytes[use] += nbytes
@@ -126,7 +127,7 @@ class Wire:
             try:
                 send()
             except QueueFull:
-                with self._spans.span(way.room, *place):
+                with self._span(way.room, tag):
                     self._await_room(send, rank)
             if self._spans.record is not None:
                 name = _name(tag)
@@ -148,8 +149,7 @@ class Wire:
                     raise RunAborted(f"{what}; {error}") from None
 
     def _take(self, key: Key, specs: tuple[TensorSpec, ...], device: torch.device) -> tuple[Tensor, ...]:
-        way, place = (_way(key.kind), (key.layer, key.pass_no)) if isinstance(key, ChunkKey) else (_RING, ())
-        with self._spans.span(way.wait, *place):
+        with self._span(_way(key).wait, key):
             if self._spans.record is not None:
                 self._note_taken(key, self._spans.record)
             buffer = self._inbox.take(key, self._timeout_s)
@@ -157,6 +157,12 @@ class Wire:
         if len(buffer) != expected_bytes:  # it was admitted at a size that is right for another pass or shard
             raise ProtocolError(f"{key} came with {len(buffer)} bytes, expected {expected_bytes}")
         return split_buffer(buffer, specs, device)
+
+    def _span(self, kind: Kind, of: Tag | Key) -> AbstractContextManager[None]:
+        """A round may go on beside the trainer's thread; what the trainer waits for in one is the averager's to say."""
+        if isinstance(of, RingTag | RingKey):
+            return self._spans.aside(kind)
+        return self._spans.span(kind, of.layer, of.pass_no)
 
     def _note_taken(self, key: Key, record: Record) -> None:
         """Wait for a message, and keep when it came."""
@@ -166,9 +172,11 @@ class Wire:
         record.taken.append(Taken(_name(key), rank, nbytes, arrived_s, self._spans.clock()))
 
 
-def _way(kind: str) -> _Way:
-    """Gradients belong to the backward, all else to the forward."""
-    return _BACKWARD if kind in ("grad", "dtheta") else _FORWARD
+def _way(of: Tag | Key) -> _Way:
+    """Gradients belong to the backward, all else of a pass to the forward."""
+    if isinstance(of, RingTag | RingKey):
+        return _RING
+    return _BACKWARD if of.kind in ("grad", "dtheta") else _FORWARD
 
 
 def _name(of: Tag | Key) -> str:

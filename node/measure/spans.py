@@ -12,7 +12,8 @@ work of the device: exposed communication is then an upper bound.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
@@ -122,7 +123,8 @@ class StepTime(NamedTuple):
 
 class Spans:
     """The recorder. It belongs to one node; its calls come from the trainer's thread, or from the thread that runs
-    autograd's backward while the trainer's thread waits for it. `clock` is that of `netem.endpoint` (monotonic)."""
+    autograd's backward while the trainer's thread waits for it. Only `aside` is for other threads. `clock` is that of
+    `netem.endpoint` (monotonic)."""
 
     __slots__ = ("_account", "_began_s", "_mark_s", "_open", "_totals_s", "_waits_s", "clock", "record")
 
@@ -161,6 +163,15 @@ class Spans:
         if account == COMPUTE:
             self._account = kind.account
         return self
+
+    @contextmanager
+    def aside(self, kind: Kind) -> Iterator[None]:
+        """A span that any thread may open. It is listed in the recorded step in which it ends, and the time of the step
+        does not change: the trainer's thread accounts for itself."""
+        began_s = self.clock()
+        yield
+        if (record := self.record) is not None:
+            record.spans.append(Span(kind.name, NO_LAYER, 0, max(began_s, self._began_s), self.clock()))
 
     def __enter__(self) -> None:
         """The span is open already."""

@@ -1,7 +1,7 @@
 """Metrics of a node beside its loss: where its time goes, traffic by use, and the process itself.
 
 `step_s` is a step's wall time on a node, from the end of the step before: waiting for its Go, the step, and what
-follows it. It is the sum of
+follows it. On each node it is the sum of
 
     compute_s      all that is none of the others
     exposed_s      waiting for the network in the middle of a step: exposed_forward_s (for payloads, and for room to

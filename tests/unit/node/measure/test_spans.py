@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 import timeit
+from contextlib import ExitStack
 
 import pytest
 
@@ -133,6 +134,31 @@ def test_a_recorded_step_keeps_its_spans() -> None:
     spans.begin(recorded=False)
     with spans.span(FORWARD):
         pass
+    assert spans.end().record is None
+
+
+def test_what_goes_on_beside_the_trainer_is_recorded_and_costs_the_step_nothing() -> None:
+    """A round on a thread of its own may begin and end anywhere in the trainer's spans, and outlast a step."""
+    clock = Clock()
+    spans = Spans(clock)
+    spans.begin(recorded=True)
+    with ExitStack() as round_of_its_own:
+        with spans.span(FORWARD):
+            clock.wait(1)
+            round_of_its_own.enter_context(spans.aside(WAIT_SHARD))
+            clock.wait(2)
+        clock.wait(4)
+        first = spans.end()
+        spans.begin(recorded=True)
+        clock.wait(8)
+    second = spans.end()
+    assert (first.accounts_s["compute"], first.accounts_s["averaging"]) == (7, 0)
+    assert first.record == Record([Span("forward", -1, 0, 100, 103)])
+    assert second.accounts_s["compute"] == 8
+    assert second.record == Record([Span("wait for a shard", -1, 0, 107, 115)])
+    spans.begin(recorded=False)
+    with spans.aside(WAIT_SHARD):
+        clock.wait(1)
     assert spans.end().record is None
 
 
