@@ -61,6 +61,10 @@ def test_a_trainer_waits_for_room_to_send_and_the_wait_is_exposed() -> None:
     assert [(message.name, message.rank, message.nbytes) for message in step.record.sent] == [
         ("shard 0 of round 0, hop 0", 2, 12)
     ]
+    spans.begin(recorded=False)
+    sender.refusals = 3
+    wire.send_shard(2, 0, 0, 0, torch.zeros(3))
+    assert spans.end().accounts_s["averaging"] == 0.0, "as on a thread of its own: it is not the trainer's to wait"
 
 
 def test_a_wait_for_room_has_a_deadline_and_ends_with_the_run() -> None:
