@@ -12,10 +12,10 @@ import msgspec
 from netem.errors import ConfigError
 from node.config import Config
 from node.lab.measured import read_measured
-from node.lab.plan.devices import device
 from node.lab.plan.fit import case, fit
 from node.lab.plan.predict import predict
 from node.lab.plan.text import seconds
+from node.measure.devices import device
 
 
 def network_cost(folder: Path) -> list[tuple[str, str]]:
