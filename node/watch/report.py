@@ -176,10 +176,11 @@ def caption(run: RunRecords) -> str:
 
 
 def _times(records: Sequence[Record]) -> str:
-    """Where the nodes' time went, evaluations left out, and what else they measured of themselves."""
+    """Where the nodes' time went, evaluations left out, and on a line of its own what else they measured."""
     shares = [(label, rates.time_share(records, key)) for label, key in TIMES]
     shown = ", ".join(f"{label} {share:.1%}" for label, share in shares if share)
-    parts = [f"time of a step: {shown}"] if shown else []
+    spent = f"time of a step: {shown}" if shown else ""
+    parts = []
     if longest := rates.exposed_layer(records):
         layer, way, share = longest
         parts.append(f"longest waits: layer {layer}, {way} ({share:.0%} of the exposed)")
@@ -187,7 +188,7 @@ def _times(records: Sequence[Record]) -> str:
         parts.append(f"MFU {math.fsum(mfus) / len(mfus):.1%}")
     if peak_bytes := max(number(record, "memory_peak_bytes") for record in records):
         parts.append(f"memory at most {format_size(peak_bytes)} a node")
-    return " · ".join(parts)
+    return "\n".join(line for line in (spent, " · ".join(parts)) if line)
 
 
 def _network_changes(records: Sequence[Record]) -> str:

@@ -91,8 +91,8 @@ def test_the_caption_has_the_totals(tmp_path: Path) -> None:
     assert text.splitlines() == [
         "3 steps, 1,152 tokens in 0:06 · 256 tokens/s at full context · 6 MB sent per node (2 nodes)",
         "payload bytes saved by compression: 95.0% in compressed layers, 63.3% over all layers, 54.3% over all steps",
-        "time of a step: compute 60.0%, exposed communication forward 20.0%, backward 5.0%, barrier 15.0%"
-        " · longest waits: layer 7, forward (60% of the exposed) · MFU 40.0% · memory at most 800 MB a node",
+        "time of a step: compute 60.0%, exposed communication forward 20.0%, backward 5.0%, barrier 15.0%",
+        "longest waits: layer 7, forward (60% of the exposed) · MFU 40.0% · memory at most 800 MB a node",
         "mode subspace, network emulated internet-300mbps (300 Mbit/s for each link, latency 25 ms)",
     ]
 
