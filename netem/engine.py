@@ -18,7 +18,7 @@ from netem.counters import LinkCounters
 from netem.errors import PeerSilent, ProtocolError
 from netem.ingress import Ingress
 from netem.limits import Limits
-from netem.link import Link, Silence, Verdict
+from netem.link import Link, Silence, Terms, Verdict
 from netem.network import Profile
 from netem.peers import Peer, Peers
 from netem.schedule import Schedule
@@ -239,8 +239,8 @@ class Engine:
             self._ingress.reshape(profile.nic_down_bps(self._name) or None, now)
         for name, peer in self.peers:
             if not peer.lane.cut:  # a lane that is cut keeps its window
-                peer.link.resize(*self._sizes(name))
-                peer.most_window_bytes = max(peer.most_window_bytes, peer.link.window_bytes)
+                peer.link.resize(self._terms(name))
+                peer.most_window_bytes = max(peer.most_window_bytes, peer.link.peer_window_bytes)
 
     def begin_to_close(self, deadline: float) -> None:
         """Drop all messages; end when the owed acknowledgements have been written, or at `deadline`."""
@@ -252,20 +252,17 @@ class Engine:
     def _open_peer(self, name: str, counters: LinkCounters) -> Peer:
         # Wall-clock nanoseconds: a process that is started again has a higher number than it had before.
         self._incarnation = max(time.time_ns(), self._incarnation + 1)
-        window_bytes, resend_s, silent_s = self._sizes(name)
-        link = Link(
-            self._run_id,
-            self._incarnation,
-            window_bytes=window_bytes,
-            resend_s=resend_s,
-            silent_s=silent_s,
-            ack_delay_s=self._limits.ack_delay_s,
-        )
+        link = Link(self._run_id, self._incarnation, self._terms(name))
         assembler = Assembler(name, self._receiver, self._limits)
         return Peer(link, self._shaper.add(name, link), assembler, counters)
 
-    def _sizes(self, peer: str) -> tuple[int, float, float]:
-        """The link's window in bytes, its time until a resend, and its time until a peer counts as silent."""
-        round_trip_s = self.profile.round_trip_s(self._name, peer)
-        window_bytes = self.profile.credit_bytes(self._name, peer)
-        return window_bytes, self._limits.resend_s + round_trip_s, self._limits.silent_s + round_trip_s
+    def _terms(self, peer: str) -> Terms:
+        profile, limits = self.profile, self._limits
+        round_trip_s = profile.round_trip_s(self._name, peer)
+        return Terms(
+            window_bytes=profile.credit_bytes(self._name, peer),
+            peer_window_bytes=profile.credit_bytes(peer, self._name),
+            resend_s=limits.resend_s + round_trip_s,
+            silent_s=limits.silent_s + round_trip_s,
+            ack_delay_s=profile.ack_delay_s(peer, self._name),
+        )

@@ -237,14 +237,10 @@ class Port:
             if lane.urgent and link.has_credit(lane.urgent[0].next_bytes(self.segment_bytes), True):
                 message = lane.urgent[0]
                 return self._turn(lane), self._cut(lane, lane.urgent), max(message.queued_at, link.ready_at)
-            if link.ack_due <= now and not self._bulk_carries(lane):
+            if link.ack_due <= now and (link.ack_overdue <= now or not lane.sendable(self.segment_bytes)):
                 ready = link.ack_due
                 return self._turn(lane), link.acknowledgement(), ready
         return None
-
-    def _bulk_carries(self, lane: Lane) -> bool:
-        """Whether a data segment will carry the acknowledgement that `lane` owes, so that it needs no frame."""
-        return len(self.lanes) == 1 and lane.sendable(self.segment_bytes)
 
     def _turn(self, lane: Lane) -> Lane:
         if len(self.lanes) > 1:

@@ -38,5 +38,3 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     link's round trip."""
     resend_s: float = 1.0
     """Unacknowledged segments are sent again after this time plus the link's round trip."""
-    ack_delay_s: float = 0.01
-    """How long an acknowledgement waits for a data segment that can carry it."""

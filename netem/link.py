@@ -6,6 +6,11 @@ between. After a timeout without progress it sends the oldest segment alone, as 
 all segments behind it are sent again. So a dead peer costs one segment per timeout. The receiver half takes segments in
 order and drops all others.
 
+Acknowledgements ride on data: every header has one. A frame without data is needed only where no data goes the other
+way for `ack_delay_s`, and at once where half of the peer's window has come since the last acknowledgement. So a peer
+without credit never waits for that delay, if no segment is larger than half a window: had less than half of the window
+come, the peer would still have credit.
+
 Lives: a header has the `incarnation` of its sender, and in `heard` that of its receiver, as far as the sender has heard
 of it. A restarted process is a new life: both directions start over at 0, and frames for an earlier life are dropped.
 Read `netem.lane` next, which asks a link what may be sent; `netem.engine` passes in the frames that arrive.
@@ -16,6 +21,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from enum import Enum, auto
+from typing import NamedTuple
 
 from netem.frames import STAMP_BYTES, VERSION, Header, Kind, encode_fields
 from netem.segments import Segment
@@ -39,30 +45,37 @@ class Silence(Enum):
     DEAD = auto()  # the peer owes an acknowledgement and has not been heard for too long; returned once
 
 
+class Terms(NamedTuple):
+    """The sizes and times of a link."""
+
+    window_bytes: int
+    """The most bytes to the peer that are not acknowledged."""
+    peer_window_bytes: int
+    """The same for bytes from the peer."""
+    resend_s: float
+    """How long an acknowledgement may take until segments are sent again."""
+    silent_s: float
+    """How long a peer that owes an acknowledgement may be silent."""
+    ack_delay_s: float
+    """How long an acknowledgement to the peer waits for data that carries it. It waits up to twice as long while there
+    is such data, and other links of the NIC have their turns first."""
+
+
 class Link:
     """Both directions between this endpoint and one peer. Times are seconds on the caller's clock."""
 
-    def __init__(
-        self,
-        run_id: str,
-        incarnation: int,
-        *,
-        window_bytes: int,
-        resend_s: float,
-        silent_s: float,
-        ack_delay_s: float,
-    ) -> None:
+    def __init__(self, run_id: str, incarnation: int, terms: Terms) -> None:
         assert incarnation > 0
         self.incarnation = incarnation
         self.peer_incarnation = 0
-        self.resize(window_bytes, resend_s, silent_s)
+        self.resize(terms)
         self._run_id = run_id
-        self._ack_delay_s = ack_delay_s
         self._confirmed = False  # the peer has shown that it has heard of this life
         # Receiver half.
         self._expected = 0
         self._owed_bytes = 0
-        self.ack_due = math.inf
+        self.ack_due = math.inf  # when an acknowledgement is to be sent if there is no data to carry it
+        self.ack_overdue = math.inf  # when it is to be sent in any case
         # Sender half.
         self.in_flight_bytes = 0
         self.stuck_since: float | None = None  # since when a message cannot leave, because the link is cut
@@ -80,12 +93,10 @@ class Link:
         self._heard_at = -math.inf
         self._reported = False
 
-    def resize(self, window_bytes: int, resend_s: float, silent_s: float) -> None:
-        """Take another window and other timeouts from now on. For a while, more than the window may be in flight."""
-        self.window_bytes = window_bytes
-        self._urgent_bytes = window_bytes + window_bytes // 8  # room that bulk cannot use up
-        self._resend_s = resend_s
-        self._silent_s = silent_s
+    def resize(self, terms: Terms) -> None:
+        """Take other sizes and times from now on. For a while, more than the window may be in flight."""
+        self.window_bytes, self.peer_window_bytes, self._resend_s, self._silent_s, self._ack_delay_s = terms
+        self._urgent_bytes = self.window_bytes + self.window_bytes // 8  # room that bulk cannot use up
 
     # ── Sender half ──────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -184,7 +195,7 @@ class Link:
         self._acknowledged()
 
     def _acknowledged(self) -> None:
-        self.ack_due = math.inf
+        self.ack_due = self.ack_overdue = math.inf
         self._owed_bytes = 0
 
     # ── Receiver half ────────────────────────────────────────────────────────────────────────────────────────────
@@ -223,23 +234,26 @@ class Link:
             self._confirmed = True
             self._acknowledge(header.ack, now)
         elif header.heard or self._confirmed:
-            self.ack_due = min(self.ack_due, now)  # tells the peer the number of this life
+            self._owe(now, 0.0)  # tells the peer the number of this life
             return Verdict.FOREIGN
         if header.kind is Kind.ACK:
             return Verdict.ACK
         if header.sequence == self._expected:
             return Verdict.NEXT
-        self.ack_due = min(self.ack_due, now + self._ack_delay_s)
+        self._owe(now, self._ack_delay_s)
         return Verdict.REPEATED if header.sequence < self._expected else Verdict.EARLY
 
     def accept(self, nbytes: int, now: float) -> None:
         """The payload with the verdict `NEXT` was intact: its acknowledgement is owed."""
         self._expected += 1
         self._owed_bytes += nbytes
-        # The sender's window is as large as this one: acknowledge at once before it runs out of credit.
-        due = now if self._owed_bytes * 4 >= self.window_bytes else now + self._ack_delay_s
-        if due < self.ack_due:
-            self.ack_due = due
+        self._owe(now, 0.0 if self._owed_bytes * 2 >= self.peer_window_bytes else self._ack_delay_s)
+
+    def _owe(self, now: float, delay_s: float) -> None:
+        if now + delay_s < self.ack_due:
+            self.ack_due = now + delay_s
+        if now + 2 * delay_s < self.ack_overdue:
+            self.ack_overdue = now + 2 * delay_s
 
     def _acknowledge(self, ack: int, now: float) -> None:
         unacked = self._unacked

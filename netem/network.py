@@ -31,6 +31,8 @@ CUT_BPS = 0.0
 _STALL_S = 0.1  # credit covers a stall of this length in either process, on top of the round trip
 _STALL_BYTES = 32 * MIB
 _LEAST_WINDOW_BYTES = MIB
+_ACK_SHARE = 0.2  # of the time that credit lasts beyond a round trip; the rest is for stalls of either process
+_LEAST_ACK_DELAY_S = 0.005  # with less, most segments would need an acknowledgement of their own
 _RTO_FLOOR_S = 0.2  # Linux: RTO = smoothed RTT + at least 200 ms (TCP_RTO_MIN); RFC 6298 asks for a whole second
 
 T = TypeVar("T")
@@ -148,6 +150,15 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True):
         bytes_per_s = rate_bps / 8
         window_bytes = bytes_per_s * self._latencies_s(source, target) + min(bytes_per_s * _STALL_S, _STALL_BYTES)
         return max(round(window_bytes), _LEAST_WINDOW_BYTES)
+
+    def ack_delay_s(self, source: str, target: str) -> float:
+        """How long `target` may wait for data that carries its acknowledgement of what `source` sent."""
+        rate_bps = self.pair_bps(source, target)
+        spare_s = _STALL_S
+        if rate_bps:
+            window_s = 8 * self.credit_bytes(source, target) / rate_bps
+            spare_s = min(spare_s, window_s - self._latencies_s(source, target))
+        return max(_ACK_SHARE * spare_s, _LEAST_ACK_DELAY_S)
 
     def round_trip_s(self, source: str, target: str) -> float:
         """The longest regular time to an acknowledgement: with a full window ahead, and one lost packet on the way."""

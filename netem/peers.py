@@ -31,7 +31,7 @@ class Peer:
         self.assembler = assembler
         self.counters = counters
         self.clock = SenderClock()
-        self.most_window_bytes = link.window_bytes  # the largest so far: frames sent within it may still come
+        self.most_window_bytes = link.peer_window_bytes  # the largest so far: frames sent within it may still come
 
 
 class Peers:

@@ -16,19 +16,29 @@ from netem.errors import IsthmusError
 from netem.frames import Header, check_payload, decode, intact
 from netem.lane import Lane
 from netem.limits import Limits
-from netem.link import Link, Silence, Verdict
+from netem.link import Link, Silence, Terms, Verdict
 from netem.profile import Profile
 from netem.segments import Message
 from netem.shaper import Shaper
 
 LIMITS = Limits(resend_s=0.5, silent_s=20.0)
 TICK_S = 0.05
+ENDLESS = Terms(window_bytes=10**9, peer_window_bytes=10**9, resend_s=1e9, silent_s=1e9, ack_delay_s=1e9)
 
 
 class Side:
     """One endpoint with one peer. `received` has what was delivered: (generation, tag, payload, time)."""
 
-    def __init__(self, name: str, peer: str, profile: Profile, incarnation: int, limits: Limits = LIMITS) -> None:
+    def __init__(
+        self,
+        name: str,
+        peer: str,
+        profile: Profile,
+        incarnation: int,
+        limits: Limits = LIMITS,
+        *,
+        ack_delay_s: float | None = None,
+    ) -> None:
         self.name, self.peer = name, peer
         self.now = 0.0
         self.generation = 0
@@ -40,14 +50,14 @@ class Side:
         self.resent = 0
         self.silent_at = math.inf
         self.shaper = Shaper(name, profile)
-        self.link = Link(
-            "run",
-            incarnation,
+        terms = Terms(
             window_bytes=profile.credit_bytes(name, peer),
+            peer_window_bytes=profile.credit_bytes(peer, name),
             resend_s=limits.resend_s + profile.round_trip_s(name, peer),
             silent_s=limits.silent_s,
-            ack_delay_s=limits.ack_delay_s,
+            ack_delay_s=profile.ack_delay_s(peer, name) if ack_delay_s is None else ack_delay_s,
         )
+        self.link = Link("run", incarnation, terms)
         self.lane = self.shaper.add(peer, self.link)
         self.assembler = Assembler(peer, self, limits)
 
@@ -114,7 +124,7 @@ class Side:
 
 def lane_of(shaper: Shaper, peer: str) -> Lane:
     """A lane whose link never runs out of credit and never resends."""
-    return shaper.add(peer, Link("r", 1, window_bytes=10**9, resend_s=1e9, silent_s=1e9, ack_delay_s=1e9))
+    return shaper.add(peer, Link("r", 1, ENDLESS))
 
 
 def message(nbytes: int, tag: bytes = b"", *, flow: int = 0, urgent: bool = False, at: float = 0.0) -> Message:

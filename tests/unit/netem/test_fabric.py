@@ -3,6 +3,7 @@
 import math
 
 import pytest
+from helpers.fake_wire import ENDLESS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -27,10 +28,7 @@ def run(sends: Sends, profile: Profile = NIC, late_s: float = 0.0) -> tuple[dict
     shapers = {name: Shaper(name, profile) for name in names}
     nics: dict[str, Ingress[None]] = {name: Ingress(profile.rate_bps) for name in names}
     for name, parts in sends.items():
-        lanes = {
-            peer: shapers[name].add(peer, Link("r", 1, window_bytes=10**9, resend_s=1e9, silent_s=1e9, ack_delay_s=1e9))
-            for peer in dict(parts)
-        }
+        lanes = {peer: shapers[name].add(peer, Link("r", 1, ENDLESS)) for peer in dict(parts)}
         for peer, nbytes in parts:
             lanes[peer].enqueue(Message(b"", [memoryview(bytes(nbytes))]))
     now, through, wire_bytes = 0.0, dict.fromkeys(names, 0.0), dict.fromkeys(names, 0)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from netem.frames import VERSION, Header, Kind
 from netem.limits import Limits
-from netem.link import Link, Silence, Verdict
+from netem.link import Link, Silence, Terms, Verdict
 from netem.profile import Profile
 from netem.segments import Message, Segment
 
@@ -17,8 +17,8 @@ KIB = 1024
 FAST = Profile(rate_bps=100e6, latency_s=0.005, window_bytes=8 * KIB, segment_size_bytes=KIB)
 
 
-def make_link(incarnation: int = 5, window_bytes: int = 4 * KIB, silent_s: float = 10.0) -> Link:
-    return Link("run", incarnation, window_bytes=window_bytes, resend_s=1.0, silent_s=silent_s, ack_delay_s=0.01)
+def make_link(incarnation: int = 5, silent_s: float = 10.0, *, peer_window_bytes: int = 4 * KIB) -> Link:
+    return Link("run", incarnation, Terms(4 * KIB, peer_window_bytes, 1.0, silent_s, ack_delay_s=0.01))
 
 
 def header(kind: Kind = Kind.DATA, *, incarnation: int = 9, heard: int = 0, sequence: int = 0, ack: int = 0) -> Header:

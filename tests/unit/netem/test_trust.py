@@ -13,7 +13,7 @@ from coordinator.records.rates import missed_links, untrusted
 from coordinator.records.recorder import aggregate
 from netem import frames
 from netem.counters import LinkCounters
-from netem.link import Link, Verdict
+from netem.link import Link, Terms, Verdict
 from netem.network import Profile
 from netem.segments import Message
 from netem.shaper import Lane, Shaper
@@ -29,7 +29,7 @@ def profile(**changes: Any) -> Profile:
 
 
 def link(incarnation: int, window_bytes: int) -> Link:
-    return Link("r", incarnation, window_bytes=window_bytes, resend_s=1e9, silent_s=1e9, ack_delay_s=0.0)
+    return Link("r", incarnation, Terms(window_bytes, window_bytes, resend_s=1e9, silent_s=1e9, ack_delay_s=0.0))
 
 
 def stalled(acknowledged_at: float, network: Profile, lanes: int = 1) -> Lane:
