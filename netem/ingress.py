@@ -17,6 +17,7 @@ Otherwise the NIC would lose each such wait, and a full line would fall behind b
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Iterator
 from typing import Generic, NamedTuple, TypeVar
@@ -62,7 +63,7 @@ class Ingress(Generic[T]):
 
     def __init__(self, rate_bps: float | None) -> None:
         self._bucket = TokenBucket(rate_bps)
-        self._idle: list[tuple[float, float]] = []  # the bucket's latest pauses
+        self._idle: list[tuple[float, float]] = []  # the bucket's latest pauses, in order
         self._queues: dict[str, deque[_Waiting[T]]] = {}  # by sender; only senders with waiting items
         self._waiting_bytes: dict[str, int] = {}  # the same senders
         self._served: dict[str, float] = {}  # virtual time, in bytes: where each sender's next segment starts
@@ -133,19 +134,20 @@ class Ingress(Generic[T]):
             return 0.0
         if entry.ready >= free_at:
             if entry.ready - free_at >= _LEAST_IDLE_S:
-                self._idle = [*self._idle[1 - _MOST_IDLE :], (free_at, entry.ready)]
+                self._idle.append((free_at, entry.ready))
+                del self._idle[:-_MOST_IDLE]
             return 0.0
         missing_s = self._bucket.duration(entry.nbytes)
-        left: list[tuple[float, float]] = []
-        for begin, end in self._idle:
+        place = bisect_right(self._idle, entry.ready, key=_end)  # earlier pauses ended before it was ready
+        while missing_s > 0 and place < len(self._idle):
+            begin, end = self._idle[place]
             start = max(begin, entry.ready)
             stop = min(start + missing_s, end)
-            if stop <= start:
-                left.append((begin, end))
-                continue
             missing_s -= stop - start
-            left += [(one, other) for one, other in ((begin, start), (stop, end)) if other - one >= _LEAST_IDLE_S]
-        self._idle = left[-_MOST_IDLE:]
+            left = [(one, other) for one, other in ((begin, start), (stop, end)) if other - one >= _LEAST_IDLE_S]
+            self._idle[place : place + 1] = left
+            place += len(left)
+        del self._idle[:-_MOST_IDLE]
         return entry.nbytes - missing_s * rate_bps / 8
 
     def _forget_even(self) -> None:
@@ -153,3 +155,7 @@ class Ingress(Generic[T]):
         for sender, served in list(self._served.items()):
             if sender not in self._queues and (not self._queues or served <= self._virtual):
                 del self._served[sender]
+
+
+def _end(pause: tuple[float, float]) -> float:
+    return pause[1]
