@@ -161,4 +161,4 @@ def test_peers_may_be_removed_while_they_are_walked() -> None:
 
 def test_the_largest_window_that_a_peer_has_had_is_kept() -> None:
     peer = table().peers.meet("x")
-    assert peer.most_window_bytes == peer.link.window_bytes
+    assert peer.most_window_bytes == peer.link.peer_window_bytes

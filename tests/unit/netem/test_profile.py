@@ -2,11 +2,13 @@ import tomllib
 from importlib import resources
 from pathlib import Path
 
+import msgspec
 import pytest
 from msgspec import to_builtins
 
 from netem.config import convert, dump_toml
 from netem.errors import ConfigError
+from netem.network import Pair
 from netem.profile import NetConfig, Profile, builtin_names, resolve
 
 
@@ -89,6 +91,22 @@ def test_segments_and_credit_grow_with_the_rate() -> None:
     slow_back = [{"from": "b", "to": "a", "latency": "1 s"}]
     profile = profile_of(profile={"rate": "300 Mbit/s", "pairs": slow_back})
     assert profile.credit_bytes("a", "b") > 300e6 / 8  # the acknowledgement's way counts too
+
+
+def test_an_acknowledgement_waits_for_a_fifth_of_the_time_that_credit_lasts_beyond_a_round_trip() -> None:
+    far = Profile(rate_bps=300e6, latency_s=0.3)
+    assert far.ack_delay_s("a", "b") == pytest.approx(0.02)  # of 100 ms
+    window = Profile(rate_bps=300e6, latency_s=0.025, window_bytes=4 * 10**6)  # 107 ms, of which the round trip takes 50
+    assert window.ack_delay_s("a", "b") == pytest.approx((0.10667 - 0.05) / 5, rel=1e-3)
+    assert msgspec.structs.replace(window, window_bytes=10**6).ack_delay_s("a", "b") == 0.005  # no time at all
+    assert Profile().ack_delay_s("a", "b") == pytest.approx(0.02)
+
+
+def test_the_delay_is_that_of_the_direction_of_the_data() -> None:
+    pair = Pair("a", "b", has_rate=True, rate_bps=1e9)
+    profile = Profile(rate_bps=10e6, latency_s=0.01, window_bytes=5 * 10**6, pairs=(pair,))
+    assert profile.ack_delay_s("a", "b") == 0.005  # credit lasts for 40 ms, 20 of them beyond the round trip
+    assert profile.ack_delay_s("b", "a") == pytest.approx(0.02)
 
 
 def test_up_and_down_differ_and_a_rate_on_the_command_line_goes_over_both() -> None:
