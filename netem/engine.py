@@ -124,19 +124,20 @@ class Engine:
 
     def _arrived(self, name: str, parts: list[Frame]) -> None:
         """Check a frame. An invalid one is reported if it comes from a peer, and only counted otherwise."""
-        nbytes = sum(len(part) for part in parts)
         try:
             if len(parts) != 2:
                 raise ProtocolError(f"a frame of {len(parts)} parts in place of 2")
-            head, stamp_s = frames.unstamped(parts[0].bytes)
+            first = parts[0].bytes
+            head, stamp_s = frames.unstamped(first)
             header = frames.decode(head, max_tag_bytes=self._limits.max_tag_bytes)
             payload = parts[1].buffer
             frames.check_payload(header, payload.nbytes)
         except ProtocolError as error:
-            self.peers.refuse(name, nbytes)
+            self.peers.refuse(name, sum(len(part) for part in parts))
             if name in self.peers:
                 self._receiver.failed(ProtocolError(str(error), peer=name))
             return
+        nbytes = len(first) + payload.nbytes
         if header.run_id != self._run_id or not self.peers.may_meet(name):
             self.peers.refuse(name, nbytes)
             return

@@ -230,7 +230,7 @@ class Port:
     def _control(self, now: float) -> tuple[Lane, Segment, float] | None:
         for lane in self.lanes:
             link = lane.link
-            if lane.free_at > now:
+            if not (lane.urgent or link.ack_due <= now or link.must_repeat) or lane.free_at > now:
                 continue
             if link.must_repeat:
                 return self._turn(lane), link.repeat(), now
