@@ -96,9 +96,7 @@ def test_segments_and_credit_grow_with_the_rate() -> None:
 def test_an_acknowledgement_waits_for_a_fifth_of_the_time_that_credit_lasts_beyond_a_round_trip() -> None:
     far = Profile(rate_bps=300e6, latency_s=0.3)
     assert far.ack_delay_s("a", "b") == pytest.approx(0.02)  # of 100 ms
-    window = Profile(
-        rate_bps=300e6, latency_s=0.025, window_bytes=4 * 10**6
-    )  # 107 ms, 50 of them the round trip
+    window = Profile(rate_bps=300e6, latency_s=0.025, window_bytes=4 * 10**6)  # 107 ms, 50 of them the round trip
     assert window.ack_delay_s("a", "b") == pytest.approx((0.10667 - 0.05) / 5, rel=1e-3)
     assert msgspec.structs.replace(window, window_bytes=10**6).ack_delay_s("a", "b") == 0.005  # no time at all
     assert Profile().ack_delay_s("a", "b") == pytest.approx(0.02)
