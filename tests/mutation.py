@@ -40,8 +40,10 @@ GUARDS = {
     "netem/delay.py": [f"{NETEM}/test_delay.py"],
     "netem/frames.py": [f"{NETEM}/test_frames.py"],
     "netem/ingress.py": [f"{NETEM}/test_ingress.py", f"{NETEM}/test_fabric.py", f"{NETEM}/test_reshape.py"],
-    "netem/lane.py": [*(f"{NETEM}/test_{name}.py" for name in ("shaper", "reshape", "trust", "fabric", "link"))],
-    "netem/link.py": [f"{NETEM}/test_link.py", f"{NETEM}/test_reshape.py"],
+    "netem/lane.py": [
+        *(f"{NETEM}/test_{name}.py" for name in ("shaper", "reshape", "trust", "fabric", "link", "acknowledgement"))
+    ],
+    "netem/link.py": [*(f"{NETEM}/test_{name}.py" for name in ("link", "acknowledgement", "reshape"))],
     "netem/network.py": [f"{NETEM}/test_profile.py", f"{NETEM}/test_reshape.py"],
     "netem/peers.py": [f"{NETEM}/test_peers.py"],
     "netem/profile.py": [f"{NETEM}/test_profile.py", f"{NETEM}/test_network_schedule.py"],

@@ -8,6 +8,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import math
+import random
 from collections.abc import Callable
 from typing import Any
 
@@ -133,6 +134,17 @@ def message(nbytes: int, tag: bytes = b"", *, flow: int = 0, urgent: bool = Fals
 
 Fate = Callable[[], list[float]]
 """The delays with which a frame arrives: none if it is lost, several if it is repeated."""
+
+
+def bad(chance: random.Random, loss: float, repetition: float, disorder_s: float) -> Fate:
+    """A wire that loses and repeats frames with these probabilities, and delays them by up to `disorder_s`."""
+
+    def fate() -> list[float]:
+        if chance.random() < loss:
+            return []
+        return [chance.random() * disorder_s for _ in range(2 if chance.random() < repetition else 1)]
+
+    return fate
 
 
 class Wire:
