@@ -251,7 +251,7 @@ class Member:
             raise self._wrong(f"Go of generation {go.generation}, the roster is of {self.roster.generation}")
         if go.step != self._ready_step:
             raise self._wrong(f"Go for step {go.step}, this node is ready for {self._ready_step}")
-        if any(len(round_.weights) != len(self.roster.members) for round_ in go.rounds):
+        if any(len(round_.weights) != len(self.roster.members) for round_ in [*go.rounds, *go.begins]):
             raise self._wrong("a round whose weights do not fit the members")
         self.go = go
         self._rounds_left = [round_.round_id for round_ in go.rounds]

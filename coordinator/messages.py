@@ -18,7 +18,7 @@ from netem.changes import Change
 from netem.errors import ProtocolError
 from netem.schedule import Timed
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 COORDINATOR = "coordinator"  # the coordinator's name as an endpoint; no node may bear it
 RUN_ID = "isthmus"  # the same for all runs, so that a coordinator can tell a node that it has asked at the wrong run
 NODE_NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"
@@ -183,13 +183,17 @@ class Round(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 class Go(Message, frozen=True, kw_only=True):
-    """All members are ready: do the step after `step` steps on the contexts from `cursor` on, with these rounds in this
-    order."""
+    """All members are ready: do the step after `step` steps on the contexts from `cursor` on.
+
+    The members vote on `rounds` during the step, in this order. `begins` are rounds whose data starts to travel as the
+    step starts. They are among the `rounds` of a later step, or of this one.
+    """
 
     step: Count
     generation: Count
     cursor: Count
     rounds: Annotated[list[Round], msgspec.Meta(max_length=64)] = []
+    begins: Annotated[list[Round], msgspec.Meta(max_length=64)] = []
 
 
 class Alter(Message, frozen=True, kw_only=True):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from netem.schedule import Schedule
 
@@ -13,8 +13,10 @@ class RunPlan:
     """One run; `node.commands.coordinator` makes it from the whole configuration.
 
     Steps `start_step` to `steps`−1 are to be done, each on `batch` contexts, of which the first is `start_cursor`.
-    `rounds_for(step)` is a pure function that gives the kinds of averaging at the end of that step, in order. Nodes
-    must join with the same `config_digest`. `schedule` is the emulated network and its planned changes.
+    `rounds_for(step)` is a pure function that gives the kinds of averaging in that step, in order. `begins_for(step)`
+    gives the kinds whose data starts to travel as that step starts, and `ends_for(step)` those of them that are agreed
+    on in it, after its other rounds. Nodes must join with the same `config_digest`. `schedule` is the emulated network
+    and its planned changes.
     """
 
     run_name: str
@@ -23,6 +25,8 @@ class RunPlan:
     batch: int
     config_digest: str
     rounds_for: Callable[[int], Sequence[str]]
+    begins_for: Callable[[int], Sequence[str]] = field(default=lambda step: ())
+    ends_for: Callable[[int], Sequence[str]] = field(default=lambda step: ())
     schedule: Schedule
     start_step: int = 0
     start_cursor: int = 0

@@ -63,6 +63,12 @@ def previous_position(world: int, position: int) -> int:
     return (position - 1) % world
 
 
+def lengths_sent(n_elements: int, world: int, position: int) -> list[int]:
+    """The lengths of the shards that `position` sends in one all-reduce, hop by hop; an empty one is not sent."""
+    lengths = [shard.stop - shard.start for shard in shards(n_elements, world)]
+    return [lengths[hop.send_shard] for hop in schedule(world, position) if lengths[hop.send_shard]]
+
+
 def bytes_sent(n_elements: int, itemsize_bytes: int, world: int, position: int) -> int:
     """Payload bytes that `position` sends in one all-reduce.
 

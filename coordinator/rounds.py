@@ -3,7 +3,8 @@
 The members exchange the data among themselves; the coordinator only counts their votes (`Ballot`). A round is committed
 where all vote for it with equal digests. One vote against, one other digest or one late vote aborts it, and the reason
 names the member. This is two-phase commit without a log: the coordinator's decision is final, and a member that does
-not hear it ends its run. `StepRounds` numbers the rounds of a step and opens one after another.
+not hear it ends its run. `StepRounds` numbers the rounds of a step and opens one after another. A round may be named in
+an earlier step than the one in which the members vote on it: its data travels in between.
 """
 
 from __future__ import annotations
@@ -84,13 +85,26 @@ class StepRounds:
         self._timeout_s = timeout_s
         self._next_id = 0
         self._waiting: deque[Round] = deque()
+        self._begun: dict[str, Round] = {}
 
-    def number(self, kinds: Sequence[str], weights: Sequence[float]) -> list[Round]:
-        """The rounds of the next step, in order; `weights` are by rank. None of them is open yet."""
+    def begin(self, kinds: Sequence[str], weights: Sequence[float]) -> list[Round]:
+        """Rounds that begin to travel with the next step; `weights` are by rank. They are opened in the step whose
+        `number` says that they end there."""
+        rounds = self._named(kinds, weights)
+        self._begun |= {round_.kind: round_ for round_ in rounds}
+        return rounds
+
+    def number(self, kinds: Sequence[str], weights: Sequence[float], ends: Sequence[str] = ()) -> list[Round]:
+        """The rounds of the next step, in order: new ones, then those of `ends` that have begun to travel. None of them
+        is open yet. A round that never began, because the run was resumed after that step, does not end either."""
         assert not self._waiting
+        rounds = self._named(kinds, weights) + [self._begun.pop(kind) for kind in ends if kind in self._begun]
+        self._waiting.extend(rounds)
+        return rounds
+
+    def _named(self, kinds: Sequence[str], weights: Sequence[float]) -> list[Round]:
         rounds = [Round(round_id=self._next_id + i, kind=kind, weights=list(weights)) for i, kind in enumerate(kinds)]
         self._next_id += len(rounds)
-        self._waiting.extend(rounds)
         return rounds
 
     def open_next(self, peers: Iterable[str], step: int) -> bool:

@@ -260,11 +260,18 @@ class Run:
         self._barrier = Barrier(self._members, step, self._config.step_timeout_s)
 
     def _go(self) -> list[Action]:
-        rounds = self._rounds.number(self._plan.rounds_for(self.step), self.assignment.weights())
+        plan, step, weights = self._plan, self.step, self.assignment.weights()
+        begins = self._rounds.begin(plan.begins_for(step), weights)
+        rounds = self._rounds.number(plan.rounds_for(step), weights, plan.ends_for(step))
         self._open_round()
-        generation = self.membership.generation
-        cursor = self._plan.cursor_at(self.step)
-        return self._broadcast(Go(step=self.step, generation=generation, cursor=cursor, rounds=rounds))
+        go = Go(
+            step=step,
+            generation=self.membership.generation,
+            cursor=plan.cursor_at(step),
+            rounds=rounds,
+            begins=begins,
+        )
+        return self._broadcast(go)
 
     def _open_round(self) -> None:
         """Open the step's next round; where none is left, wait for the next barrier."""

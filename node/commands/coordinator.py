@@ -14,7 +14,7 @@ from netem.errors import ConfigError, RunAborted
 from netem.profile import resolve_schedule
 from node.config import Config, save_config
 from node.train.resume import check_can_start, log_changes, start_step
-from node.train.schedule import rounds_for
+from node.train.schedule import begins_for, ends_for, rounds_for
 
 log = logging.getLogger("isthmus.coordinator")
 
@@ -53,6 +53,8 @@ def _serve(config: Config) -> None:
         batch=config.train.batch,
         config_digest=config.digest(),
         rounds_for=lambda done: rounds_for(config, done + 1),
+        begins_for=lambda done: begins_for(config, done + 1),
+        ends_for=lambda done: ends_for(config, done + 1),
         start_step=done,
         start_cursor=done * config.train.batch,
         schedule=schedule,

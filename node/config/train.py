@@ -8,6 +8,7 @@ from msgspec import Meta
 
 from netem.config import Section
 from netem.errors import ConfigError
+from node.config.compress import FormatName
 
 
 class TrainConfig(Section, frozen=True, kw_only=True):
@@ -47,6 +48,29 @@ class TrainConfig(Section, frozen=True, kw_only=True):
             ge=1,
         ),
     ] = 20
+    sync_fragments: Annotated[
+        int,
+        Meta(
+            description="Fragments in which weights are averaged, each one once in train.sync_every steps and at a "
+            "step of its own. 1: all weights at once.",
+            ge=1,
+        ),
+    ] = 1
+    sync_delay: Annotated[
+        int,
+        Meta(
+            description="Steps under which an averaging of weights travels before its result is applied. 0: training "
+            "stops until it has come.",
+            ge=0,
+        ),
+    ] = 0
+    sync_format: Annotated[
+        FormatName,
+        Meta(
+            description="Number format in which changes of the weights are sent when they are averaged. What int8, "
+            "fp8, int4 and topk10 leave out is sent at the next time. Without effect where train.sync_every = 1."
+        ),
+    ] = "int8"
     outer_lr: Annotated[
         float,
         Meta(
@@ -68,6 +92,11 @@ class TrainConfig(Section, frozen=True, kw_only=True):
     ] = "stop"
     eval_batches: Annotated[int, Meta(description="Number of held-out batches in one evaluation.", ge=1)] = 8
 
+    @property
+    def streams(self) -> bool:
+        """Whether weights are averaged otherwise than all at once while training stops."""
+        return self.sync_fragments > 1 or self.sync_delay > 0
+
     def check(self, path: str) -> None:
         if self.batch % self.micro_batches:
             raise ConfigError(
@@ -83,9 +112,21 @@ class TrainConfig(Section, frozen=True, kw_only=True):
                 f"{path}eval_every = {self.eval_every}: expected a multiple of "
                 f"{path}sync_every = {self.sync_every}, so that agreed weights are evaluated"
             )
-        for key, plain in (("outer_lr", 1.0), ("outer_momentum", 0.0)):
+        for key, plain in (("outer_lr", 1.0), ("outer_momentum", 0.0), ("sync_fragments", 1), ("sync_delay", 0)):
             if self.sync_every == 1 and getattr(self, key) != plain:
+                what = "the outer step is taken" if key.startswith("outer") else "fragments are sent"
                 raise ConfigError(
                     f"{path}{key} = {getattr(self, key)}: expected {plain}, since {path}sync_every = 1 averages "
-                    f"gradients, and the outer step is taken where weights are averaged"
+                    f"gradients, and {what} where weights are averaged"
                 )
+        if self.sync_fragments > self.sync_every:
+            raise ConfigError(
+                f"{path}sync_fragments = {self.sync_fragments}: expected at most {path}sync_every = "
+                f"{self.sync_every}, so that each fragment has a step of its own"
+            )
+        turn = self.sync_every // self.sync_fragments
+        if self.sync_delay > turn:
+            raise ConfigError(
+                f"{path}sync_delay = {self.sync_delay}: expected at most {turn} ({path}sync_every / "
+                f"{path}sync_fragments), so that one fragment has arrived before the next begins"
+            )

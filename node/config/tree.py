@@ -49,6 +49,11 @@ class Config(Section, frozen=True, kw_only=True):
                 f"compress.remote_last_layers = {self.compress.remote_last_layers}: expected at most "
                 f"model.layers = {self.model.layers}, or 0 for all"
             )
+        if self.train.sync_fragments > self.model.layers:
+            raise ConfigError(
+                f"train.sync_fragments = {self.train.sync_fragments}: expected at most model.layers = "
+                f"{self.model.layers}, so that each fragment has a layer"
+            )
         if self.data.corpus == RECALL and self.model.chunks < RECALL_PARTS:
             raise ConfigError(
                 f"model.chunks = {self.model.chunks}: the recall probe asks for what lies a {RECALL_PARTS}th of the "

@@ -6,6 +6,7 @@ what arrives becomes a tensor over the buffer that it was received into. On a GP
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -29,6 +30,9 @@ from node.measure.spans import Kind, Record, Sent, Spans, Taken
 ROOM_POLL_S = 0.25
 """Interval at which a trainer that waits for room to send checks whether the run is over."""
 
+AVERAGING_FLOW = 1
+"""Shards share a link fairly with payloads, which would otherwise wait behind those that are queued."""
+
 
 class _Way(NamedTuple):
     """What the trainer does with messages of one kind, as spans."""
@@ -46,7 +50,9 @@ _RING = _Way(spans.SEND_SHARD, spans.ROOM_SHARD, spans.WAIT_SHARD)
 class Sender(Protocol):
     """The part of `netem.endpoint.Endpoint` that sends."""
 
-    def send(self, peer: str, tag: bytes, buffers: Sequence[memoryview] = (), *, timeout_s: float = 0.0) -> None: ...
+    def send(
+        self, peer: str, tag: bytes, buffers: Sequence[memoryview] = (), *, flow: int = 0, timeout_s: float = 0.0
+    ) -> None: ...
 
 
 class Wire:
@@ -63,6 +69,7 @@ class Wire:
         recorder: Spans | None = None,
     ) -> None:
         self.sent_bytes: Counter[str] = Counter()
+        self._counting = threading.Lock()  # shards of a round may be sent from a thread of their own
         self._sender = sender
         self._inbox = inbox
         self._members = members
@@ -119,11 +126,13 @@ class Wire:
 
     def _send(self, rank: int, tag: Tag, tensors: tuple[Tensor, ...], use: str) -> None:
         way = _way(tag)
+        flow = AVERAGING_FLOW if isinstance(tag, RingTag) else 0
         with self._span(way.send, tag):
             buffers = [as_buffer(tensor) for tensor in tensors]
             nbytes = sum(len(buffer) for buffer in buffers)
-            self.sent_bytes[use] += nbytes
-            send = partial(self._sender.send, self._members.peers[rank], encode_tag(tag), buffers)
+            with self._counting:
+                self.sent_bytes[use] += nbytes
+            send = partial(self._sender.send, self._members.peers[rank], encode_tag(tag), buffers, flow=flow)
             try:
                 send()
             except QueueFull:

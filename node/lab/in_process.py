@@ -27,7 +27,7 @@ from node.exchange.inbox import Members
 from node.exchange.passes import PassKey
 from node.exchange.payload import PayloadFormat
 from node.model.exchanged import ExchangedLlama
-from node.train.schedule import rounds_for
+from node.train.schedule import begins_for, ends_for, rounds_for
 from node.train.trainer import Metrics, Trainer
 from node.train.world import World, build_world
 
@@ -121,12 +121,26 @@ class MemoryWire:
         return shard
 
 
+_ROUNDS, _BEGUN = 16, 8
+"""Numbers of rounds for one step, and the first of them that is for rounds which begin to travel with it."""
+
+
 def go(config: Config, assignment: Assignment, done: int) -> Go:
     """The step after `done` steps, as a coordinator would begin it."""
-    weights = assignment.weights()
-    kinds = rounds_for(config, done + 1)
-    rounds = [Round(round_id=16 * done + place, kind=kind, weights=weights) for place, kind in enumerate(kinds)]
-    return Go(step=done, generation=1, cursor=done * config.train.batch, rounds=rounds)
+    step, weights = done + 1, assignment.weights()
+
+    def numbered(kinds: list[str], first: int) -> list[Round]:
+        return [Round(round_id=first + place, kind=kind, weights=weights) for place, kind in enumerate(kinds)]
+
+    # A round that travels has the number that the step gave it in which it began.
+    ends = numbered(ends_for(config, step), _ROUNDS * (step - config.train.sync_delay) + _BEGUN)
+    return Go(
+        step=done,
+        generation=1,
+        cursor=done * config.train.batch,
+        rounds=numbered(rounds_for(config, step), _ROUNDS * done) + ends,
+        begins=numbered(begins_for(config, step), _ROUNDS * done + _BEGUN),
+    )
 
 
 @dataclass

@@ -2,7 +2,8 @@
 
     outputs/<run>/checkpoint/step-000200/
         model.safetensors     the agreed weights and the basis (rank 0 writes it)
-        node-0.safetensors    that node's weights, basis, optimizer moments, the outer step's momentum, and the second
+        node-0.safetensors    that node's weights, basis and optimizer moments; the outer step's momentum, the agreed
+                              weights and what averaging has left out so far (`node.train.agreed`), and the second
                               moments of K and V that the next refresh of the basis will need, where there are such
                               (each node writes its own)
         COMPLETE.json         written last, by the coordinator, when every node has saved (`coordinator.records.folder`)
@@ -23,16 +24,13 @@ from netem.errors import ConfigError
 from node.model.exchanged import ExchangedLlama
 from node.subspace.basis import Moments
 from node.subspace.codec import Codec
+from node.train.agreed import AgreedWeights
 from node.train.basis import restore_basis
 from node.train.finite import require_finite
-from node.train.outer import OuterStep
 from node.train.tensor_files import CORPUS, MODEL, read_sound, vocab_size_in, write_tensors
 
 _RUNNING = "running."
 """Before the layer and kind of a running second moment."""
-
-_VELOCITY = "outer.velocity"
-"""The outer step's momentum, of all weights in a row."""
 
 _OTHER_MODEL = "it was made with other [model] or [compress] settings"
 
@@ -54,7 +52,7 @@ class Checkpoints:
         model: ExchangedLlama,
         optimizer: torch.optim.Optimizer,
         running: Moments | None = None,
-        outer: OuterStep | None = None,
+        agreed: AgreedWeights | None = None,
     ) -> None:
         """Write this node's part of the checkpoint after `step` steps.
 
@@ -66,24 +64,24 @@ class Checkpoints:
         moments = _optimizer_tensors(model, optimizer)
         for (layer, kind), moment in (running or {}).items():
             moments[f"{_RUNNING}{layer}.{kind}"] = moment.cpu().contiguous()
-        if outer is not None and outer.velocity is not None:
-            moments[_VELOCITY] = outer.velocity
+        if agreed is not None:
+            moments |= agreed.state()
         require_finite({**weights, **moments}, f"step {step}: no checkpoint")
         about = {"step": str(step)} | ({CORPUS: self._corpus} if self._corpus else {})
         if self._rank == 0:
-            write_tensors(weights, folder / MODEL, about)
+            write_tensors(weights | (agreed.named() if agreed else {}), folder / MODEL, about)
         write_tensors({**weights, **moments}, folder / _part(self._rank), about)
 
     def load(
-        self, step: int, model: ExchangedLlama, optimizer: torch.optim.Optimizer, outer: OuterStep | None = None
+        self, step: int, model: ExchangedLlama, optimizer: torch.optim.Optimizer, agreed: AgreedWeights | None = None
     ) -> Moments:
         """Load this node's part of the checkpoint after `step` steps; returns its running second moments, if any.
         Raises `ConfigError` where it is not there, is not finite, or is of another step or corpus."""
         tensors = read_sound(checkpoint_folder(self._run_folder, step) / _part(self._rank), self._corpus)
         load_weights(model, tensors)
         _load_optimizer(model, optimizer, tensors)
-        if outer is not None and outer.has_momentum:
-            outer.velocity = _velocity(model, tensors)
+        if agreed is not None:
+            agreed.load(tensors)
         return _running_moments(model, tensors)
 
 
@@ -164,15 +162,6 @@ def _load_optimizer(model: ExchangedLlama, optimizer: torch.optim.Optimizer, ten
                     raise ConfigError(f"checkpoint: optimizer.{key}.{name} is {tuple(saved.shape)}: {_OTHER_MODEL}")
                 place = torch.device("cpu") if key == "step" else parameter.device
                 optimizer.state[parameter][key] = saved.to(place)
-
-
-def _velocity(model: ExchangedLlama, tensors: dict[str, Tensor]) -> Tensor:
-    elements = sum(parameter.numel() for parameter in model.parameters())
-    saved = tensors.get(_VELOCITY)
-    if saved is None or saved.shape != (elements,):
-        found = "missing" if saved is None else tuple(saved.shape)
-        raise ConfigError(f"checkpoint: {_VELOCITY} is {found}, train.outer_momentum wants ({elements},)")
-    return saved
 
 
 def _running_moments(model: ExchangedLlama, tensors: dict[str, Tensor]) -> Moments:

@@ -16,7 +16,10 @@ from node.config import TrainConfig
 
 
 class OuterStep:
-    """One momentum for all weights, as flat as they are averaged. It is None until it is needed."""
+    """One momentum for all weights, as flat as they are averaged. It is None until it is needed.
+
+    Where weights are averaged in fragments, each one takes its part of the momentum when its turn comes.
+    """
 
     def __init__(self, train: TrainConfig) -> None:
         self.velocity: Tensor | None = None
@@ -28,11 +31,14 @@ class OuterStep:
         """Whether the next step depends on earlier ones, so that a checkpoint must hold the momentum."""
         return self._momentum > 0.0
 
-    def __call__(self, change: Tensor) -> Tensor:
-        """What to add to the agreed weights for this mean change of the nodes' weights, [parameters] in float32."""
+    def __call__(self, change: Tensor, elements: int, part: slice) -> Tensor:
+        """What to add to the agreed weights `part` of all `elements`, for this mean change of the nodes' weights there,
+        in float32."""
         # Each product and each sum is rounded by itself: a fused multiply-add, which not every machine has, would
         # give other bits.
         if self.has_momentum:
-            self.velocity = change.clone() if self.velocity is None else self.velocity.mul_(self._momentum).add_(change)
-            change = change + self.velocity * self._momentum
+            if self.velocity is None:
+                self.velocity = change.new_zeros(elements)
+            velocity = self.velocity[part].mul_(self._momentum).add_(change)
+            change = change + velocity * self._momentum
         return change if self._lr == 1.0 else change * self._lr

@@ -24,8 +24,10 @@ def rounds_for(config: Config, step: int) -> list[str]:
     The step after the warm start begins with the basis: the activations' moments are summed, ranks are chosen if there
     is a budget for them, and rank 0's basis is copied to all. A refresh does so again, with the ranks as they are. With
     sync_every = 1 gradients are averaged in each step (exact context parallelism), otherwise weights every sync_every
-    steps, at the end of the warm start, and at the end. Steps that are not finite are skipped by all nodes or by none:
-    where gradients are averaged all nodes see the same one, otherwise a round of one number tells them.
+    steps, at the end of the warm start, and at the end. Where weights are averaged in fragments, each of them has
+    its own turn; those that travel under the steps are not here, but in `begins_for` and `ends_for`. Steps that are not
+    finite are skipped by all nodes or by none: where gradients are averaged all nodes see the same one, otherwise a
+    round of one number tells them.
     """
     rounds = []
     first = config.compressed_layers > 0 and step == config.warmup_steps + 1
@@ -38,9 +40,56 @@ def rounds_for(config: Config, step: int) -> list[str]:
         rounds.append(GRADIENTS)
     elif config.train.nonfinite == "skip":
         rounds.append(FINITE)
-    if every > 1 and (step % every == 0 or step in (config.warmup_steps, config.train.steps)):
+    if every > 1 and (closes(config, step) or (step % every == 0 and not config.train.streams)):
         rounds.append(WEIGHTS)
-    return rounds
+    return rounds if config.train.sync_delay else rounds + _due(config, step)
+
+
+def begins_for(config: Config, step: int) -> list[str]:
+    """The fragments that begin to travel at the start of `step`, under whose computation they are on their way."""
+    ends = step + config.train.sync_delay - 1
+    return ends_for(config, ends) if config.train.sync_delay else []
+
+
+def ends_for(config: Config, step: int) -> list[str]:
+    """The fragments that have travelled under the steps before, and are agreed on and applied at the end of `step`."""
+    return _due(config, step) if config.train.sync_delay else []
+
+
+def _due(config: Config, step: int) -> list[str]:
+    """The fragment of the weights that is applied at the end of `step`, if any.
+
+    In each interval of sync_every steps every fragment has its turn, the last one at the interval's end. None has its
+    turn where all weights are averaged while it would travel, or have just been when it would begin. So nothing is
+    under way at a checkpoint, whose step ends an interval or the run.
+    """
+    train = config.train
+    if train.sync_every == 1 or not train.streams:
+        return []
+    place = step % train.sync_every or train.sync_every
+    turns = [turn * train.sync_every // train.sync_fragments for turn in range(1, train.sync_fragments + 1)]
+    if place not in turns or any(closes(config, past) for past in range(step - train.sync_delay, step + 1)):
+        return []
+    return [fragment_kinds(config)[turns.index(place)]]
+
+
+def closes(config: Config, step: int) -> bool:
+    """Whether the nodes' weights become equal at the end of `step` because something needs equal weights: the start,
+    the end of the warm start, a new basis, and the end."""
+    return step in (0, config.warmup_steps, config.train.steps) or refreshes(config, step + 1)
+
+
+def fragment_kinds(config: Config) -> list[str]:
+    """The kinds of round that average one fragment of the weights, by fragment (`node.train.fragments`)."""
+    count = config.train.sync_fragments
+    return [f"fragment {index} of {count}" for index in range(1, count + 1)]
+
+
+def format_of(config: Config, step: int) -> str:
+    """The format of the averaging of weights in `step`. What a format with few bits has left out for the next time is
+    not left out where weights must be equal: there it is sent whole."""
+    form = config.train.sync_format
+    return "float32" if closes(config, step) and form not in ("float32", "bfloat16") else form
 
 
 def refreshes(config: Config, step: int) -> bool:

@@ -22,11 +22,11 @@ from node.model.exchanged import ExchangedLlama
 from node.subspace.basis import MomentProbe, Moments, digest
 from node.subspace.energy import EnergyReport
 from node.train import basis
+from node.train.agreed import AgreedWeights
 from node.train.averaging import flatten, unflatten_into
 from node.train.evaluate import heldout_loss
 from node.train.finite import StepGuard, poison, require_finite
 from node.train.optimizer import clip_gradients, make_optimizer, set_learning_rate
-from node.train.outer import OuterStep
 from node.train.passes import loss_sum
 from node.train.schedule import (
     BASIS,
@@ -34,7 +34,6 @@ from node.train.schedule import (
     GRADIENTS,
     MOMENTS,
     RANKS,
-    WEIGHTS,
     evaluates,
     learning_rate,
     pass_spec,
@@ -75,16 +74,14 @@ class Trainer:
         self._config = config
         self._task = task
         self._parameters = list(model.parameters())
-        self._agreed = flatten(self._parameters)
-        self._outer = OuterStep(config.train)
+        self._agreed = AgreedWeights(config, model)
         self._guard = StepGuard(config.train)
         self._running = basis.RunningMoments(config.compress.refresh_decay)
         self._digests: dict[str, str] = {}  # must be equal on all nodes, which the next barrier compares
 
     def resume(self, world: World, step: int) -> None:
         """Load this run's checkpoint after `step` steps."""
-        self._running.total = world.checkpoints.load(step, self.model, self.optimizer, self._outer)
-        self._agreed = flatten(self._parameters)
+        self._running.total = world.checkpoints.load(step, self.model, self.optimizer, self._agreed)
         self.done = step
 
     def run(self, world: World, session: StepSession, meter: Meter) -> None:
@@ -94,6 +91,7 @@ class Trainer:
         before its last step.
         """
         metrics = None
+        self._agreed.drop()
         self._digests = self._common_digests()
         meter.begin(self.done + 1)
         while isinstance(go := self._next(world, session, metrics), Go):
@@ -113,10 +111,10 @@ class Trainer:
             return session.ready(self.done, metrics, self._digests)
 
     def _save(self, world: World, session: StepSession) -> None:
-        world.checkpoints.save(self.done, self.model, self.optimizer, self._running.total, self._outer)
+        world.checkpoints.save(self.done, self.model, self.optimizer, self._running.total, self._agreed)
         session.saved(self.done)
         if "weights" not in self._digests:  # an averaging of weights has just taken it
-            self._digests["weights"] = digest([flatten(self._parameters)])
+            self._digests["weights"] = digest([self._common_weights()])
 
     def step(self, world: World, go: Go) -> Metrics:
         """One optimizer step, with the averaging rounds that the coordinator has named."""
@@ -127,6 +125,8 @@ class Trainer:
         metrics: Metrics = {}
         if BASIS in rounds:
             metrics |= self._take_basis(world, rounds, go.cursor, number)
+        for entry in go.begins:
+            self._agreed.begin(world.averager, entry, number)
 
         contexts = sampler.contexts(go.cursor)
         probe = MomentProbe(self.model.ranks.groups) if samples_moments(config, number) else None
@@ -146,8 +146,9 @@ class Trainer:
                 self.optimizer.step()
             if probe is not None:
                 self._running.add(probe.moments)
-        if WEIGHTS in rounds:
-            self._average_weights(world, number, rounds[WEIGHTS])
+        for entry in go.rounds:
+            if self._agreed.averages(entry.kind):
+                self._digests["weights"] = self._agreed.average(world.averager, entry, number)
         metrics |= {"loss_sum": loss.item(), "tokens": tokens * world.share, "grad_norm": float(norm), "lr": lr}
         if not takes:
             metrics["skipped"] = 1.0
@@ -187,10 +188,8 @@ class Trainer:
             metrics = {f"layer{layer}_{kind}_rank": float(chosen) for (layer, kind), chosen in ranks.items()}
         basis.share_basis(self.model, moments, rank, averager, rounds[BASIS].round_id, refresh)
         self._digests["basis"] = basis.basis_digest(self.model)
-        # A learned subspace starts here, with weights that are equal on all nodes. The momentum so far is that of the
-        # weights before, and does not fit any more.
-        if config.compress.subspace == "learned":
-            self._agreed, self._outer.velocity = flatten(self._parameters), None
+        if config.compress.subspace == "learned":  # it starts here, with weights that are equal on all nodes
+            self._agreed.restart()
         return metrics | basis.energies(self.model, moments)
 
     def _settle_gradients(
@@ -219,21 +218,14 @@ class Trainer:
         else:
             torch._foreach_mul_(gradients, 1.0 / world.share)
 
-    def _average_weights(self, world: World, number: int, entry: Round) -> None:
-        """W ← W₀ + outer step of Σ wᵢ (Wᵢ − W₀), with W₀ the last agreed weights. The differences are sent."""
-        weight = entry.weights[world.rank]
-        change = (flatten(self._parameters) - self._agreed) * weight
-        self._agreed += self._outer(world.averager.total(entry.round_id, change))
-        require_finite({"their average": self._agreed}, f"step {number}: no agreed weights")
-        with torch.no_grad():
-            unflatten_into(self._agreed, self._parameters)
-        self._digests["weights"] = digest([self._agreed])
-
     def _common_digests(self) -> dict[str, str]:
         """The digests of all that the nodes must have in common when they begin a generation."""
-        agreed = self._agreed if self._config.train.sync_every > 1 else flatten(self._parameters)
-        digests = {"corpus": self._task.fingerprint, "weights": digest([agreed])}
+        digests = {"corpus": self._task.fingerprint, "weights": digest([self._common_weights()])}
         return digests | ({"basis": basis.basis_digest(self.model)} if self.done else {})
+
+    def _common_weights(self) -> Tensor:
+        """The weights that all nodes have in common now."""
+        return self._agreed.vector if self._config.train.sync_every > 1 else flatten(self._parameters)
 
     def _sampler(self, chunk_tokens: int, seed: int | None = None) -> Sampler:
         config = self._config

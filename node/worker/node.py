@@ -115,6 +115,7 @@ def _take_part(
         raise
     finally:
         session.leave()
+        builder.close()
         for peer in endpoint.counters():
             if peer != COORDINATOR:
                 endpoint.forget(peer)  # the run is over: what a member has not acknowledged, it does not need

@@ -13,7 +13,7 @@ from node.exchange.inbox import Inbox, Members
 from node.exchange.payload import PayloadFormat
 from node.exchange.wire import Wire
 from node.measure.spans import Spans
-from node.train.averaging import VotingSession
+from node.train.averaging import Averager, VotingSession
 from node.train.world import World, build_world
 from node.worker.machine import Machine
 from node.worker.meter import Meter, Plan
@@ -49,13 +49,15 @@ class WorldBuilder:
         self._flops = flops
         self._spans = Spans()
         self._dialled: Mapping[str, str] = {}
+        self._averager: Averager | None = None  # of the world that was built last
 
     def build(self, rank: int, roster: Roster) -> tuple[World, Meter]:
-        """The world of `roster`, as seen from `rank`, and its meter.
+        """The world of `roster`, as seen from `rank`, and its meter. The world before is closed.
 
         Members are dialled, and those that are gone are forgotten. The inbox drops what it held of the world before. A
         node that is alone has no wire.
         """
+        self.close()  # before its thread could send anything in the new generation
         entries = sorted(roster.members, key=lambda member: member.rank)
         peers = tuple(member.peer for member in entries)
         members = Members(roster.generation, Assignment(roster.assignment), rank, peers)
@@ -66,8 +68,15 @@ class WorldBuilder:
         alone = len(peers) == 1
         wire = None if alone else Wire(self._endpoint, self._inbox, members, self._payload, self._timeout_s, spans)
         world = build_world(members, self._payload, wire, self._session, folder, self._corpus, spans)
+        self._averager = world.averager
         plan = Plan(partial(self._flops, world.exchange.own), frozenset(self._config.traced()), folder)
         return world, Meter(spans, wire, self._endpoint.counters, members, self._machine, plan)
+
+    def close(self) -> None:
+        """Wait until the last world's averaging has ended; its generation or the run must be over."""
+        if self._averager is not None:
+            self._averager.close()
+            self._averager = None
 
     def _dial(self, addresses: Mapping[str, str]) -> None:
         for peer in self._dialled.keys() - addresses.keys():

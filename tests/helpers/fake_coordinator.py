@@ -170,10 +170,8 @@ class Wire:
         if member.state is State.DONE:
             self.say(name, Leave())
         elif member.state is State.RUNNING:
-            voted = member.committed if member.committed is not None else -1
-            rounds = [r.round_id for r in member.go.rounds if r.round_id > voted] if member.go else []
-            if rounds:
-                self.say(name, Vote(round_id=rounds[0], ok=True, digest="same"))
+            if member._rounds_left:
+                self.say(name, Vote(round_id=member._rounds_left[0], ok=True, digest="same"))
             else:
                 step = member.go.step + 1 if member.go else self.plan.start_step
                 metrics = {"tokens": 8.0, "loss_sum": 2.0} if member.go else {}

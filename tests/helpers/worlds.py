@@ -40,7 +40,14 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "warmup_share": 0.5,
         "calibration_batches": 2,
     },
-    "train": {"batch": 2, "steps": 6, "lr_warmup_steps": 2, "lr": 1e-2, "eval_batches": 2},
+    "train": {
+        "batch": 2,
+        "steps": 6,
+        "lr_warmup_steps": 2,
+        "lr": 1e-2,
+        "eval_batches": 2,
+        "sync_format": "float32",  # what is averaged, to the last bits
+    },
 }
 
 WORLDS = {
@@ -164,5 +171,7 @@ class LoopSender:
     def __init__(self, loop: Loop, members: Members) -> None:
         self._loop, self._members = loop, members
 
-    def send(self, peer: str, tag: bytes, buffers: Sequence[memoryview] = (), *, timeout_s: float = 0.0) -> None:
+    def send(
+        self, peer: str, tag: bytes, buffers: Sequence[memoryview] = (), *, flow: int = 0, timeout_s: float = 0.0
+    ) -> None:
         self._loop.hand_over(self._members, peer, tag, b"".join(buffers))

@@ -137,6 +137,50 @@ def test_rounds_come_in_order_with_weights_by_owned_chunks() -> None:
     assert wire.outcome == (True, "")
 
 
+def test_a_round_is_named_in_the_step_in_which_it_begins_and_opened_in_that_in_which_it_ends() -> None:
+    """The second one begins and ends in the same step. Its other rounds come first."""
+    begins, ends = {0: ["a"], 2: ["b"]}, {2: ["a", "b"]}
+    wire = Wire(
+        config(chunks_per_node=(3, 1)),
+        plan(
+            rounds_for=lambda step: ["finite"],
+            begins_for=lambda step: begins.get(step, []),
+            ends_for=lambda step: ends.get(step, []),
+        ),
+    )
+    wire.enter("node-0")
+    wire.enter("node-1")
+    wire.play()
+    gos = told(wire, "node-0", Go)
+    assert [[(r.round_id, r.kind) for r in go.begins] for go in gos] == [[(0, "a")], [], [(3, "b")]]
+    assert [[(r.round_id, r.kind) for r in go.rounds] for go in gos] == [
+        [(1, "finite")],
+        [(2, "finite")],
+        [(4, "finite"), (0, "a"), (3, "b")],
+    ]
+    assert gos[0].begins[0].weights == gos[2].rounds[1].weights == [0.75, 0.25]
+    assert [commit.round_id for commit in told(wire, "node-1", Commit)] == [1, 2, 4, 0, 3]
+    assert wire.outcome == (True, "")
+
+
+def test_a_round_that_began_before_the_run_was_resumed_does_not_end() -> None:
+    kinds = {11: ["a"]}
+    wire = started(steps=13, start_step=10, ends_for=lambda step: kinds.get(step, []))
+    wire.play()
+    assert [go.rounds for go in told(wire, "node-0", Go)] == [[], [], []]
+    assert wire.outcome == (True, "")
+
+
+def test_a_node_that_is_lost_while_a_round_is_on_its_way_ends_it_for_all() -> None:
+    wire = started(steps=4, begins_for=lambda step: ["a"][step:], ends_for=lambda step: ["a"] if step == 2 else [])
+    wire.play(until=1)
+    assert told(wire, "node-0", Go)[0].begins
+    wire.kill("node-1")
+    wire.advance(200)
+    assert "node-1" in told(wire, "node-0", Stop)[0].reason
+    assert told(wire, "node-0", Commit) == []
+
+
 @pytest.mark.parametrize(
     ("votes", "reason"),
     [

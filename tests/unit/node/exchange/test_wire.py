@@ -35,7 +35,9 @@ class Full:
         self.sent: list[str] = []
         self.asked = threading.Event()
 
-    def send(self, peer: str, tag: bytes, buffers: Sequence[memoryview] = (), *, timeout_s: float = 0.0) -> None:
+    def send(
+        self, peer: str, tag: bytes, buffers: Sequence[memoryview] = (), *, flow: int = 0, timeout_s: float = 0.0
+    ) -> None:
         if self.refusals:
             self.refusals -= 1
             self.asked.set()

@@ -36,7 +36,7 @@ def test_every_rank_has_the_same_bits_and_they_are_the_sum(
     monkeypatch.setattr(averaging, "BUCKET_ELEMENTS", 30)
 
     def work(rank: int, wire: ThreadWire) -> tuple[Tensor, int]:
-        return all_reduce(vector(rank, length), rank, world_size, wire, 7), wire.sent_bytes["averaging"]
+        return all_reduce(vector(rank, length), rank, world_size, wire, 7).total, wire.sent_bytes["averaging"]
 
     results = run_ranks(world_size, work)
     assert_sums([total for total, _ in results], length)
@@ -48,7 +48,7 @@ def test_every_rank_has_the_same_bits_and_they_are_the_sum(
 def test_over_real_wires() -> None:
     """Shards go as tags and buffers, and arrive in memory of their own."""
     loop = Loop(tiny_config(), WORLDS["4"])
-    found = run_ranks(4, lambda rank, _: all_reduce(vector(rank, 50), rank, 4, loop.wires[rank], 3))
+    found = run_ranks(4, lambda rank, _: all_reduce(vector(rank, 50), rank, 4, loop.wires[rank], 3).total)
     assert_sums(found, 50)
 
 
@@ -66,7 +66,7 @@ def test_the_own_vector_and_what_was_sent_stay_as_they_are() -> None:
 
     def work(rank: int, wire: ThreadWire) -> None:
         watchful, own = Watchful(wire._post, rank), vector(rank, 40)
-        total = all_reduce(own, rank, 3, watchful, 7)
+        total = all_reduce(own, rank, 3, watchful, 7).total
         total.zero_()
         assert torch.equal(own, vector(rank, 40))
         assert all(torch.equal(*pair) for pair in watchful.sent)

@@ -23,6 +23,7 @@ from node.train.outer import OuterStep
 from node.train.trainer import Trainer
 
 CHANGES = [torch.randn(50, generator=torch.Generator().manual_seed(seed)) for seed in range(6)]
+WHOLE = slice(0, 50)
 
 
 def outer_config(lr: float = 0.7, momentum: float = 0.9, **settings: int) -> Config:
@@ -41,7 +42,7 @@ def test_it_is_nesterov_as_torch_has_it(lr: float, momentum: float) -> None:
     sgd = torch.optim.SGD([parameter], lr=lr, momentum=momentum, nesterov=momentum > 0)
     agreed = torch.zeros(50)
     for change in CHANGES:
-        agreed += outer(change)
+        agreed += outer(change, 50, WHOLE)
         parameter.grad = -change
         sgd.step()
     torch.testing.assert_close(agreed, parameter.detach(), rtol=1e-6, atol=1e-6)
@@ -51,7 +52,7 @@ def test_it_is_nesterov_as_torch_has_it(lr: float, momentum: float) -> None:
 def test_rate_1_without_momentum_is_plain_averaging_to_the_bit() -> None:
     outer = OuterStep(TrainConfig())
     for change in CHANGES:
-        assert torch.equal(outer(change), change)
+        assert torch.equal(outer(change, 50, WHOLE), change)
     assert outer.velocity is None
 
 
@@ -59,9 +60,9 @@ def test_what_the_round_gave_stays_as_it_is() -> None:
     """The vector that was voted on is not ours to write to, and no later step changes what an earlier one gave."""
     outer = OuterStep(TrainConfig(outer_lr=1.0, outer_momentum=0.9))
     given = [change.clone() for change in CHANGES]
-    steps = [outer(change) for change in given]
+    steps = [outer(change, 50, WHOLE) for change in given]
     kept = [step.clone() for step in steps[:1]]
-    outer(CHANGES[0])
+    outer(CHANGES[0], 50, WHOLE)
     assert all(torch.equal(*pair) for pair in zip(given, CHANGES, strict=True))
     assert torch.equal(steps[0], kept[0])
 
@@ -136,9 +137,9 @@ def test_an_aborted_round_leaves_weights_and_momentum(tmp_path: Path) -> None:
         here = make_world(payload, WORLDS["1"], wire, Session(shared, rank), tmp_path)
         for done in range(3):
             trainer.step(here, go(config, Assignment(WORLDS["1"]), done))
-        agreed = trainer._agreed.clone()
-        assert trainer._outer.velocity is not None
-        velocity = trainer._outer.velocity.clone()
+        agreed = trainer._agreed.vector.clone()
+        assert trainer._agreed.outer.velocity is not None
+        velocity = trainer._agreed.outer.velocity.clone()
 
         def against(*_: object) -> None:
             raise RuntimeError("aborted")
@@ -146,7 +147,7 @@ def test_an_aborted_round_leaves_weights_and_momentum(tmp_path: Path) -> None:
         here.averager._session = type("Session", (), {"vote": against})()
         with pytest.raises(RuntimeError, match="aborted"):
             trainer.step(here, go(config, Assignment(WORLDS["1"]), 3))
-        assert torch.equal(trainer._agreed, agreed)
-        assert torch.equal(trainer._outer.velocity, velocity)
+        assert torch.equal(trainer._agreed.vector, agreed)
+        assert torch.equal(trainer._agreed.outer.velocity, velocity)
 
     run_ranks(1, work)

@@ -7,8 +7,19 @@ from typing import Any
 import pytest
 from helpers.worlds import tiny_config
 
+from netem.errors import ConfigError
 from node.exchange.passes import PassSpec
-from node.train.schedule import evaluates, learning_rate, pass_spec, rounds_for, saves
+from node.train.schedule import (
+    begins_for,
+    closes,
+    ends_for,
+    evaluates,
+    format_of,
+    learning_rate,
+    pass_spec,
+    rounds_for,
+    saves,
+)
 
 
 def rounds(steps: int = 8, warmup_steps: int = 3, sync_every: int = 4, **compress: Any) -> list[list[str]]:
@@ -50,6 +61,87 @@ def test_without_compression_there_is_no_basis_and_no_warm_start(mode: str) -> N
     assert rounds(steps=5, mode=mode) == [[], [], [], ["weights"], ["weights"]]
     config = tiny_config(compress={"mode": mode})
     assert pass_spec(config, 1) == PassSpec(8, False)
+
+
+def fragments_of(steps: int = 14, compress: dict[str, Any] | None = None, **train: Any) -> list[tuple[int, int, str]]:
+    """When each fragment begins and ends, by its end. Where it does not travel, both are the same step."""
+    config = tiny_config(
+        train={"steps": steps, "sync_every": 6, "sync_fragments": 2, **train}, compress=compress or {"mode": "dense"}
+    )
+    every = config.train.sync_every
+    under_way: dict[str, int] = {}
+    found = []
+    for step in range(1, steps + 1):
+        for kind in begins_for(config, step):
+            assert not under_way, "one fragment is under way at a time"
+            under_way[kind] = step
+        found += [(step, step, kind) for kind in rounds_for(config, step) if kind.startswith("fragment")]
+        found += [(under_way.pop(kind), step, kind) for kind in ends_for(config, step)]
+        assert not under_way or (step % every and not closes(config, step)), "a checkpoint may be here"
+    assert not under_way
+    return found
+
+
+def test_each_fragment_has_a_turn_of_its_own() -> None:
+    one, two = "fragment 1 of 2", "fragment 2 of 2"
+    assert fragments_of() == [(3, 3, one), (6, 6, two), (9, 9, one), (12, 12, two)]
+    assert fragments_of(sync_delay=2) == [(2, 3, one), (5, 6, two), (8, 9, one), (11, 12, two)]
+    assert fragments_of(sync_delay=3) == [(4, 6, two), (7, 9, one), (10, 12, two)]  # nothing is learned before step 1
+    assert fragments_of(sync_fragments=1, sync_delay=1) == [(6, 6, "fragment 1 of 1"), (12, 12, "fragment 1 of 1")]
+    uneven = fragments_of(21, sync_every=7, sync_fragments=3, sync_delay=2)
+    assert [(begin, end) for begin, end, _ in uneven] == [
+        (3, 4),
+        (6, 7),
+        (8, 9),
+        (10, 11),
+        (13, 14),
+        (15, 16),
+        (17, 18),
+    ]
+
+
+def test_all_weights_are_averaged_where_they_must_be_equal_and_no_fragment_crosses_that() -> None:
+    """The warm start ends after 4 steps, the basis is refreshed after 16, the run ends after 20."""
+    compress = {"warmup_steps": 4, "refresh_every": 6}
+    config = tiny_config(train={"steps": 20, "sync_every": 6, "sync_fragments": 2, "sync_delay": 2}, compress=compress)
+    assert [step for step in range(1, 21) if "weights" in rounds_for(config, step)] == [4, 12, 18, 20]
+    assert [(begin, end) for begin, end, _ in fragments_of(20, compress, sync_delay=2)] == [
+        (2, 3),
+        (8, 9),
+        (14, 15),
+    ]
+    assert [step for step in range(21) if closes(config, step)] == [0, 4, 12, 18, 20]
+
+
+@pytest.mark.parametrize("fragments", range(1, 4))
+@pytest.mark.parametrize("every", range(3, 12))
+def test_no_setting_has_two_fragments_under_way(every: int, fragments: int) -> None:
+    for delay in range(every // fragments + 1):
+        found = fragments_of(40, sync_every=every, sync_fragments=fragments, sync_delay=delay)
+        assert all(end - begin == max(delay, 1) - 1 for begin, end, _ in found)
+        assert bool(found) == (fragments > 1 or delay > 0)
+
+
+def test_what_a_format_leaves_out_is_sent_where_weights_must_be_equal() -> None:
+    for form, last in (("bfloat16", "bfloat16"), ("int8", "float32"), ("topk10", "float32")):
+        config = tiny_config(train={"steps": 9, "sync_every": 4, "sync_format": form}, compress={"mode": "dense"})
+        assert [format_of(config, step) for step in (4, 8, 9)] == [form, form, last]
+
+
+@pytest.mark.parametrize(
+    ("train", "message"),
+    [
+        ({"sync_every": 1, "sync_delay": 1}, r"train\.sync_delay = 1: expected 0, since train\.sync_every = 1"),
+        ({"sync_every": 1, "sync_fragments": 2}, r"train\.sync_fragments = 2: expected 1, since train\.sync_every = 1"),
+        ({"sync_every": 2, "sync_fragments": 3}, r"train\.sync_fragments = 3: expected at most train\.sync_every = 2"),
+        ({"sync_every": 7, "sync_fragments": 2, "sync_delay": 4}, r"train\.sync_delay = 4: expected at most 3 "),
+        ({"sync_every": 8, "sync_fragments": 4}, r"train\.sync_fragments = 4: expected at most model\.layers = 3"),
+    ],
+    ids=str,
+)
+def test_fragments_that_do_not_fit_are_refused(train: dict[str, int], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        tiny_config(train=train)
 
 
 def test_the_warm_start_has_short_chunks_and_sends_them_whole() -> None:

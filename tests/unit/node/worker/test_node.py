@@ -14,6 +14,7 @@ from netem.counters import LinkCounters
 from netem.errors import ConfigError, GenerationOver, ProtocolError, RunAborted
 from node.exchange.inbox import Inbox
 from node.exchange.payload import PayloadFormat
+from node.train.ring_formats import FLOAT32
 from node.worker.machine import Machine
 from node.worker.node import Place, _train
 from node.worker.world_builder import WorldBuilder
@@ -37,6 +38,9 @@ class Endpoint:
 
     def set_generation(self, generation: int) -> None:
         self.asked.append(("generation", generation))
+
+    def send(self, peer: str, tag: bytes, buffers: Any, *, flow: int, timeout_s: float = 0.0) -> None:
+        self.asked.append(("send", peer))
 
     def connect(self, peer: str, address: str) -> None:
         self.asked.append(("connect", peer, address))
@@ -84,6 +88,26 @@ def test_each_world_has_its_own_members_and_what_lasts_is_told_of_the_change() -
     assert endpoint.asked == [("generation", 7), ("forget", "cyd~1")]
     assert alone.share == 1.0
     assert inbox.admit("cyd~1", 6, b"\xc1", 1) is None  # a member no more, so not even looked at
+
+
+def test_a_world_is_built_once_no_thread_of_the_one_before_is_left() -> None:
+    """It could send shards of its own round as messages of the new generation."""
+    config = tiny_config()
+    payload, endpoint = PayloadFormat(config), Endpoint()
+    inbox = Inbox(payload, 1 << 20)
+    machine = Machine(torch.device("cpu"))
+    builder = WorldBuilder(
+        *(endpoint, inbox, payload, Agreed(), 30.0),  # type: ignore[arg-type]
+        *(config.run, "corpus", machine, lambda own, step: 0.0),
+    )
+    first, _ = builder.build(0, roster(4, [[0], [1], [2, 3]], "ann", "bob", "cyd"))
+    flight = first.averager.begin(9, torch.ones(12), FLOAT32)  # nobody answers
+    inbox.announce(5)
+    builder.build(0, roster(5, [[0, 1], [2, 3]], "ann", "bob"))
+    assert flight.ring.done()
+    assert isinstance(flight.ring.exception(), GenerationOver)
+    assert endpoint.asked.index(("send", "bob~1")) < endpoint.asked.index(("generation", 5))
+    builder.close()
 
 
 class Rosters:
