@@ -94,7 +94,7 @@ class Trainer:
         before its last step.
         """
         metrics = None
-        self._digests = self._common_digests()
+        self._digests = self._common_digests(world)
         meter.begin(self.done + 1)
         while isinstance(go := self._next(world, session, metrics), Go):
             self._digests = {}
@@ -229,10 +229,14 @@ class Trainer:
             unflatten_into(self._agreed, self._parameters)
         self._digests["weights"] = digest([self._agreed])
 
-    def _common_digests(self) -> dict[str, str]:
+    def _common_digests(self, world: World) -> dict[str, str]:
         """The digests of all that the nodes must have in common when they begin a generation."""
         agreed = self._agreed if self._config.train.sync_every > 1 else flatten(self._parameters)
-        digests = {"corpus": self._task.fingerprint, "weights": digest([agreed])}
+        digests = {
+            "assignment": world.members.assignment.digest(),
+            "corpus": self._task.fingerprint,
+            "weights": digest([agreed]),
+        }
         return digests | ({"basis": basis.basis_digest(self.model)} if self.done else {})
 
     def _sampler(self, chunk_tokens: int, seed: int | None = None) -> Sampler:
