@@ -7,12 +7,13 @@ here moves bytes; `node.exchange` uses it.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from typing import Literal
 
 from netem.errors import ConfigError
 
-Mode = Literal["contiguous", "zigzag"]
+Mode = Literal["contiguous", "zigzag", "auto"]
 
 
 class Assignment:
@@ -70,6 +71,10 @@ class Assignment:
         """Chunks by rank, as the roster carries them; `Assignment(lists)` is the way back."""
         return [list(chunks) for chunks in self._chunks]
 
+    def digest(self) -> str:
+        """32 hex digits by which nodes see that they have the same assignment."""
+        return hashlib.blake2b(repr(self._chunks).encode(), digest_size=16).hexdigest()
+
     def _known(self, chunk: int) -> int:
         if not 0 <= chunk < self.n_chunks:
             raise IndexError(f"chunk {chunk} of {self.n_chunks}")
@@ -88,10 +93,11 @@ class Assignment:
 def assign(chunks: int, nodes: int, mode: Mode = "contiguous", chunks_per_node: Sequence[int] = ()) -> Assignment:
     """Give `chunks` chunks to `nodes` ranks.
 
-    `contiguous` gives nearly equal runs, the earlier ranks one more where they do not divide; `zigzag`
-    deals the chunks to and fro, so that with C = 2N rank i owns i and 2N−1−i; `chunks_per_node` gives
-    contiguous runs of these lengths. Raises `ConfigError` where a rank would own nothing or the counts do
-    not add up.
+    `contiguous` gives nearly equal runs, the earlier ranks one more where they do not divide; `zigzag` deals the chunks
+    to and fro, so that with C = 2N rank i owns i and 2N−1−i (an odd number of rounds, from three on, ends with three
+    that are even together); `chunks_per_node` gives contiguous runs of these lengths. Raises `ConfigError` where a rank
+    would own nothing or the counts do not add up, and for `auto`: whoever starts a run puts one of the others in its
+    place first.
     """
     if nodes > chunks:
         raise ConfigError(
@@ -105,6 +111,11 @@ def assign(chunks: int, nodes: int, mode: Mode = "contiguous", chunks_per_node: 
                 f"of at least 1 that sum to the {chunks} chunks of the model"
             )
         return Assignment(_runs(chunks_per_node))
+    if mode == "auto":
+        raise ConfigError(
+            'coordinator.assignment = "auto": isthmus run, coordinator, plan and tunnel choose one; here, set '
+            "contiguous or zigzag"
+        )
     if mode == "zigzag":
         return Assignment(_dealt(chunks, nodes))
     share, rest = divmod(chunks, nodes)
@@ -121,8 +132,25 @@ def _runs(counts: Sequence[int]) -> list[list[int]]:
 
 
 def _dealt(chunks: int, nodes: int) -> list[list[int]]:
+    """One chunk to each rank in every round, to and fro: two rounds give every rank the same sum of chunk numbers.
+
+    Three rounds would not. So where an odd number of rounds comes out even, the last three are dealt otherwise.
+    """
     hands: list[list[int]] = [[] for _ in range(nodes)]
-    for chunk in range(chunks):
+    rounds, rest = divmod(chunks, nodes)
+    last = chunks - 3 * nodes if rest == 0 and rounds % 2 and rounds > 1 else chunks
+    for chunk in range(last):
         place = chunk % (2 * nodes)
         hands[min(place, 2 * nodes - 1 - place)].append(chunk)
+    if last < chunks:
+        for hand, three in zip(hands, _three_rounds(nodes), strict=True):
+            hand += [last + chunk for chunk in three]
     return hands
+
+
+def _three_rounds(nodes: int) -> list[tuple[int, int, int]]:
+    """0 … 3N−1 in threes, one of each third, whose sums are equal, or where N is even differ by at most 1."""
+    second = [nodes - (rank + 1) // 2 if rank % 2 else (nodes - 1) // 2 - rank // 2 for rank in range(nodes)]
+    order = sorted(range(nodes), key=lambda rank: rank + second[rank], reverse=True)
+    third = {rank: place for place, rank in enumerate(order)}
+    return [(rank, nodes + second[rank], 2 * nodes + third[rank]) for rank in range(nodes)]

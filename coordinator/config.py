@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from typing import Annotated, Literal
+from typing import Annotated
 
 import msgspec
 
+from coordinator.assignment import Mode
 from netem.config import Section
 from netem.errors import ConfigError
 
@@ -40,16 +41,23 @@ class CoordinatorConfig(Section, frozen=True, kw_only=True):
         ),
     ] = ""
     assignment: Annotated[
-        Literal["contiguous", "zigzag"],
+        Mode,
         msgspec.Meta(
             description="contiguous: a node owns neighbouring chunks; zigzag: early and late chunks, which balances "
-            "causal work."
+            "causal work but sends up to twice as much; auto: the one whose step the planner finds shortest."
         ),
     ] = "contiguous"
     chunks_per_node: Annotated[
         tuple[_Count, ...],
         msgspec.Meta(
             description="Number of neighbouring chunks that each rank owns, such as [3, 1]; empty: equal shares."
+        ),
+    ] = ()
+    node_speeds: Annotated[
+        tuple[Annotated[float, msgspec.Meta(gt=0)], ...],
+        msgspec.Meta(
+            description="TFLOP/s that each rank reaches in a training step, such as [125, 40], for assignment = "
+            '"auto" and isthmus plan; empty: all are alike, as run.device suggests.'
         ),
     ] = ()
     join_timeout_s: Annotated[
@@ -93,6 +101,11 @@ class CoordinatorConfig(Section, frozen=True, kw_only=True):
             raise ConfigError(
                 f"{path}heartbeat_timeout_s = {self.heartbeat_timeout_s}: expected at least twice "
                 f"{path}heartbeat_interval_s ({self.heartbeat_interval_s})"
+            )
+        if self.node_speeds and len(self.node_speeds) != self.nodes:
+            raise ConfigError(
+                f"{path}node_speeds = {list(self.node_speeds)}: expected {self.nodes} speeds, one for each of "
+                f"{path}nodes, or none"
             )
         if not self.chunks_per_node:
             return

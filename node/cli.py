@@ -213,7 +213,8 @@ def _change_net(options: argparse.Namespace) -> int:
 
 
 def _plan(options: argparse.Namespace, overrides: list[str]) -> int:
-    from node.commands.plan import MFU, Question, check_against, plan_config
+    from node.commands.plan import Question, check_against, plan_config
+    from node.lab.plan.costs import MFU
 
     if options.validate:
         if options.config is not None or overrides:

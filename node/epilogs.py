@@ -31,6 +31,7 @@ Nothing in flight is lost. A cut only delays the run if it is shorter than the t
 
 PLAN = f"""\
 {SETTINGS.rstrip()}
+With --coordinator.assignment auto it compares ways to give chunks to nodes, and plans the one that a run would take.
 Exit code 3: the config does not fit the memory of --device.
 """
 

@@ -253,7 +253,10 @@ def _add_plan(plan: argparse.ArgumentParser) -> None:
     plan.add_argument("--nodes", type=int, help="the number of nodes, in place of coordinator.nodes")
     plan.add_argument("--net", metavar="PROFILE", help="a network, in place of net.profile")
     plan.add_argument(
-        "--device", default="a100", help="the device of each node: a100, h100, 4090, cpu, … (default: %(default)s)"
+        "--device",
+        default="",
+        help="the device of each node: a100, h100, 4090, cpu, …; or one for each node, as a100,4090 (default: a100 "
+        "where run.device is cuda, else cpu)",
     )
     plan.add_argument("--mfu", type=float, help="share of the device's peak that a step reaches (default: 0.4)")
     plan.add_argument("--contexts", type=int, nargs="+", default=[], metavar="TOKENS", help="other contexts to compare")

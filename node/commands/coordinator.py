@@ -19,11 +19,25 @@ from node.train.schedule import begins_for, ends_for, rounds_for
 log = logging.getLogger("isthmus.coordinator")
 
 
+def settle_assignment(config: Config) -> Config:
+    """The config with `coordinator.assignment = "auto"` replaced by what the planner chooses, which the log says."""
+    if config.coordinator.assignment != "auto":
+        return config
+    from node.lab.plan.assignments import settle  # torch takes seconds to import
+    from node.lab.plan.text import choice_lines
+
+    config, choice = settle(config)
+    if choice is not None:
+        log.info("%s", "\n".join(choice_lines(choice)))
+    return config
+
+
 def run_coordinator(config: Config) -> None:
     """Serve one run to its end. Raises `RunAborted` where it does not reach its last step.
 
     The run's folder is locked meanwhile: `ConfigError` where another process serves it.
     """
+    config = settle_assignment(config)
     folder = config.run.folder
     check_can_start(config)  # before anything is written
     is_new = not folder.exists()

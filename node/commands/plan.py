@@ -13,18 +13,17 @@ import msgspec
 from netem.errors import ConfigError
 from node.config import Config
 from node.lab.measured import read_measured
+from node.lab.plan.assignments import Candidate, Choice, settle
 from node.lab.plan.compare import NODES as NODES_COMPARED
 from node.lab.plan.compare import RATES_BPS, over_bandwidth, with_context
-from node.lab.plan.costs import Costs, stated
+from node.lab.plan.costs import Costs, stated_for
 from node.lab.plan.fit import case, fit
 from node.lab.plan.picture import draw_curves
 from node.lab.plan.predict import Prediction, predict
-from node.lab.plan.text import assumptions, contexts_table, curves_table, describe
+from node.lab.plan.text import assumptions, choice_lines, contexts_table, curves_table, describe
 from node.lab.plan.validate import fitted, table, validate
-from node.measure.devices import Device, device
+from node.measure.devices import Device, default_device, devices, mix
 
-MFU = 0.4
-"""The share of its peak that a GPU reaches in a well-made step; assumed by default."""
 TOO_LARGE = 3
 """The exit code of a plan that does not fit its device's memory."""
 
@@ -34,6 +33,7 @@ class Question:
     """The options of the command line, beside the config."""
 
     device: str
+    """One name, or one for each node with commas between them; empty: as `run.device` suggests."""
     mfu: float
     fit: tuple[Path, ...]
     contexts: tuple[int, ...]
@@ -43,22 +43,25 @@ class Question:
 
 def plan_config(config: Config, question: Question) -> int:
     """Predict and print: 0, or `TOO_LARGE`. Raises `ConfigError` for what cannot be planned."""
-    on = device(question.device)
-    costs, source = _costs(on, question)
-    plans = [predict(with_context(config, context), costs, on) for context in question.contexts]
+    on = devices(question.device or default_device(config.run.device), config.coordinator.nodes)
+    costs, source = _costs(config, on, question)
+    plans = [predict(settle(with_context(config, context), costs, on)[0], costs, on) for context in question.contexts]
+    config, choice = settle(config, costs, on)
     plan = predict(config, costs, on)
-    assumed = assumptions(costs, on.name, source, plan.dilation)
+    assumed = assumptions(costs, mix(on), source, plan.dilation)
     if question.json:
-        print(json.dumps(_object(config.run.name, plan, plans, costs, assumed)))
+        print(json.dumps(_object(config.run.name, plan, choice, plans, costs, assumed)))
     else:
         print(f"{config.run.name}, planned: nothing was run\n")
         print(describe(plan))
+        if choice is not None:
+            print("\n" + "\n".join(choice_lines(choice)))
         if plans:
             print("\n" + contexts_table(plans))
         print("\nassumed:")
         print("\n".join(f"  - {line}" for line in assumed))
     if question.png is not None:
-        _draw(config, costs, f"{on.name}, {source}. Bandwidth of each {_line(plan)}; averaging included.", question)
+        _draw(config, costs, f"{mix(on)}, {source}. Bandwidth of each {_line(plan)}; averaging included.", question)
     return 0 if plan.fits else TOO_LARGE
 
 
@@ -67,10 +70,13 @@ def check_against(runs: Sequence[Path]) -> None:
     print(table(validate([case(read_measured(path)) for path in runs])))
 
 
-def _costs(on: Device, question: Question) -> tuple[Costs, str]:
+def _costs(config: Config, on: Sequence[Device], question: Question) -> tuple[Costs, str]:
+    speeds = config.coordinator.node_speeds
     if not question.fit:
-        return stated(on, question.mfu), f"MFU {question.mfu:g}, assumed"
+        stated = "coordinator.node_speeds" if speeds else f"MFU {question.mfu:g}, assumed"
+        return stated_for(config, on, question.mfu), stated
     costs = fit([case(read_measured(path)) for path in question.fit])
+    costs = costs.at_rates(speeds) if speeds else costs
     if not question.json:
         print(f"{fitted(costs)}\n")
     return costs, f"fitted to {', '.join(str(path) for path in question.fit)}"
@@ -94,11 +100,17 @@ def _line(plan: Prediction) -> str:
 
 
 def _object(
-    name: str, plan: Prediction, plans: Sequence[Prediction], costs: Costs, assumed: Sequence[str]
+    name: str,
+    plan: Prediction,
+    choice: Choice | None,
+    plans: Sequence[Prediction],
+    costs: Costs,
+    assumed: Sequence[str],
 ) -> dict[str, Any]:
     return {
         "name": name,
         **_plain(plan),
+        "candidates": [_candidate(one) for one in choice.candidates] if choice else [],
         "contexts": [_plain(other) for other in plans],
         "costs": msgspec.structs.asdict(costs),
         "assumes": list(assumed),
@@ -112,3 +124,14 @@ def _plain(plan: Prediction) -> dict[str, Any]:
     figures["bandwidths"] = [need._asdict() for need in plan.bandwidths]
     derived = {name: getattr(plan, name) for name in ("tokens_per_s", "exposed_s", "utilisation", "fits")}
     return figures | derived
+
+
+def _candidate(one: Candidate) -> dict[str, Any]:
+    assignment = one.config.assignment()
+    return {
+        "name": one.name,
+        "owned": assignment.to_lists(),
+        "step_s": one.step_s,
+        "evenness": one.evenness,
+        "fits": one.room.fits,
+    }

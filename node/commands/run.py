@@ -37,6 +37,7 @@ from netem import host
 from netem.children import USER_ERROR, Child, Children, failed_first
 from netem.errors import ConfigError, RunAborted
 from netem.profile import resolve, resolve_schedule
+from node.commands.coordinator import settle_assignment
 from node.commands.node import interrupt
 from node.config import TOKEN_VARIABLE, Config, save_config
 from node.data import open_data
@@ -58,6 +59,7 @@ def run_swarm(config: Config) -> Config:
     """Run to the end; the config as run (its name may have got a number). Raises `RunAborted` where it fails."""
     # Several processes share the cores here: a thread that spins while it waits takes them from the others.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    config = settle_assignment(config)
     check_network(config)
     check_corpus(config)
     if text := host.warning(resolve(config.net), config.coordinator.nodes):

@@ -21,7 +21,9 @@ from node.commands.node import interrupt
 from node.commands.run import check_corpus, run_swarm
 from node.config import Config, load_config, save_config
 from node.lab.measured import read_measured
+from node.lab.plan.assignments import settle
 from node.lab.plan.costs import stated
+from node.lab.plan.text import choice_lines
 from node.lab.study.trial import host_line
 from node.lab.tunnel.bench import measure
 from node.lab.tunnel.check import judge
@@ -29,7 +31,7 @@ from node.lab.tunnel.design import Design, Goal, design, first_design, goal
 from node.lab.tunnel.network import profile_toml
 from node.lab.tunnel.page import Facts, Part, as_object, document, verdict_line
 from node.lab.tunnel.small import load_target, modes_named, run_config, small_config
-from node.measure.devices import device
+from node.measure.devices import device, devices
 
 log = logging.getLogger("isthmus.tunnel")
 
@@ -81,6 +83,9 @@ def tunnel(wish: Wish) -> int:
     on = device(wish.device)
     costs = stated(on, wish.mfu)
     target = load_target(wish.target, wish.overrides, wish.preset)
+    target, choice = settle(target, costs, devices(on.name, target.coordinator.nodes))
+    if choice is not None:
+        log.info("%s", "\n".join(choice_lines(choice)))
     goals = [goal(target, mode, costs) for mode in modes_named(wish.modes)]
     shape = load_config(wish.small) if wish.small else None
     small = small_config(target, shape, wish.steps, wish.out)

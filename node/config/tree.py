@@ -43,7 +43,9 @@ class Config(Section, frozen=True, kw_only=True):
     coordinator: CoordinatorConfig = CoordinatorConfig()
 
     def check(self, path: str) -> None:
-        self.assignment()
+        owners = self.coordinator
+        mode = "contiguous" if owners.assignment == "auto" else owners.assignment
+        assign(self.model.chunks, owners.nodes, mode, owners.chunks_per_node)
         if self.compress.remote_last_layers > self.model.layers:
             raise ConfigError(
                 f"compress.remote_last_layers = {self.compress.remote_last_layers}: expected at most "
@@ -91,7 +93,7 @@ class Config(Section, frozen=True, kw_only=True):
             )
 
     def assignment(self) -> Assignment:
-        """The first assignment of chunks to ranks. Raises `ConfigError` where it does not come out."""
+        """The first assignment of chunks to ranks. Raises `ConfigError` where it is still to be chosen ("auto")."""
         owners = self.coordinator
         return assign(self.model.chunks, owners.nodes, owners.assignment, owners.chunks_per_node)
 
@@ -140,12 +142,13 @@ class Config(Section, frozen=True, kw_only=True):
         return max(1, round(self.model.chunk_tokens * self.compress.warmup_share))
 
     def digest(self) -> str:
-        """Digest of what must be equal on all nodes. Where a node runs and how it is reached may differ."""
+        """Digest of what must be equal on all nodes before they join. Where a node runs and how it is reached may
+        differ. Who owns which chunk is the coordinator's word, which nodes compare when they begin a generation."""
         tree = to_tree(self)
         for key in ("outputs", "device", "threads", "trace"):
             tree["run"].pop(key)
-        tree["coordinator"].pop("address")
-        tree["coordinator"].pop("token")
+        for key in ("address", "token", "assignment", "chunks_per_node", "node_speeds"):
+            tree["coordinator"].pop(key)
         tree["data"].pop("cache", None)
         return hashlib.blake2b(dump_toml(tree).encode(), digest_size=16).hexdigest()
 

@@ -15,7 +15,7 @@ from node.lab.measured import read_measured
 from node.lab.plan.fit import case, fit
 from node.lab.plan.predict import predict
 from node.lab.plan.text import seconds
-from node.measure.devices import device
+from node.measure.devices import default_device, devices
 
 
 def network_cost(folder: Path) -> list[tuple[str, str]]:
@@ -27,7 +27,7 @@ def network_cost(folder: Path) -> list[tuple[str, str]]:
     config, measured = found.measured.config, found.measured
     if config.coordinator.nodes == 1:
         return []
-    costs, on = fit([found]), device("cpu" if config.run.device == "cpu" else "a100")
+    costs, on = fit([found]), devices(default_device(config.run.device), config.coordinator.nodes)
     plan = predict(config, costs, on)
     free_s = measured.step_s * plan.free_s / plan.exchange_step_s
     lines = [
@@ -62,5 +62,7 @@ def next_steps(config: Config, config_path: Path) -> list[str]:
 
 
 def _uncompressed(config: Config) -> Config:
-    compress = msgspec.structs.replace(config.compress, mode="dense", format="bfloat16", dense_format="same")
+    compress = msgspec.structs.replace(
+        config.compress, mode="dense", format="bfloat16", dense_format="same", grad_format="same"
+    )
     return msgspec.structs.replace(config, compress=compress)

@@ -9,6 +9,8 @@ it (`node.worker.meter`).
 from __future__ import annotations
 
 import re
+from collections import Counter
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from netem.errors import ConfigError
@@ -56,3 +58,27 @@ def peak_of(cuda_name: str) -> float | None:
         if known.named and re.search(known.named, cuda_name):
             return known.peak_flops_per_s
     return None
+
+
+def devices(names: str, nodes: int) -> tuple[Device, ...]:
+    """The device of each node, from one name, or from as many as there are nodes, with commas between them.
+
+    Raises `ConfigError` for an unknown name or another number of them.
+    """
+    found = [device(name.strip()) for name in names.split(",")]
+    if len(found) not in (1, nodes):
+        raise ConfigError(f"--device {names}: {len(found)} devices; expected 1, or {nodes}, one for each node")
+    return tuple(found if len(found) == nodes else found * nodes)
+
+
+def default_device(computes_on: str) -> str:
+    """The device that is assumed where `run.device` is all that is known: a100 for cuda, else cpu."""
+    return "a100" if computes_on.startswith("cuda") else "cpu"
+
+
+def mix(each: Sequence[Device]) -> str:
+    """The devices of all nodes by name: "a100", or "a100, 4090 × 2"."""
+    counts = Counter(one.name for one in each)
+    if len(counts) == 1:
+        return each[0].name
+    return ", ".join(name if count == 1 else f"{name} × {count}" for name, count in counts.items())

@@ -92,7 +92,7 @@ class Trainer:
         """
         metrics = None
         self._agreed.drop()
-        self._digests = self._common_digests()
+        self._digests = self._common_digests(world)
         meter.begin(self.done + 1)
         while isinstance(go := self._next(world, session, metrics), Go):
             self._digests = {}
@@ -218,9 +218,13 @@ class Trainer:
         else:
             torch._foreach_mul_(gradients, 1.0 / world.share)
 
-    def _common_digests(self) -> dict[str, str]:
+    def _common_digests(self, world: World) -> dict[str, str]:
         """The digests of all that the nodes must have in common when they begin a generation."""
-        digests = {"corpus": self._task.fingerprint, "weights": digest([self._common_weights()])}
+        digests = {
+            "assignment": world.members.assignment.digest(),
+            "corpus": self._task.fingerprint,
+            "weights": digest([self._common_weights()]),
+        }
         return digests | ({"basis": basis.basis_digest(self.model)} if self.done else {})
 
     def _common_weights(self) -> Tensor:

@@ -1,5 +1,8 @@
 """One training step, segment by segment, in simpy: slow, plain, and written apart from `node.lab.plan`.
 
+Each pass is a list of pieces of work as `ExchangedLlama.overlapped` yields them; pieces of all passes are dealt in
+turns, and the backward goes through what the forward recorded in the reverse order, as autograd does.
+
 Each node is a process that computes, sends and waits, in the order of `node.model` and autograd. The network is what
 `netem.shaper` does: links in order, a NIC's links in turns of one segment, a receiving NIC in order of arrival. What
 `node.lab.plan.simulate` says in closed form is compared with this.
@@ -7,7 +10,8 @@ Each node is a process that computes, sends and waits, in the order of `node.mod
 
 from __future__ import annotations
 
-from collections.abc import Generator, Hashable
+from collections.abc import Callable, Generator, Hashable
+from functools import partial
 
 import numpy as np
 import simpy
@@ -15,6 +19,7 @@ import simpy
 from node.lab.plan.costs import Costs
 from node.lab.plan.lines import Lines
 from node.lab.plan.simulate import StepWork
+from node.lab.plan.work import Work
 
 SEGMENT_BYTES = 2000
 
@@ -79,35 +84,99 @@ def step_ends_s(step: StepWork, costs: Costs, lines: Lines) -> list[float]:
 
 
 def _step(clock: simpy.Environment, network: Network, step: StepWork, costs: Costs, rank: int) -> Process:
-    assignment, cost = step.assignment, costs.seconds
-    own, sources = assignment.chunks(rank), assignment.sources_of(rank)
-    shared = [chunk for chunk in own if chunk < own[-1]]
-    orders: list[list[int]] = []
-    for index, layer in enumerate(step.layers):
-        work = layer.work.forward
-        yield clock.timeout(cost(work.before)[rank])
-        for chunk in own:
+    works = [_Pass(clock, network, step, costs, rank, number) for number in range(step.passes)]
+    pieces = [work.forward() for work in works]
+    recorded: list[Callable[[], Process]] = []
+    for turn in range(len(step.layers) + 1):
+        for work, own in zip(works, pieces, strict=True):
+            yield from own[turn]()
+            recorded.append(work.backward(turn))
+    for back in reversed(recorded):
+        yield from back()
+    yield clock.timeout(costs.seconds(step.optimizer)[rank])
+
+
+class _Pass:
+    """One pass on one node. Its turn t is what comes between the first halves of layers t−1 and t."""
+
+    def __init__(
+        self, clock: simpy.Environment, network: Network, step: StepWork, costs: Costs, rank: int, number: int
+    ) -> None:
+        self._clock, self._network, self._step, self._costs = clock, network, step, costs
+        self._rank, self._number = rank, number
+        assignment = step.assignment
+        self._own, self._sources = assignment.chunks(rank), assignment.sources_of(rank)
+        self._orders: dict[int, list[int]] = {}
+
+    def forward(self) -> list[Callable[[], Process]]:
+        return [partial(self._turn, turn) for turn in range(len(self._step.layers) + 1)]
+
+    def backward(self, turn: int) -> Callable[[], Process]:
+        return partial(self._turn_back, turn)
+
+    def _turn(self, turn: int) -> Process:
+        if turn > 0:
+            yield from self._receive(turn - 1)
+        if turn < len(self._step.layers):
+            yield from self._publish(turn)
+        else:
+            yield self._works(self._step.head_forward)
+
+    def _turn_back(self, turn: int) -> Process:
+        if turn < len(self._step.layers):
+            yield from self._collect(turn)
+        else:
+            yield self._works(self._step.head_backward)
+        if turn > 0:
+            yield from self._return(turn - 1)
+
+    def _publish(self, index: int) -> Process:
+        layer, assignment = self._step.layers[index], self._step.assignment
+        yield self._works(layer.work.forward.before)
+        for chunk in self._own:
             for reader in assignment.readers_of(chunk):
-                network.send(rank, reader, ("kv", index, chunk), layer.payload_bytes)
-        yield clock.timeout(cost(work.own)[rank] + sum(cost(work.block)[chunk, rank] for chunk in shared))
-        waiting = {chunk: network.arrived(rank, ("kv", index, chunk)) for chunk in sources}
-        orders.append([])
+                self._network.send(self._rank, reader, self._key("kv", index, chunk), layer.payload_bytes)
+        yield self._works(layer.work.forward.own)
+        yield from self._shared(layer.work.forward.block)
+
+    def _receive(self, index: int) -> Process:
+        work = self._step.layers[index].work.forward
+        waiting = {chunk: self._arrived("kv", index, chunk) for chunk in self._sources}
+        order = self._orders[index] = []
         while waiting:
-            yield clock.any_of(waiting.values())
+            yield self._clock.any_of(waiting.values())
             chunk = next(chunk for chunk, arrival in waiting.items() if arrival.processed)
             del waiting[chunk]
-            orders[-1].append(chunk)
-            yield clock.timeout(cost(work.block)[chunk, rank])
-        yield clock.timeout(cost(work.after)[rank])
-    yield clock.timeout(cost(step.head_forward)[rank] + cost(step.head_backward)[rank])
-    for index, layer in reversed(list(enumerate(step.layers))):
-        work = layer.work.backward
-        yield clock.timeout(cost(work.after)[rank])
-        for chunk in reversed(orders[index]):
-            yield clock.timeout(cost(work.block)[chunk, rank])
-            network.send(rank, assignment.owner(chunk), ("grad", index, chunk, rank), layer.payload_bytes)
-        yield clock.timeout(cost(work.own)[rank] + sum(cost(work.block)[chunk, rank] for chunk in shared))
-        owed = [("grad", index, chunk, reader) for chunk in own for reader in assignment.readers_of(chunk)]
-        yield clock.all_of([network.arrived(rank, key) for key in owed])
-        yield clock.timeout(cost(work.before)[rank])
-    yield clock.timeout(cost(step.optimizer)[rank])
+            order.append(chunk)
+            yield self._works(work.block, chunk)
+        yield self._works(work.after)
+
+    def _return(self, index: int) -> Process:
+        layer, assignment = self._step.layers[index], self._step.assignment
+        yield self._works(layer.work.backward.after)
+        for chunk in reversed(self._orders[index]):
+            yield self._works(layer.work.backward.block, chunk)
+            key = self._key("grad", index, chunk, self._rank)
+            self._network.send(self._rank, assignment.owner(chunk), key, layer.grad_bytes)
+
+    def _collect(self, index: int) -> Process:
+        work, assignment = self._step.layers[index].work.backward, self._step.assignment
+        yield self._works(work.own)
+        yield from self._shared(work.block)
+        owed = [(chunk, reader) for chunk in self._own for reader in assignment.readers_of(chunk)]
+        yield self._clock.all_of([self._arrived("grad", index, *one) for one in owed])
+        yield self._works(work.before)
+
+    def _shared(self, block: Work) -> Process:
+        for chunk in self._own[:-1]:
+            yield self._works(block, chunk)
+
+    def _works(self, work: Work, chunk: int | None = None) -> simpy.Event:
+        seconds = self._costs.seconds(work)
+        return self._clock.timeout(seconds[self._rank] if chunk is None else seconds[chunk, self._rank])
+
+    def _arrived(self, kind: str, *about: int) -> simpy.Event:
+        return self._network.arrived(self._rank, self._key(kind, *about))
+
+    def _key(self, kind: str, *about: int) -> Hashable:
+        return (kind, self._number, *about)

@@ -33,7 +33,7 @@ def over_bandwidth(
     """Tokens/s and utilisation with every line at each of these rates, in the config's scope and at its latencies.
 
     The context and the chunks of each node stay as they are; numbers of nodes into which the context does not divide
-    are left out. Nodes to which the config gives another line or number of chunks are treated like all others.
+    are left out. Nodes to which the config gives another line, speed or number of chunks are treated like all others.
     """
     profile = resolve(config.net)
     even = msgspec.structs.replace(
@@ -42,13 +42,13 @@ def over_bandwidth(
     even = msgspec.structs.replace(
         even, pairs=tuple(msgspec.structs.replace(pair, has_rate=False, rate_bps=None) for pair in even.pairs)
     )
-    curves = []
+    curves, alike = [], costs.alike()
     for count in nodes:
         if (changed := with_nodes(config, count)) is None:
             continue
         model, lines = Model(changed), lines_of(even, count)
-        free_s = model.simulate(costs, unlimited(lines)).step_s
-        steps_s = [model.step_s(costs, lines.scaled(rate_bps)) for rate_bps in rates_bps]
+        free_s = model.simulate(alike, unlimited(lines)).step_s
+        steps_s = [model.step_s(alike, lines.scaled(rate_bps)) for rate_bps in rates_bps]
         curves.append(
             Curve(
                 count, tuple(model.tokens / step_s for step_s in steps_s), tuple(free_s / step_s for step_s in steps_s)
@@ -66,7 +66,7 @@ def with_nodes(config: Config, nodes: int) -> Config | None:
     return msgspec.structs.replace(
         config,
         model=msgspec.structs.replace(config.model, chunks=chunks),
-        coordinator=msgspec.structs.replace(config.coordinator, nodes=nodes, chunks_per_node=()),
+        coordinator=msgspec.structs.replace(config.coordinator, nodes=nodes, chunks_per_node=(), node_speeds=()),
     )
 
 

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import msgspec
 import numpy as np
 
 from netem.errors import ConfigError
+from node.config import Config
 from node.lab.plan.work import Array, Work
 from node.measure.devices import Device
+
+MFU = 0.4
+"""The share of its peak that a device reaches in a well-made step; assumed by default."""
 
 
 class Costs(msgspec.Struct, frozen=True, kw_only=True):
@@ -26,9 +32,11 @@ class Costs(msgspec.Struct, frozen=True, kw_only=True):
     """Fixed seconds for each step."""
     cores: int = 0
     """Cores that all nodes share; 0 where each node has a device of its own."""
+    speeds: tuple[float, ...] = ()
+    """Speed of each rank, where 1 is what the other figures say; empty: all are alike."""
 
     def seconds(self, work: Work) -> Array:
-        """Duration of the work, in the shape of its arrays."""
+        """Duration of the work, [R] or [C, R] as its arrays are."""
         seconds: Array = (
             work.flops / self.flops_per_s
             + work.elements * self.element_s
@@ -36,7 +44,17 @@ class Costs(msgspec.Struct, frozen=True, kw_only=True):
             + work.messages * self.message_s
             + work.nbytes * self.byte_s
         )
-        return seconds
+        return seconds / np.array(self.speeds) if self.speeds else seconds
+
+    def alike(self) -> Costs:
+        """Costs of nodes that all have the mean speed."""
+        return msgspec.structs.replace(self, speeds=())
+
+    def at_rates(self, rates: Sequence[float]) -> Costs:
+        """The same costs for nodes whose speeds are to each other as these rates; their mean is the speed so far."""
+        mean = sum(rates) / len(rates)
+        same = max(rates) == min(rates)
+        return msgspec.structs.replace(self, speeds=() if same else tuple(rate / mean for rate in rates))
 
     def slowed(self, factor: float) -> Costs:
         """Costs of a device that takes `factor` times as long for everything."""
@@ -50,3 +68,10 @@ def stated(device: Device, mfu: float) -> Costs:
     if not (np.isfinite(mfu) and 0 < mfu <= 1):
         raise ConfigError(f"--mfu {mfu:g}: expected a share of the peak, above 0 and at most 1, such as 0.4")
     return Costs(flops_per_s=device.peak_flops_per_s * mfu)
+
+
+def stated_for(config: Config, devices: Sequence[Device], mfu: float = MFU) -> Costs:
+    """The speeds that the config states (`coordinator.node_speeds`), otherwise the rank's devices at an assumed MFU."""
+    rates = [1e12 * speed for speed in config.coordinator.node_speeds]
+    rates = rates or [stated(device, mfu).flops_per_s for device in devices]
+    return Costs(flops_per_s=sum(rates) / len(rates)).at_rates(rates)

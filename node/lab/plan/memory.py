@@ -1,9 +1,10 @@
-"""Memory of the fullest node by purpose. Activations are the tensors that autograd keeps between forward and backward,
-counted one by one as `node.model` is written; the allocator's slack, the workspace of kernels and the CUDA context are
-not counted."""
+"""Memory of each node by purpose. Activations are the tensors that autograd keeps between forward and backward, of all
+passes of a step, counted one by one as `node.model` is written; the allocator's slack, the workspace of kernels and the
+CUDA context are not counted."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from node.config import Config
@@ -11,6 +12,7 @@ from node.exchange.passes import PassSpec
 from node.exchange.payload import PayloadFormat
 from node.lab.plan.work import VOCABULARY, parameters, reading
 from node.measure.devices import Device
+from node.train.head import RUN_TOKENS
 
 FLOAT32 = 4
 
@@ -26,9 +28,11 @@ class Memory(NamedTuple):
     remote: float
     """Decoded keys and values of other chunks, kept for the backward of the attention."""
     logits: float
-    """Logits, their float32 copy, the log-probabilities and the gradient, at the peak."""
+    """Logits, their float32 copy, the log-probabilities and the gradient, at the peak; and where a pass computes its
+    gradients in the forward (`node.train.head`), what it keeps of them."""
     payloads: float
-    """Received payloads that are kept, and those of one layer in flight, in both directions (in host memory)."""
+    """Received payloads that are kept, and those of one layer of each pass in flight, in both directions (in host
+    memory)."""
 
     @property
     def device(self) -> float:
@@ -36,14 +40,34 @@ class Memory(NamedTuple):
         return sum(self) - self.payloads
 
 
-def memory(config: Config, spec: PassSpec, payload: PayloadFormat, device: Device) -> Memory:
-    """Memory of the node that needs most."""
-    assignment = config.assignment()
-    each = [_of_rank(config, spec, payload, device, rank) for rank in range(assignment.n_ranks)]
-    return max(each, key=lambda node: node.device)
+class Room(NamedTuple):
+    """The node whose device has the least memory left."""
+
+    rank: int
+    needed: Memory
+    limit_bytes: float
+
+    @property
+    def fits(self) -> bool:
+        return self.needed.device <= self.limit_bytes
+
+    @property
+    def overshoot(self) -> float:
+        """How many times its memory the device needs, in steps of 1 %; 1 where it fits."""
+        return 1.0 if self.fits else max(1.01, round(self.needed.device / self.limit_bytes, 2))
 
 
-def _of_rank(config: Config, spec: PassSpec, payload: PayloadFormat, device: Device, rank: int) -> Memory:
+def tightest(config: Config, spec: PassSpec, payload: PayloadFormat, devices: Sequence[Device]) -> Room:
+    """The node that comes nearest to the memory of its device, which is `devices[rank]`."""
+    rooms = [
+        Room(rank, memory(config, spec, payload, device, rank), device.memory_bytes)
+        for rank, device in enumerate(devices)
+    ]
+    return max(rooms, key=lambda room: room.needed.device / room.limit_bytes)
+
+
+def memory(config: Config, spec: PassSpec, payload: PayloadFormat, device: Device, rank: int) -> Memory:
+    """Memory of one node on this device."""
     model, assignment = config.model, config.assignment()
     width = 2 if device.half_width else FLOAT32
     tokens = config.train.batch * spec.tokens
@@ -58,8 +82,15 @@ def _of_rank(config: Config, spec: PassSpec, payload: PayloadFormat, device: Dev
     exchanging = model.layers - config.local_layers
     count = parameters(config)
     vocabulary = VOCABULARY[config.data.tokenizer]
-    logits = own * vocabulary * (3 * FLOAT32 + (2 * width if device.half_width else 0))
-    sizes = [payload.chunk_bytes(index, spec) for index in range(config.local_layers, model.layers)]
+    passes = config.train.micro_batches
+    logit = vocabulary * (3 * FLOAT32 + (2 * width if device.half_width else 0))
+    if own > RUN_TOKENS * passes:  # of one run of tokens; kept are the gradients of hidden states and of the head
+        logits = RUN_TOKENS * logit + (own * width + passes * vocabulary * FLOAT32) * model.d_model
+    else:
+        logits = own * logit
+    layers = range(config.local_layers, model.layers)
+    sizes = [payload.chunk_bytes(index, spec) for index in layers]
+    both_ways = [size + payload.chunk_bytes(index, spec, "grad") for index, size in zip(layers, sizes, strict=True)]
     received, sent = int(who.remote[:, rank].sum()), int(who.remote[list(assignment.chunks(rank))].sum())
     return Memory(
         weights=FLOAT32 * count,
@@ -68,5 +99,5 @@ def _of_rank(config: Config, spec: PassSpec, payload: PayloadFormat, device: Dev
         activations=model.layers * own * layer,
         remote=exchanging * read * tokens * 2 * heads * width,
         logits=logits,
-        payloads=received * sum(sizes) + 2 * sent * max(sizes, default=0),
+        payloads=passes * (received * sum(sizes) + sent * max(both_ways, default=0)),
     )

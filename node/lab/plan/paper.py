@@ -20,7 +20,7 @@ from node.lab.plan.costs import Costs, stated
 from node.lab.plan.lines import lines_of
 from node.lab.plan.predict import Model, needed_bps, predict, unlimited
 from node.lab.plan.text import rate, seconds
-from node.measure.devices import device
+from node.measure.devices import device, devices
 
 CONFIG = Path("configs/paper-800m.toml")
 DOCUMENT = Path("docs/netem/paper.md")
@@ -175,7 +175,8 @@ def _ours() -> str:
         rate_of_each = "100 Gbit/s" if setting.settings == WIDE else "300 Mbit/s"
         for scope in SCOPES:
             fixed = ("--coordinator.address=tcp://127.0.0.1:0", f"--net.scope={scope}")
-            plan = predict(load_config(CONFIG, [*fixed, *setting.settings]), stated(on, OUR_MFU), on)
+            config = load_config(CONFIG, [*fixed, *setting.settings])
+            plan = predict(config, stated(on, OUR_MFU), devices(on.name, config.coordinator.nodes))
             needs = next(need.rate_bps for need in plan.bandwidths if need.utilisation == 0.9)
             rows.append(
                 [

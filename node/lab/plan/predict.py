@@ -7,6 +7,8 @@ this network.
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -19,10 +21,11 @@ from node.exchange.payload import PayloadFormat
 from node.lab.plan.averaging import averaging_bytes, averaging_s
 from node.lab.plan.costs import Costs
 from node.lab.plan.lines import Lines, lines_of
-from node.lab.plan.memory import Memory, memory
+from node.lab.plan.memory import Memory, tightest
 from node.lab.plan.simulate import Layer, Outcome, StepWork, simulate
-from node.lab.plan.work import head_work, layer_work, optimizer_work, parameters
+from node.lab.plan.work import Array, head_work, layer_work, optimizer_work, parameters
 from node.measure.devices import Device
+from node.subspace.ranks import rank_bounds, rank_table
 
 UTILISATIONS = (0.5, 0.9, 0.95)
 LEAST_BPS, MOST_BPS = 1e4, 1e15
@@ -39,26 +42,47 @@ class Model:
         self.payload = PayloadFormat(config)
         self.tokens = config.model.context * config.train.batch
         self.parameters = parameters(config)
-        self.step = StepWork(config.assignment(), self._layers(), *head_work(config, self.spec), optimizer_work(config))
+        self._grad_share = _grad_share(config, self.spec) if self.payload.budget_bytes else 1.0
+        self.step = StepWork(
+            config.assignment(),
+            self._layers(),
+            *head_work(config, self.spec),
+            optimizer_work(config),
+            config.train.micro_batches,
+        )
 
     @property
     def flops(self) -> float:
         """FLOPs of a step, all nodes."""
         works = [self.step.head_forward, self.step.head_backward]
         works += [stage.total() for layer in self.step.layers for way in layer.work for stage in way]
-        return float(sum(work.flops.sum() for work in works))
+        return self.step.passes * float(sum(work.flops.sum() for work in works))
 
-    def payload_bytes(self, layer: int) -> float:
-        """Bytes of one chunk of one layer, to one reader, one way."""
+    def payload_bytes(self, layer: int, kind: str = "kv") -> float:
+        """Bytes of one chunk of one layer in one pass, to one reader ("kv"), or of the gradient back ("grad")."""
         if layer < self.config.local_layers:
             return 0.0
-        if self.payload.compresses(layer) and self.payload.budget_bytes:
-            return self.payload.budget_bytes / self.config.compressed_layers  # ranks are chosen in the run
-        return float(self.payload.chunk_bytes(layer, self.spec))
+        if self.payload.compresses(layer) and self.payload.budget_bytes:  # ranks are chosen in the run
+            share = self._grad_share if kind == "grad" else 1.0
+            return share * self.payload.budget_bytes / self.config.compressed_layers
+        return float(self.payload.chunk_bytes(layer, self.spec, kind))
 
     def simulate(self, costs: Costs, lines: Lines) -> Outcome:
         """One step without averaging."""
         return simulate(self.step, costs, lines)
+
+    def layers_s(self, costs: Costs) -> Array:
+        """[R] compute time of all layers in a step, messages left out: attention, feed-forward and codecs."""
+        seconds_R = np.zeros(self.step.assignment.n_ranks)
+        for layer in self.step.layers:
+            for way in layer.work:
+                seconds_R += sum(costs.seconds(stage.without_messages().total()) for stage in way)
+        return self.step.passes * seconds_R
+
+    def evenness(self, costs: Costs) -> float:
+        """Compute time of the layers on the node that has least of it, as a share of the one that has most."""
+        seconds_R = self.layers_s(costs)
+        return float(seconds_R.min() / seconds_R.max())
 
     def averaging_s(self, lines: Lines) -> float:
         """One round."""
@@ -70,16 +94,33 @@ class Model:
 
     def _layers(self) -> list[Layer]:
         """One object for all layers of a kind, so that the simulation reckons their times once."""
-        kinds: dict[tuple[float, bool], Layer] = {}
+        kinds: dict[tuple[float, float, bool], Layer] = {}
         layers = []
         for index in range(self.config.model.layers):
-            nbytes = self.payload_bytes(index)
-            kind = (nbytes, self.payload.compresses(index))
+            sizes = self.payload_bytes(index), self.payload_bytes(index, "grad")
+            kind = (*sizes, self.payload.compresses(index))
             if kind not in kinds:
-                theta_bytes = self.payload.theta_bytes(index, self.spec) if nbytes else 0
-                kinds[kind] = Layer(layer_work(self.config, index, self.spec, nbytes), nbytes, float(theta_bytes))
+                theta_bytes = self.payload.theta_bytes(index, self.spec) if sizes[0] else 0
+                work = layer_work(self.config, index, self.spec, *sizes)
+                kinds[kind] = Layer(work, *sizes, float(theta_bytes))
             layers.append(kinds[kind])
         return layers
+
+
+def _grad_share(config: Config, spec: PassSpec) -> float:
+    """Bytes of a compressed gradient over those of its payload, where all ranks are as large as a budget allows."""
+    table = rank_table(config)
+    payload = PayloadFormat(config, table)
+
+    def nbytes(rank: int) -> int:
+        return sum(payload.codec_bytes(key, rank) for key in table.keys)
+
+    least, greatest = rank_bounds(config)
+    table.choose(
+        dict.fromkeys(table.keys, max(least, bisect_right(range(1, greatest + 1), payload.budget_bytes, key=nbytes)))
+    )
+    sizes = {kind: sum(payload.chunk_bytes(layer, spec, kind) for layer in table.layers) for kind in ("kv", "grad")}
+    return sizes["grad"] / sizes["kv"]
 
 
 class Bandwidth(NamedTuple):
@@ -105,6 +146,10 @@ class Prediction(msgspec.Struct, frozen=True, kw_only=True):
     """Wall-clock seconds in one second of the emulated network. All times here are of the wall clock."""
     nodes: int
     chunks: int
+    owned: tuple[tuple[int, ...], ...]
+    """Chunks of each node."""
+    passes: int
+    """Passes of a step that are in flight together."""
     context: int
     tokens: int
     parameters: int
@@ -119,6 +164,12 @@ class Prediction(msgspec.Struct, frozen=True, kw_only=True):
     """By node."""
     waited_s: tuple[float, ...]
     """By node: waiting for messages in the middle of the step."""
+    evenness: float
+    """Compute time of attention, feed-forward and codecs on the node that has least of it, as a share of the node that
+    has most."""
+    forward_waits_s: tuple[float, ...]
+    """By layer: waiting for messages in the forward, on the node that waits longest; all passes."""
+    backward_waits_s: tuple[float, ...]
     communication_s: float
     """The longest time that the exchange occupies one link or NIC."""
     averaging_s: float
@@ -129,6 +180,8 @@ class Prediction(msgspec.Struct, frozen=True, kw_only=True):
     sent_bytes: tuple[tuple[float, ...], ...]
     """By sender and receiver, exchange only."""
     memory: Memory
+    """Of the node that comes nearest to the memory of its device."""
+    memory_node: int
     memory_limit_bytes: float
     bottleneck: str
     remedies: tuple[Remedy, ...]
@@ -140,7 +193,7 @@ class Prediction(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def fits(self) -> bool:
-        """Whether the fullest node's device has the memory."""
+        """Whether every node's device has the memory."""
         return self.memory.device <= self.memory_limit_bytes
 
     @property
@@ -153,8 +206,9 @@ class Prediction(msgspec.Struct, frozen=True, kw_only=True):
         return self.free_s / self.step_s
 
 
-def predict(config: Config, costs: Costs, device: Device) -> Prediction:
-    """Predict a config. Raises `ConfigError` where the network or the payloads are impossible."""
+def predict(config: Config, costs: Costs, on: Sequence[Device]) -> Prediction:
+    """Predict a config with these devices, one for each node. Raises `ConfigError` where the network or the payloads
+    are impossible, or the assignment is still to be chosen."""
     profile = resolve(config.net)
     model = Model(config)
     lines = lines_of(profile, config.coordinator.nodes)
@@ -163,12 +217,17 @@ def predict(config: Config, costs: Costs, device: Device) -> Prediction:
     round_s = model.averaging_s(lines)
     step_s = outcome.step_s + round_s / config.train.sync_every
     remedies = _remedies(model, costs, lines, outcome.step_s, round_s)
+    room = tightest(config, model.spec, model.payload, on)
+    forward_waits, backward_waits = outcome.waits_s.max(2).tolist()
+    assignment = model.step.assignment
     return Prediction(
         network=str(profile),
         scope=profile.scope,
         dilation=profile.dilation,
         nodes=config.coordinator.nodes,
         chunks=config.model.chunks,
+        owned=tuple(assignment.chunks(rank) for rank in range(assignment.n_ranks)),
+        passes=model.step.passes,
         context=config.model.context,
         tokens=model.tokens,
         parameters=model.parameters,
@@ -178,13 +237,17 @@ def predict(config: Config, costs: Costs, device: Device) -> Prediction:
         free_s=free_s,
         compute_s=tuple(outcome.busy_s.tolist()),
         waited_s=tuple(outcome.waited_s.tolist()),
+        evenness=model.evenness(costs),
+        forward_waits_s=tuple(forward_waits),
+        backward_waits_s=tuple(backward_waits),
         communication_s=communication_s,
         averaging_s=round_s,
         sync_every=config.train.sync_every,
         averaging_bytes=averaging_bytes(model.parameters, config.coordinator.nodes),
         sent_bytes=tuple(tuple(row) for row in outcome.sent_bytes.tolist()),
-        memory=memory(config, model.spec, model.payload, device),
-        memory_limit_bytes=device.memory_bytes,
+        memory=room.needed,
+        memory_node=room.rank,
+        memory_limit_bytes=room.limit_bytes,
         bottleneck=_bottleneck(remedies, busiest, step_s, config),
         remedies=remedies,
         bandwidths=_bandwidths(model, costs, _at_least_one_rate(lines, profile), free_s),

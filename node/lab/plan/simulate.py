@@ -1,15 +1,20 @@
 """One training step, simulated on all nodes: when each stage begins and ends, which nodes wait, and for how long.
 
-The order of events is that of `node.model.exchanged`, `node.exchange.chunks` and autograd: payloads leave before the
-own chunk is attended to; then come the blocks of own chunks, then those of others in order of arrival. In
-the backward the blocks come in reverse, and each gradient leaves before the next block is computed; then comes the own
-chunk, then the wait for the gradients of all readers. A node does one thing at a time. Sending and receiving cost it
-only the time in `costs`, and nothing ever holds it back from sending.
+The order of events is that of `node.model.exchanged`, `node.exchange.chunks` and autograd. A layer has two halves. The
+first sends the payloads and attends to the own chunks; the second attends to the chunks of others in order of arrival.
+In the backward the second half comes first: its blocks in reverse, and each gradient leaves before the next block is
+computed. Then comes the first half: the own chunks, then the wait for the gradients of all readers. A node does one
+thing at a time. Sending and receiving cost it only the time in `costs`, and nothing ever holds it back from sending.
 
-In each layer, a node depends on others only through the messages of that layer. So a step is simulated layer by layer,
-all nodes at once, without a queue of events: 64 nodes and 32 layers take a fraction of a second.
+Where a step has several passes (`train.micro_batches`), they take turns: the second half of a layer and the first half
+of the next one for each pass in order, and all of that in reverse in the backward (`node.train.passes`). So the
+payloads of one pass travel while the others compute.
 
-Shapes: R ranks, C chunks.
+All nodes have the same order of halves, and in each half a node depends on others only through the messages of that
+pass and layer. So a step is simulated half by half, all nodes at once, without a queue of events: 64 nodes and 32
+layers take a fraction of a second.
+
+Shapes: R ranks, C chunks, L layers.
 """
 
 from __future__ import annotations
@@ -22,15 +27,17 @@ import numpy as np
 from coordinator.assignment import Assignment
 from node.lab.plan.costs import Costs
 from node.lab.plan.lines import Indices, Lines, Traffic
-from node.lab.plan.work import Array, LayerWork, Reading, Work, reading
+from node.lab.plan.work import Array, LayerWork, Work, reading
 
 
 class Layer(NamedTuple):
-    """The work and the messages of one layer."""
+    """The work and the messages of one layer in one pass."""
 
     work: LayerWork
     payload_bytes: float
-    """Payload of one chunk, to one reader, one way; 0 where nothing is exchanged."""
+    """Payload of one chunk to one reader; 0 where nothing is exchanged."""
+    grad_bytes: float
+    """The gradient that the reader returns."""
     theta_bytes: float = 0.0
 
 
@@ -40,8 +47,11 @@ class StepWork(NamedTuple):
     assignment: Assignment
     layers: Sequence[Layer]
     head_forward: Work
+    """Of one pass, as everything but `optimizer`."""
     head_backward: Work
     optimizer: Work
+    passes: int = 1
+    """Passes that are in flight together and take turns."""
 
 
 class Outcome(NamedTuple):
@@ -53,10 +63,16 @@ class Outcome(NamedTuple):
     """[R] when each node is done."""
     busy_s: Array
     """[R] compute time of each node."""
-    waited_s: Array
-    """[R] time that each node waits for messages within the step (`exposed_s` in metrics.jsonl)."""
+    waits_s: Array
+    """[2, L, R] time that each node waits for messages, forward and backward, by layer; all passes."""
     sent_bytes: Array
     """[R, R] payload bytes by link."""
+
+    @property
+    def waited_s(self) -> Array:
+        """[R] time that each node waits for messages within the step (`exposed_s` in metrics.jsonl)."""
+        waited_R: Array = self.waits_s.sum((0, 1))
+        return waited_R
 
 
 class _Times(NamedTuple):
@@ -67,6 +83,7 @@ class _Times(NamedTuple):
 
 
 SHARING_ROUNDS, SHARING_PRECISION = 30, 1e-3
+FORWARD, BACKWARD = 0, 1
 
 
 def simulate(step: StepWork, costs: Costs, lines: Lines) -> Outcome:
@@ -81,7 +98,7 @@ def simulate(step: StepWork, costs: Costs, lines: Lines) -> Outcome:
                 break
             slower_R = 0.5 * (slower_R + wanted_R)
             run = _simulate(step, costs, lines, slower_R)
-    return Outcome(float(run.now.max()), run.now, run.busy_s, run.waited_s, run.traffic.sent_bytes)
+    return Outcome(float(run.now.max()), run.now, run.busy_s, run.waits_s, run.traffic.sent_bytes)
 
 
 def crowding(computes: Sequence[Array], cores: int) -> Array:
@@ -101,20 +118,27 @@ def crowding(computes: Sequence[Array], cores: int) -> Array:
 
 
 def _simulate(step: StepWork, costs: Costs, lines: Lines, slower_R: Array) -> _Run:
-    who = reading(step.assignment)
-    run = _Run(step.assignment, who, lines)
-    times: dict[int, tuple[_Times, _Times]] = {}
-    for layer in step.layers:
-        if id(layer) not in times:
-            times[id(layer)] = (
-                _times(costs, layer.work.forward, slower_R),
-                _times(costs, layer.work.backward, slower_R),
-            )
-    for layer in step.layers:
-        run.forward(layer, times[id(layer)][0])
-    run.compute((costs.seconds(step.head_forward) + costs.seconds(step.head_backward)) * slower_R)
-    for layer in reversed(step.layers):
-        run.backward(layer, times[id(layer)][1])
+    run = _Run(step, costs, lines, slower_R)
+    layers, passes = range(len(step.layers)), range(step.passes)
+    for layer in layers:
+        for number in passes:
+            if layer:
+                run.finish_forward(number, layer - 1)
+            run.begin_forward(number, layer)
+    head_forward_s, head_backward_s = (
+        costs.seconds(work) * slower_R for work in (step.head_forward, step.head_backward)
+    )
+    for number in passes:
+        run.finish_forward(number, layers[-1])
+        run.compute(head_forward_s)
+    for number in reversed(passes):
+        run.compute(head_backward_s)
+        run.begin_backward(number, layers[-1])
+    for layer in reversed(layers):
+        for number in reversed(passes):
+            run.finish_backward(number, layer)
+            if layer:
+                run.begin_backward(number, layer - 1)
     run.compute((costs.seconds(step.optimizer) + costs.step_s) * slower_R)
     return run
 
@@ -122,20 +146,25 @@ def _simulate(step: StepWork, costs: Costs, lines: Lines, slower_R: Array) -> _R
 class _Run:
     """The clocks of all nodes on their way through the layers."""
 
-    def __init__(self, assignment: Assignment, who: Reading, lines: Lines) -> None:
+    def __init__(self, step: StepWork, costs: Costs, lines: Lines, slower_R: Array) -> None:
+        assignment, who = step.assignment, reading(step.assignment)
         self.traffic = Traffic(lines, assignment)
         self.now = np.zeros(assignment.n_ranks)
         self.busy_s = np.zeros(assignment.n_ranks)
-        self.waited_s = np.zeros(assignment.n_ranks)
+        self.waits_s = np.zeros((2, len(step.layers), assignment.n_ranks))
         self._remote, self._local = who.remote, who.local
         self._owned = np.zeros(who.remote.shape, dtype=bool)
         for rank in range(assignment.n_ranks):
             self._owned[np.array(assignment.chunks(rank)), rank] = True
-        self._orders: list[Indices] = []
+        self._layers = step.layers
+        self._times = _all_times(step.layers, costs, slower_R)
+        self._arrivals: dict[int, Array] = {}  # of each pass: when payloads arrive, or gradients in the backward
+        self._orders: dict[tuple[int, int], Indices] = {}
         self._begins: list[Array] = []
         self._ends: list[Array] = []
 
     def compute(self, seconds: Array) -> None:
+        """All nodes compute for so long, [R]."""
         self._computes(self.now, self.now + seconds)
         self.now = self.now + seconds
         self.busy_s += seconds
@@ -145,48 +174,56 @@ class _Run:
         begins, ends = np.stack(self._begins), np.stack(self._ends)
         return [np.stack([begins[:, rank], ends[:, rank]], axis=1) for rank in range(begins.shape[1])]
 
-    def _computes(self, begin_R: Array, end_R: Array) -> None:
-        self._begins.append(begin_R)
-        self._ends.append(end_R)
+    def begin_forward(self, number: int, layer: int) -> None:
+        """The half of a layer up to where pass `number` needs the payloads of others."""
+        (times, _), work = self._times[layer], self._layers[layer]
+        self.compute(times.before)
+        if work.theta_bytes:
+            self._wait(FORWARD, layer, self.traffic.hand_on(self.now, work.theta_bytes))
+        if work.payload_bytes:
+            self._arrivals[number] = self.traffic.publish(self.now, work.payload_bytes)
+        self.compute(times.own + np.where(self._local, times.block, 0.0).sum(0))
 
-    def wait(self, until: Array) -> None:
+    def finish_forward(self, number: int, layer: int) -> None:
+        """The rest of the layer."""
+        times, _ = self._times[layer]
+        if (arrived := self._arrivals.pop(number, None)) is not None:
+            self._orders[number, layer] = self._attend(layer, arrived, times.block)
+        self.compute(times.after)
+
+    def begin_backward(self, number: int, layer: int) -> None:
+        """The half of a layer in which gradients leave for the owners of others' chunks."""
+        _, times = self._times[layer]
+        self.compute(times.after)
+        if not (nbytes := self._layers[layer].grad_bytes):
+            return
+        order = self._orders.pop((number, layer))[::-1]
+        blocks = np.take_along_axis(np.where(self._remote, times.block, 0.0), order, 0)
+        leaves = np.empty(self._remote.shape)
+        np.put_along_axis(leaves, order, self.now + np.cumsum(blocks, axis=0), 0)
+        self._arrivals[number] = self.traffic.send_back(leaves, nbytes)
+        self.compute(blocks.sum(0))
+
+    def finish_backward(self, number: int, layer: int) -> None:
+        """The rest of the layer, which waits for the gradients of the own chunks."""
+        (_, times), work = self._times[layer], self._layers[layer]
+        self.compute(times.own + np.where(self._local, times.block, 0.0).sum(0))
+        if (returned := self._arrivals.pop(number, None)) is not None:
+            last_C = np.where(self._remote, returned, -np.inf).max(1)
+            self._wait(BACKWARD, layer, np.where(self._owned, last_C[:, None], -np.inf).max(0))
+        if work.theta_bytes:
+            self._wait(BACKWARD, layer, self.traffic.hand_on(self.now, work.theta_bytes, back=True))
+        self.compute(times.before)
+
+    def _wait(self, way: int, layer: int, until: Array) -> None:
         until = np.maximum(until, self.now)
-        self.waited_s += until - self.now
+        self.waits_s[way, layer] += until - self.now
         self.now = until
 
-    def forward(self, layer: Layer, times: _Times) -> None:
-        self.compute(times.before)
-        if layer.theta_bytes:
-            self.wait(self.traffic.hand_on(self.now, layer.theta_bytes))
-        arrived = self.traffic.publish(self.now, layer.payload_bytes) if layer.payload_bytes else None
-        self.compute(times.own + np.where(self._local, times.block, 0.0).sum(0))
-        if arrived is not None:
-            self._attend(arrived, times.block)
-        self.compute(times.after)
-
-    def backward(self, layer: Layer, times: _Times) -> None:
-        self.compute(times.after)
-        returned = None
-        if layer.payload_bytes:
-            order = self._orders.pop()[::-1]
-            blocks = np.take_along_axis(np.where(self._remote, times.block, 0.0), order, 0)
-            leaves = np.empty(self._remote.shape)
-            np.put_along_axis(leaves, order, self.now + np.cumsum(blocks, axis=0), 0)
-            returned = self.traffic.send_back(leaves, layer.payload_bytes)
-            self.compute(blocks.sum(0))
-        self.compute(times.own + np.where(self._local, times.block, 0.0).sum(0))
-        if returned is not None:
-            last_C = np.where(self._remote, returned, -np.inf).max(1)
-            self.wait(np.where(self._owned, last_C[:, None], -np.inf).max(0))
-        if layer.theta_bytes:
-            self.wait(self.traffic.hand_on(self.now, layer.theta_bytes, back=True))
-        self.compute(times.before)
-
-    def _attend(self, arrived: Array, block_s: Array) -> None:
-        """Compute the blocks of other nodes' chunks in order of arrival."""
+    def _attend(self, layer: int, arrived: Array, block_s: Array) -> Indices:
+        """Compute the blocks of other nodes' chunks in order of arrival, which is returned."""
         there = np.where(self._remote, np.maximum(arrived, self.now), np.inf)
         order = np.argsort(there, axis=0, kind="stable")  # chunks that are there already go by their number
-        self._orders.append(order)
         blocks = np.take_along_axis(np.where(self._remote, block_s, 0.0), order, 0)
         came = np.take_along_axis(np.where(self._remote, arrived, -np.inf), order, 0)
         from_here = np.cumsum(blocks[::-1], axis=0)[::-1]
@@ -197,9 +234,20 @@ class _Run:
             self._computes(begin_R, end_R)
         done = np.maximum(self.now + total, (came + from_here).max(0))
         self.busy_s += total
-        self.waited_s += done - (self.now + total)
+        self.waits_s[FORWARD, layer] += done - (self.now + total)
         self.now = done
+        return order
+
+    def _computes(self, begin_R: Array, end_R: Array) -> None:
+        self._begins.append(begin_R)
+        self._ends.append(end_R)
 
 
-def _times(costs: Costs, stages: tuple[Work, Work, Work, Work], slower_R: Array) -> _Times:
-    return _Times(*(costs.seconds(work) * slower_R for work in stages))
+def _all_times(layers: Sequence[Layer], costs: Costs, slower_R: Array) -> list[tuple[_Times, _Times]]:
+    """(forward, backward) of every layer."""
+    kinds: dict[int, tuple[_Times, _Times]] = {}
+    for layer in layers:
+        if id(layer) not in kinds:
+            forward, backward = (_Times(*(costs.seconds(work) * slower_R for work in way)) for way in layer.work)
+            kinds[id(layer)] = forward, backward
+    return [kinds[id(layer)] for layer in layers]

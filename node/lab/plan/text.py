@@ -6,8 +6,10 @@ from collections.abc import Sequence
 
 from netem.tables import markdown_table
 from netem.units import format_rate, format_size
+from node.lab.plan.assignments import Choice
 from node.lab.plan.compare import Curve
 from node.lab.plan.costs import Costs
+from node.lab.plan.memory import Room
 from node.lab.plan.predict import Prediction
 
 MOST_NODES = 16
@@ -43,10 +45,13 @@ def describe(plan: Prediction) -> str:
         f"network:     {plan.network}",
         f"step:        {seconds(plan.step_s)}, {plan.tokens_per_s:,.0f} tokens/s; "
         f"{plan.utilisation:.1%} of the speed of these devices on a network without limits",
-        f"compute:     {seconds(fullest)} on the fullest node, {seconds(emptiest)} on the emptiest; "
-        f"{seconds(plan.free_s)} a step on a network without limits",
+        f"compute:     {seconds(fullest)} on the fullest node, {seconds(emptiest)} on the emptiest (evenness of the "
+        f"layers {plan.evenness:.2f}); {seconds(plan.free_s)} a step on a network without limits",
         f"exchange:    {seconds(plan.communication_s)} on its busiest line; an ordinary step takes "
         f"{seconds(plan.exchange_step_s)}",
+        f"waits:       at most {seconds(max(plan.forward_waits_s))} in the forward of a layer and "
+        f"{seconds(max(plan.backward_waits_s))} in its backward, on the node that waits longest"
+        + (f"; {plan.passes} passes take turns" if plan.passes > 1 else ""),
         f"averaging:   {seconds(plan.averaging_s)} a round, {size(plan.averaging_bytes)} sent by each node; "
         f"one round in {plan.sync_every} steps adds {seconds(plan.averaging_s / plan.sync_every)} a step",
         f"exposed:     {seconds(plan.exposed_s)} a step of communication not hidden by compute, averaging included",
@@ -55,7 +60,8 @@ def describe(plan: Prediction) -> str:
             f"    {remedy.what + ':':24} {seconds(remedy.step_s)} a step ({remedy.step_s / plan.step_s - 1:+.1%})"
             for remedy in plan.remedies
         ),
-        f"memory:      {size(memory.device)} on the fullest device of {size(plan.memory_limit_bytes)}: weights, "
+        f"memory:      {size(memory.device)} on the fullest device (node-{plan.memory_node}) of "
+        f"{size(plan.memory_limit_bytes)}: weights, "
         f"gradients and Adam {size(memory.weights + memory.gradients + memory.adam)}, activations "
         f"{size(memory.activations)}, others' keys and values {size(memory.remote)}, logits {size(memory.logits)}; "
         f"payloads {size(memory.payloads)} in host memory",
@@ -65,6 +71,22 @@ def describe(plan: Prediction) -> str:
         _table(plan),
     ]
     return "\n".join(lines)
+
+
+def choice_lines(choice: Choice) -> list[str]:
+    """The candidates for `coordinator.assignment = "auto"`, the best first line."""
+    best = choice.best
+    lines = [f"assignment:  auto takes {best.name}; every candidate's step:"]
+    for one in choice.candidates:
+        counts = ", ".join(map(str, one.config.coordinator.chunks_per_node))
+        name = f"{one.name} ({counts})" if counts else one.name
+        figures = f"{seconds(one.step_s)} ({one.step_s / best.step_s - 1:+.1%}), evenness {one.evenness:.2f}"
+        lines.append(f"    {name + ':':44} {figures}" + ("" if one.room.fits else f"; out: {_shortage(one.room)}"))
+    return lines
+
+
+def _shortage(room: Room) -> str:
+    return f"node-{room.rank} needs {size(room.needed.device)} and has {size(room.limit_bytes)}"
 
 
 def terms(costs: Costs) -> str:
@@ -78,6 +100,8 @@ def terms(costs: Costs) -> str:
 
 def assumptions(costs: Costs, device: str, source: str, dilation: float) -> list[str]:
     """The assumptions behind the figures."""
+    if costs.speeds:
+        source = f"{source}; relative speeds {', '.join(f'{speed:.3g}' for speed in costs.speeds)}"
     shared = f"; all nodes share {costs.cores} cores" if costs.cores else ""
     if costs.element_s or costs.call_s:
         compute = [
@@ -96,7 +120,8 @@ def assumptions(costs: Costs, device: str, source: str, dilation: float) -> list
             if dilation != 1
             else []
         ),
-        "no activation is recomputed; a node computes one thing at a time, and sends and receives meanwhile",
+        "no activation is recomputed; a node computes one thing at a time, and sends and receives meanwhile; the "
+        "passes of a step take turns, layer by layer",
         "the step has the full context and comes after the warm start; it includes no evaluation, no checkpoint and no "
         "round trip of the barrier",
         "lines have no headers or acknowledgements (under 1 % of large messages), no jitter, no loss, no window and no "
@@ -137,8 +162,9 @@ def contexts_table(plans: Sequence[Prediction]) -> str:
 
 
 def _too_large(plan: Prediction) -> str:
+    needed, limit = size(plan.memory.device), size(plan.memory_limit_bytes)
     return (
-        f"too large:   the fullest device needs {size(plan.memory.device)} and has {size(plan.memory_limit_bytes)}; "
+        f"too large:   the fullest device (node-{plan.memory_node}) needs {needed} and has {limit}; "
         "take more nodes, another --device, or a smaller model.context or train.batch"
     )
 
@@ -156,7 +182,7 @@ def _of_what(plan: Prediction) -> str:
 def _table(plan: Prediction) -> str:
     count = plan.nodes
     shown = range(count) if count <= MOST_NODES else sorted({*range(0, count, count // 8), count - 1})
-    rows = []
+    rows, owned = [], [_chunks(chunks) for chunks in plan.owned]
     for rank in shown:
         sent = plan.sent_bytes[rank]
         received = [row[rank] for row in plan.sent_bytes]
@@ -164,6 +190,7 @@ def _table(plan: Prediction) -> str:
         rows.append(
             [
                 f"node-{rank}",
+                owned[rank],
                 seconds(plan.compute_s[rank]),
                 seconds(plan.waited_s[rank]),
                 size(sum(sent)),
@@ -171,4 +198,15 @@ def _table(plan: Prediction) -> str:
                 f"{size(sent[most])} to node-{most}" if sent[most] else "none",
             ]
         )
-    return markdown_table(["node", "computes", "waits", "sends a step", "receives", "its busiest link"], rows)
+    return markdown_table(["node", "chunks", "computes", "waits", "sends a step", "receives", "its busiest link"], rows)
+
+
+def _chunks(owned: Sequence[int]) -> str:
+    """ "0-3, 12": runs of neighbours."""
+    runs: list[list[int]] = []
+    for chunk in owned:
+        if runs and chunk == runs[-1][-1] + 1:
+            runs[-1].append(chunk)
+        else:
+            runs.append([chunk])
+    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)

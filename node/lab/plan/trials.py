@@ -1,8 +1,10 @@
-"""The small runs against which the planner is tested: `python -m node.lab.plan.trials [NAME …]`.
+"""The small runs against which the planner is tested: `python -m node.lab.plan.trials [overlap | NAME …]`.
 
 Makes the runs that are missing under outputs/plan/, one after the other, then fits to half of all, predicts the others,
-and writes docs/netem/planner.md. With names, it makes only those runs and writes nothing. The machine should be idle
-otherwise. The runs are short, and differ in model, nodes, mode, ownership, rate, scope and latency.
+and writes docs/netem/planner.md. With "overlap" it does so for the runs whose steps have one or two passes, in each
+assignment, and writes docs/bench/overlap.md. With names, it makes only those runs and writes nothing. The machine
+should be idle otherwise. The runs are short, and differ in model, nodes, mode, ownership, rate, scope, latency and
+passes.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from node.lab.study.trial import host_line
 
 RUNS = Path("outputs/plan")
 DOCUMENT = Path("docs/netem/planner.md")
+OVERLAP_DOCUMENT = Path("docs/bench/overlap.md")
 BASE = "configs/figure.toml"
 
 COMMON = {
@@ -63,24 +66,46 @@ TRIALS: dict[str, dict[str, str]] = {
     "16-wide-2-dense-40-zigzag": TWO | WIDE | DENSE | ZIGZAG | _net("40 Mbit/s"),
 }
 
+ONCE, TWICE = {"train.micro_batches": "1"}, {"train.micro_batches": "2"}
+CONTIGUOUS, AUTO = {"coordinator.assignment": "contiguous"}, {"coordinator.assignment": "auto"}
+EIGHT = {"model.chunks": "8", "compress.dense_last_layers": "0", "compress.format": "bfloat16"}
+
+# As above, every other one is used for the fit: both halves have one pass and two, and each assignment.
+OVERLAP: dict[str, dict[str, str]] = {
+    "31-one-contiguous-60": TWO | EIGHT | ONCE | DENSE | CONTIGUOUS | _net("60 Mbit/s"),
+    "32-two-contiguous-60": TWO | EIGHT | TWICE | DENSE | CONTIGUOUS | _net("60 Mbit/s"),
+    "33-two-zigzag-100": TWO | EIGHT | TWICE | DENSE | ZIGZAG | _net("100 Mbit/s"),
+    "34-one-zigzag-100": TWO | EIGHT | ONCE | DENSE | ZIGZAG | _net("100 Mbit/s"),
+    "35-one-auto-100": TWO | EIGHT | ONCE | DENSE | AUTO | _net("100 Mbit/s", latency="1 ms"),
+    "36-two-auto-30": TWO | EIGHT | TWICE | DENSE | AUTO | _net("30 Mbit/s", latency="1 ms"),
+    "37-one-zigzag-sub-30": TWO | EIGHT | ONCE | SUBSPACE | ZIGZAG | _net("30 Mbit/s"),
+    "38-two-zigzag-sub-30": TWO | EIGHT | TWICE | SUBSPACE | ZIGZAG | _net("30 Mbit/s"),
+    "39-two-contiguous-sub-30": TWO | EIGHT | TWICE | SUBSPACE | CONTIGUOUS | _net("30 Mbit/s"),
+    "40-two-auto-sub-30": TWO | EIGHT | TWICE | SUBSPACE | AUTO | _net("30 Mbit/s", latency="1 ms"),
+}
+
 
 def settings_of(name: str) -> dict[str, str]:
     """The settings in which a trial differs from `BASE`."""
-    return COMMON | TRIALS[name]
+    return COMMON | (TRIALS | OVERLAP)[name]
 
 
 def main(names: list[str]) -> int:
     """Make the runs; the exit code is 0, or 2 for an unknown name."""
-    if unknown := [name for name in names if name not in TRIALS]:
-        print(f"{', '.join(unknown)}: no such trial; there are {', '.join(TRIALS)}", file=sys.stderr)
+    every = TRIALS | OVERLAP
+    whole = {(): (TRIALS, DOCUMENT), ("overlap",): (OVERLAP, OVERLAP_DOCUMENT)}.get(tuple(names))
+    if unknown := [name for name in names if name not in every and whole is None]:
+        print(f"{', '.join(unknown)}: no such trial; there are {', '.join(every)}", file=sys.stderr)
         return 2
-    for name in names or TRIALS:
+    for name in whole[0] if whole else names:
         _run(name)
-    if not names:
-        validation = validate([case(read_measured(RUNS / name)) for name in TRIALS])
-        DOCUMENT.parent.mkdir(parents=True, exist_ok=True)
-        DOCUMENT.write_text(_document(table(validation)), encoding="utf-8")
-        print(DOCUMENT)
+    if whole:
+        trials, path = whole
+        validation = validate([case(read_measured(RUNS / name)) for name in trials])
+        path.parent.mkdir(parents=True, exist_ok=True)
+        command = " ".join(["python -m node.lab.plan.trials", *names])
+        path.write_text(_document(command, table(validation)), encoding="utf-8")
+        print(path)
     return 0
 
 
@@ -97,17 +122,17 @@ def _run(name: str) -> None:
     done.touch()
 
 
-def _document(rows: str) -> str:
+def _document(command: str, rows: str) -> str:
     return f"""# The planner against runs
 
-Made by `python -m node.lab.plan.trials`, on {host_line()}. All nodes of a run share this machine's cores; the links are
+Made by `{command}`, on {host_line()}. All nodes of a run share this machine's cores; the links are
 emulated. Times are those of an ordinary step (no averaging of weights, no evaluation), medians over the run; compute is
 the time that a node neither waits nor averages, the mean over nodes. Every other run was used to fit the costs; which
 ones was decided before any run was made.
 
 {rows}
 
-The conclusions are in [README](README.md).
+The conclusions are in [README](../netem/README.md).
 """
 
 

@@ -16,6 +16,7 @@ from netem.errors import ConfigError
 from netem.profile import Profile, resolve
 from netem.tables import markdown_table
 from netem.units import format_rate, format_time
+from node.config import Config
 from node.lab.plan.costs import Costs
 from node.lab.plan.fit import Case, fit
 from node.lab.plan.text import seconds, terms
@@ -73,7 +74,21 @@ def validate(cases: Sequence[Case], cores: int | None = None) -> Validation:
 
 def table(validation: Validation) -> str:
     """All rows and the conclusion, as Markdown."""
-    head = ["run", "nodes", "mode", "network", "steps", "measured", "predicted", "error", "compute", "predicted", "for"]
+    head = [
+        "run",
+        "nodes",
+        "mode",
+        "chunks",
+        "passes",
+        "network",
+        "steps",
+        "measured",
+        "predicted",
+        "error",
+        "compute",
+        "predicted",
+        "for",
+    ]
     rows = []
     for row in validation.rows:
         measured = row.case.measured
@@ -83,6 +98,8 @@ def table(validation: Validation) -> str:
                 measured.name,
                 str(config.coordinator.nodes),
                 config.compress.mode,
+                _ownership(config),
+                str(config.train.micro_batches),
                 _network(resolve(config.net)),
                 str(measured.steps),
                 seconds(measured.step_s),
@@ -118,6 +135,11 @@ def fitted(costs: Costs) -> str:
 def _network(profile: Profile) -> str:
     each = "NIC" if profile.scope == "nic" else "link"
     return f"{format_rate(profile.rate_bps)} a {each}, {format_time(profile.latency_s)}"
+
+
+def _ownership(config: Config) -> str:
+    counts = config.coordinator.chunks_per_node
+    return ", ".join(map(str, counts)) if counts else config.coordinator.assignment
 
 
 def _setting(row: Row) -> tuple[object, int]:

@@ -1,4 +1,6 @@
-"""The work of one training step by stage of a layer, counted and not timed; `node.lab.plan.costs` gives its duration.
+"""The work of one pass by stage of a layer, counted and not timed; `node.lab.plan.costs` gives its duration.
+
+A step has one pass, or several of equal work (`train.micro_batches`).
 
 Stages are those of `node.model.exchanged`, cut where messages are sent or awaited:
 
@@ -25,6 +27,7 @@ from node.config import Config
 from node.exchange.passes import PassSpec
 from node.measure.flops import ATTENTION_BACKWARD, MATRIX_BACKWARD, chunk_flops, head_flops
 from node.subspace.ranks import rank_table
+from node.train.head import RUN_TOKENS
 
 Array = npt.NDArray[np.float64]
 
@@ -45,6 +48,10 @@ class Work(NamedTuple):
     def total(self) -> Work:
         """The sum over all chunks: [R]."""
         return Work(*(part.sum(0) if part.ndim == 2 else part for part in self))
+
+    def without_messages(self) -> Work:
+        """The same without what sending and receiving cost."""
+        return self._replace(messages=0 * self.messages, nbytes=0 * self.nbytes)
 
     def __add__(self, other: object) -> Work:
         if not isinstance(other, tuple):
@@ -90,27 +97,32 @@ def reading(assignment: Assignment, exchanges: bool = True) -> Reading:
     return Reading(queries, (queries > 0) & ~owned, (queries > 0) & owned)
 
 
-def layer_work(config: Config, layer: int, spec: PassSpec, payload_bytes: float) -> LayerWork:
-    """The work of one layer on every rank, for chunks of `spec.tokens` tokens; `payload_bytes` is the payload of one
-    chunk, 0 where the layer sends nothing."""
+def pass_contexts(config: Config) -> int:
+    """Contexts in one pass."""
+    return config.train.batch // config.train.micro_batches
+
+
+def layer_work(config: Config, layer: int, spec: PassSpec, payload_bytes: float, grad_bytes: float) -> LayerWork:
+    """The work of one layer in one pass on every rank, for chunks of `spec.tokens` tokens; `payload_bytes` is the
+    payload of one chunk, `grad_bytes` its gradient's, both 0 where the layer sends nothing."""
     model, assignment = config.model, config.assignment()
-    tokens = float(config.train.batch * spec.tokens)
+    tokens = float(pass_contexts(config) * spec.tokens)
     query_width, d_kv = model.heads * model.head_size, model.d_kv
     who = reading(assignment, exchanges=layer >= config.local_layers)
     own = np.array([len(assignment.chunks(rank)) for rank in range(assignment.n_ranks)], dtype=float)
     sent = np.array([sum(map(len, _readers(assignment, rank))) for rank in range(assignment.n_ranks)], dtype=float)
     sent *= float(layer >= config.local_layers)
     codec = 2 * tokens * _codec_width(config, layer, spec)
-    chunk = chunk_flops(model, spec.tokens, config.train.batch)
+    chunk = chunk_flops(model, spec.tokens, pass_contexts(config))
     attends, remote = (who.remote | who.local).astype(float), who.remote.astype(float)
 
-    def stages(matrix: float, attention: float) -> Stages:
-        """Forward with factors of 1; backward with those of the backward."""
+    def stages(matrix: float, attention: float, nbytes: float) -> Stages:
+        """Forward with factors of 1; backward with those of the backward. `nbytes` is the size of a message."""
         pairs = attention * chunk.pair
         before = chunk.key_value + codec
         one = np.ones_like(own)
         return Stages(
-            Work(matrix * before * own, tokens * (2 * model.d_model + 2 * d_kv) * own, one, sent, payload_bytes * sent),
+            Work(matrix * before * own, tokens * (2 * model.d_model + 2 * d_kv) * own, one, sent, nbytes * sent),
             Work(
                 (matrix * chunk.query + pairs / 2) * own,
                 tokens * (3 * query_width + spec.tokens * model.heads / 2) * own,
@@ -123,7 +135,7 @@ def layer_work(config: Config, layer: int, spec: PassSpec, payload_bytes: float)
                 tokens * (2 * query_width * attends + (query_width + spec.tokens * model.heads) * who.queries),
                 attends,
                 remote,
-                payload_bytes * remote,
+                nbytes * remote,
             ),
             Work(
                 matrix * chunk.after * own,
@@ -134,23 +146,31 @@ def layer_work(config: Config, layer: int, spec: PassSpec, payload_bytes: float)
             ),
         )
 
-    return LayerWork(stages(1.0, 1.0), stages(MATRIX_BACKWARD, ATTENTION_BACKWARD))
+    return LayerWork(stages(1.0, 1.0, payload_bytes), stages(MATRIX_BACKWARD, ATTENTION_BACKWARD, grad_bytes))
 
 
 def head_work(config: Config, spec: PassSpec) -> tuple[Work, Work]:
-    """The output head and the loss, forward and backward, on every rank."""
+    """The output head and the loss of one pass, forward and backward, on every rank.
+
+    Long runs of tokens compute their gradients in the forward, so that no logits are kept (`node.train.head`).
+    """
     assignment = config.assignment()
     own = np.array([len(assignment.chunks(rank)) for rank in range(assignment.n_ranks)], dtype=float)
-    tokens, vocabulary = config.train.batch * spec.tokens * own, VOCABULARY[config.data.tokenizer]
+    tokens, vocabulary = pass_contexts(config) * spec.tokens * own, VOCABULARY[config.data.tokenizer]
     flops, one = head_flops(config.model, vocabulary) * tokens, np.ones_like(own)
     forward = Work(flops, 3.0 * tokens * vocabulary, one, 0 * one, 0 * one)
-    return forward, forward._replace(flops=MATRIX_BACKWARD * flops)
+    backward = forward._replace(flops=MATRIX_BACKWARD * flops)
+    at_once = tokens > RUN_TOKENS
+    early, late = (Work(*(np.where(which, part, 0.0) for part in backward)) for which in (at_once, ~at_once))
+    return forward + early, late
 
 
 def optimizer_work(config: Config) -> Work:
-    """Clipping and AdamW on every rank: each parameter, its gradient and both moments pass several operations."""
+    """Clipping and AdamW on every rank: each parameter, its gradient and both moments pass several operations. The
+    gradients of several passes are added before."""
     one = np.ones(config.assignment().n_ranks)
-    return Work(0 * one, 10.0 * parameters(config) * one, one, 0 * one, 0 * one)
+    operations = 10.0 + (config.train.micro_batches - 1)
+    return Work(0 * one, operations * parameters(config) * one, one, 0 * one, 0 * one)
 
 
 def parameters(config: Config) -> int:

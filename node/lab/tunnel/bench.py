@@ -80,7 +80,8 @@ def bench_of(config: Config, repeats: Sequence[Repeat]) -> Bench:
     model = Model(config)
     alone_R = [median(repeat.alone[rank].step_s for repeat in repeats) for rank in range(config.coordinator.nodes)]
     rank = int(np.argmax(alone_R))
-    layers_s = np.median([repeat.alone[rank].layers_s for repeat in repeats], axis=0)
+    # The bench makes a step in one pass, whose layers are whole in time; each of several passes has its part of that.
+    layers_s = np.median([repeat.alone[rank].layers_s for repeat in repeats], axis=0) / model.step.passes
     together_s = median(repeat.together[rank].step_s for repeat in repeats)
     body = Body(config.assignment(), kinds_of(model, layers_s.tolist()), alone_R[rank], model.parameters)
     return Bench(body, rank, fmean(alone_R) / alone_R[rank], max(1.0, together_s / alone_R[rank]))

@@ -144,10 +144,15 @@ def mode_of(config: Config, mode: str) -> Config:
     return msgspec.structs.replace(config, compress=compress)
 
 
+def in_one_pass(config: Config) -> Config:
+    """The config with all contexts of a step in one pass."""
+    return msgspec.structs.replace(config, train=msgspec.structs.replace(config.train, micro_batches=1))
+
+
 def main(arguments: list[str]) -> int:
     """Make a step for each line of standard input, until it ends."""
     end_with_parent()
-    config, rank = load_config(Path(arguments[0])), int(arguments[1])
+    config, rank = in_one_pass(load_config(Path(arguments[0]))), int(arguments[1])
     torch.set_num_threads(config.run.threads)
     benches = {mode: Rank(mode_of(config, mode), rank) for mode in ("subspace", "dense")}
     print("ready", flush=True)

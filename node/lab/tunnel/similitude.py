@@ -7,10 +7,10 @@
 Compute is that of the fullest node, which computes longest in a step, so that all others wait for it. Communication is
 the longest time that one layer's payloads, one way, occupy any link or NIC.
 
-One rate cannot make all of them equal: both ways have the same payload, so the ratio of backward to forward compute
-differs, and where ranks are rounded, so does the ratio of bytes in compressed layers to bytes in whole ones. `similar`
-makes both ways together equal, with the error spread evenly over kinds of layers. Averaging is matched by `sync_every`
-alone.
+Where a step has several passes, layers and payloads are those of one pass. One rate cannot make all of them equal: the
+ratio of backward to forward compute differs, and where ranks are rounded, so does the ratio of bytes in compressed
+layers to bytes in whole ones. `similar` makes both ways together equal, with the error spread evenly over kinds of
+layers. Averaging is matched by `sync_every` alone.
 """
 
 from __future__ import annotations
@@ -32,11 +32,12 @@ COMPRESSED, WHOLE = "compressed", "whole"
 
 
 class Kind(NamedTuple):
-    """Layers with equal payloads: their number, the payload of one chunk to one reader one way, and the compute time of
-    the fullest node."""
+    """Layers with equal payloads, in one pass: their number, the payload of one chunk to one reader, the gradient back,
+    and the compute time of the fullest node."""
 
     layers: int
     payload_bytes: float
+    grad_bytes: float
     forward_s: float
     backward_s: float
 
@@ -103,16 +104,16 @@ class Scale(NamedTuple):
 def body_of(model: Model, costs: Costs) -> Body:
     """The target's body, from its work."""
     ways = [[_seconds(costs, stages) for stages in layer.work] for layer in model.step.layers]
-    step_R = np.sum([forward + backward for forward, backward in ways], axis=0)
-    rest = (model.step.head_forward, model.step.head_backward, model.step.optimizer)
-    step_R = step_R + sum(costs.seconds(work) for work in rest) + costs.step_s
+    pass_R = np.sum([forward + backward for forward, backward in ways], axis=0)
+    pass_R = pass_R + costs.seconds(model.step.head_forward) + costs.seconds(model.step.head_backward)
+    step_R = model.step.passes * pass_R + costs.seconds(model.step.optimizer) + costs.step_s
     rank = int(step_R.argmax())
     times = [(float(forward[rank]), float(backward[rank])) for forward, backward in ways]
     return Body(model.step.assignment, kinds_of(model, times), float(step_R[rank]), model.parameters)
 
 
 def kinds_of(model: Model, times_s: list[tuple[float, float]]) -> dict[str, Kind]:
-    """Layers by kind, with the mean of their (forward, backward) times, given by layer."""
+    """Layers by kind, with the mean of their (forward, backward) times in one pass, given by layer."""
     found: dict[str, Kind] = {}
     for name in (COMPRESSED, WHOLE):
         places = [
@@ -121,9 +122,12 @@ def kinds_of(model: Model, times_s: list[tuple[float, float]]) -> dict[str, Kind
             if layer.payload_bytes and model.payload.compresses(place) == (name == COMPRESSED)
         ]
         if places:
-            nbytes = float(np.mean([model.step.layers[place].payload_bytes for place in places]))
+            layers = [model.step.layers[place] for place in places]
+            payload_bytes, grad_bytes = (
+                float(np.mean([getattr(layer, name) for layer in layers])) for name in ("payload_bytes", "grad_bytes")
+            )
             forward_s, backward_s = np.mean([times_s[place] for place in places], axis=0).tolist()
-            found[name] = Kind(len(places), nbytes, forward_s, backward_s)
+            found[name] = Kind(len(places), payload_bytes, grad_bytes, forward_s, backward_s)
     return found
 
 
@@ -131,7 +135,7 @@ def numbers(body: Body, lines: Lines, sync_every: int) -> Numbers:
     """The numbers of a body on these lines."""
     kinds = {}
     for name, kind in body.kinds.items():
-        forward_s, backward_s = wire_s(body.assignment, kind.payload_bytes, lines)
+        forward_s, backward_s = wire_s(body.assignment, kind, lines)
         both = (forward_s + backward_s) / (kind.forward_s + kind.backward_s)
         kinds[name] = Ratio(forward_s / kind.forward_s, backward_s / kind.backward_s, both)
     off_diagonal = ~np.eye(len(lines.up_bps), dtype=bool)
@@ -140,19 +144,19 @@ def numbers(body: Body, lines: Lines, sync_every: int) -> Numbers:
     return Numbers(kinds, latency_s / body.layer_s, round_s / (sync_every * body.step_s))
 
 
-def wire_s(assignment: Assignment, nbytes: float, lines: Lines) -> tuple[float, float]:
+def wire_s(assignment: Assignment, kind: Kind, lines: Lines) -> tuple[float, float]:
     """The longest time that one layer's payloads, forward, and their gradients, backward, occupy a line."""
     sent = np.zeros((assignment.n_ranks, assignment.n_ranks))
     for chunk in range(assignment.n_chunks):
         for reader in assignment.readers_of(chunk):
-            sent[assignment.owner(chunk), reader] += 8 * nbytes
+            sent[assignment.owner(chunk), reader] += 1
     forward_s, backward_s = (
         max(
             float((bits / lines.link_bps).max()),
             float((bits.sum(1) / lines.up_bps).max()),
             float((bits.sum(0) / lines.down_bps).max()),
         )
-        for bits in (sent, sent.T)
+        for bits in (8 * kind.payload_bytes * sent, 8 * kind.grad_bytes * sent.T)
     )
     return forward_s, backward_s
 
@@ -164,7 +168,11 @@ def similar(target: Body, small: Body, lines: Lines) -> Scale:
     """
     wanted, had = numbers(target, lines, 1), numbers(small, lines, 1)
     off = [had.kinds[name].both / wanted.kinds[name].both for name in wanted.kinds]
-    nbytes = [small.kinds[name].payload_bytes / target.kinds[name].payload_bytes for name in target.kinds]
+    nbytes = [
+        (small.kinds[name].payload_bytes + small.kinds[name].grad_bytes)
+        / (target.kinds[name].payload_bytes + target.kinds[name].grad_bytes)
+        for name in target.kinds
+    ]
     return Scale(
         rate=math.sqrt(min(off) * max(off)),
         time=target.layer_s / small.layer_s,

@@ -1,7 +1,7 @@
 """The configs of a tunnel: the target in each of its modes, and the small model that stands for it.
 
-The small model has the target's layers, chunks, ownership, batch and `[compress]`. Its widths and the length of its
-chunks are those of another config, or the target's scaled down.
+The small model has the target's layers, chunks, ownership, batch, passes and `[compress]`. Its widths and the length of
+its chunks are those of another config, or the target's scaled down.
 """
 
 from __future__ import annotations
@@ -87,7 +87,13 @@ def small_config(target: Config, shape: Config | None, steps: int, folder: Path)
         "run": {"outputs": str(folder), "threads": max(1, (os.cpu_count() or 1) // nodes), "seed": target.run.seed},
         "model": _shape(target.model) if shape is None else _shape_of(shape.model, target.model),
         "compress": compress | {"mode": "subspace"},
-        "train": {"steps": steps, "batch": target.train.batch, "lr_warmup_steps": steps, "eval_batches": 1},
+        "train": {
+            "steps": steps,
+            "batch": target.train.batch,
+            "micro_batches": target.train.micro_batches,
+            "lr_warmup_steps": steps,
+            "eval_batches": 1,
+        },
         "data": {"tokenizer": "bytes"} if shape is None else to_tree(shape.data),
         "net": {"profile": "unshaped"},
         "coordinator": owners,

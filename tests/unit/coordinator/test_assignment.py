@@ -19,6 +19,8 @@ from netem.errors import ConfigError
         (8, 4, "zigzag", (), [[0, 7], [1, 6], [2, 5], [3, 4]]),
         (8, 2, "zigzag", (), [[0, 3, 4, 7], [1, 2, 5, 6]]),
         (3, 3, "zigzag", (), [[0], [1], [2]]),
+        (6, 2, "zigzag", (), [[0, 2, 5], [1, 3, 4]]),
+        (5, 2, "zigzag", (), [[0, 3, 4], [1, 2]]),
         (4, 2, "contiguous", (3, 1), [[0, 1, 2], [3]]),
     ],
 )
@@ -58,6 +60,26 @@ def test_zigzag_balances_the_triangle_where_two_chunks_go_to_each() -> None:
     assignment = assign(16, 8, "zigzag")
     work = {sum(chunk + 1 for chunk in assignment.chunks(rank)) for rank in range(8)}
     assert len(work) == 1
+
+
+@pytest.mark.parametrize("nodes", [1, 2, 3, 4, 7, 8])
+@pytest.mark.parametrize("rounds", [2, 3, 4, 5, 7])
+def test_zigzag_is_even_in_every_number_of_rounds(nodes: int, rounds: int) -> None:
+    assignment = assign(rounds * nodes, nodes, "zigzag")
+    sums = [sum(assignment.chunks(rank)) for rank in range(nodes)]
+    assert max(sums) - min(sums) <= (rounds % 2 and 1 - nodes % 2)
+
+
+def test_auto_is_for_whoever_starts_a_run() -> None:
+    with pytest.raises(ConfigError, match='assignment = "auto": isthmus run, coordinator'):
+        assign(4, 2, "auto")
+    with pytest.raises(ConfigError, match="more nodes than chunks"):
+        assign(4, 5, "auto")
+
+
+def test_assignments_that_differ_have_other_digests() -> None:
+    assert assign(4, 2).digest() == assign(4, 2, chunks_per_node=(2, 2)).digest()
+    assert assign(4, 2).digest() != assign(4, 2, "zigzag").digest()
 
 
 def test_more_nodes_than_chunks_says_how_to_mend_it() -> None:

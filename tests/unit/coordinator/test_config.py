@@ -38,6 +38,9 @@ def test_the_defaults_are_legal_and_every_setting_is_described() -> None:
         ({"nodes": 2, "chunks_per_node": [3]}, r"chunks_per_node = \[3\]: expected 2 counts"),
         ({"nodes": 2, "chunks_per_node": [3, 0]}, r"chunks_per_node"),
         ({"nodes": 2, "chunks_per_node": [3, 1], "assignment": "zigzag"}, 'assignment = "zigzag"'),
+        ({"nodes": 2, "chunks_per_node": [3, 1], "assignment": "auto"}, 'assignment = "auto"'),
+        ({"nodes": 2, "node_speeds": [1.0]}, r"node_speeds = \[1.0\]: expected 2 speeds"),
+        ({"nodes": 2, "node_speeds": [1.0, 0.0]}, r"node_speeds"),
         ({"heartbeat_intervals": 1}, "did you mean heartbeat_interval_s"),
     ],
 )
@@ -55,6 +58,7 @@ def test_mistakes(tree: dict[str, Any], says: str) -> None:
         {"address": "tcp://127.3.2.1:7070"},
         {"address": "tcp://eth0:7070", "token": "secret"},
         {"nodes": 2, "chunks_per_node": [3, 1]},
+        {"nodes": 2, "node_speeds": [125.0, 40.0], "assignment": "auto"},
         {"heartbeat_timeout_s": 30},
     ],
 )

@@ -208,9 +208,11 @@ LOCAL = {
     "run.trace": "40..42",
     "coordinator.address": "tcp://127.0.0.1:7070",
     "coordinator.token": "secret",
+    "coordinator.assignment": "zigzag",
+    "coordinator.node_speeds": [1.0, 1.0, 0.5, 0.5],
     "data.cache": "/elsewhere",
 }
-"""Where a node runs and how it is reached: may differ from node to node."""
+"""Where a node runs, how it is reached, and what the coordinator tells it: may differ from node to node."""
 
 OTHER: dict[str, Any] = {
     "model.head_dim": 16,
@@ -220,7 +222,6 @@ OTHER: dict[str, Any] = {
     "model.heads": 8,
     "model.kv_heads": 2,
     "coordinator.nodes": 2,
-    "coordinator.assignment": "zigzag",
     "data.corpus": "./text",
     "data.tokenizer": "bytes",
     "net.profile": "unshaped",
@@ -270,10 +271,15 @@ def test_the_digest_tells_every_setting_but_those_of_one_node(key: str) -> None:
     assert (changed.digest() == plain.digest()) == (key in LOCAL)
 
 
-def test_the_digest_tells_ownership_and_the_network() -> None:
+def test_the_digest_leaves_ownership_to_the_coordinator() -> None:
+    """It may have chosen ("auto"); nodes compare what it says when they begin a generation."""
     two = {"coordinator": {"nodes": 2}}
-    uneven = {"coordinator": {"nodes": 2, "chunks_per_node": [3, 1]}}
-    assert convert(Config, two).digest() != convert(Config, uneven).digest()
+    for owned in ({"chunks_per_node": [3, 1]}, {"assignment": "auto"}):
+        assert convert(Config, two).digest() == convert(Config, {"coordinator": {"nodes": 2} | owned}).digest()
+
+
+def test_the_digest_tells_what_depends_on_another_setting() -> None:
+    two = {"coordinator": {"nodes": 2}}
     assert convert(Config, two).digest() == convert(Config, two | {"run": {}}).digest()
     fixed, learned = ({"compress": {"rotation": "fixed", "subspace": name}} for name in ("frozen", "learned"))
     assert convert(Config, fixed).digest() != convert(Config, learned).digest()

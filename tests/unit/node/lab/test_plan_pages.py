@@ -23,7 +23,7 @@ def trial(name: str) -> Config:
     return load_config(ROOT / trials.BASE, [f"--{key}={value}" for key, value in trials.settings_of(name).items()])
 
 
-@pytest.mark.parametrize("name", trials.TRIALS)
+@pytest.mark.parametrize("name", [*trials.TRIALS, *trials.OVERLAP])
 def test_a_trial_runs_and_has_ordinary_steps(name: str) -> None:
     config = trial(name)
     PayloadFormat(config)
@@ -43,6 +43,20 @@ def test_a_trial_runs_and_has_ordinary_steps(name: str) -> None:
 def test_both_halves_of_the_trials_have_everything(what: Callable[[Config], object]) -> None:
     names = sorted(trials.TRIALS)
     assert len(names) >= 12
+    fitted, unseen = ({what(trial(name)) for name in half} for half in (names[::2], names[1::2]))
+    assert fitted == unseen
+
+
+@pytest.mark.parametrize(
+    "what",
+    [
+        lambda config: config.compress.mode,
+        lambda config: config.train.micro_batches,
+        lambda config: config.coordinator.assignment,
+    ],
+)
+def test_both_halves_of_the_trials_of_overlap_have_everything(what: Callable[[Config], object]) -> None:
+    names = sorted(trials.OVERLAP)
     fitted, unseen = ({what(trial(name)) for name in half} for half in (names[::2], names[1::2]))
     assert fitted == unseen
 

@@ -27,11 +27,12 @@ from node.lab.plan.averaging import averaging_bytes, averaging_s
 from node.lab.plan.compare import over_bandwidth, with_nodes
 from node.lab.plan.costs import Costs, stated
 from node.lab.plan.lines import in_order, lines_of, shared_service
-from node.lab.plan.memory import memory
+from node.lab.plan.memory import tightest
 from node.lab.plan.predict import Model, needed_bps, predict, unlimited
 from node.lab.plan.text import describe
 from node.lab.plan.work import VOCABULARY, head_work, layer_work, parameters
-from node.measure.devices import DEVICES, device
+from node.measure.devices import DEVICES, device, devices
+from node.train.head import RUN_TOKENS
 
 TINY, PAPER = str(ROOT / "configs" / "tiny.toml"), ROOT / "configs" / "paper-800m.toml"
 LOCAL = "--coordinator.address=tcp://127.0.0.1:0"
@@ -71,10 +72,10 @@ def test_flops_are_those_that_torch_counts() -> None:
     ours = sum(
         stage.total().flops[0]
         for layer in range(config.model.layers)
-        for stage in layer_work(config, layer, spec, 0.0).forward
+        for stage in layer_work(config, layer, spec, 0.0, 0.0).forward
     )
     head = head_work(config, spec)[0].flops[0] * VOCAB / VOCABULARY["gpt2"]
-    own = layer_work(config, 0, spec, 0.0).forward.own.flops[0]
+    own = layer_work(config, 0, spec, 0.0, 0.0).forward.own.flops[0]
     projection = 2 * tokens.numel() * config.model.d_model * config.model.heads * config.model.head_size
     causal = config.model.layers * (own - projection)
     assert ours + head + causal == pytest.approx(counter.get_total_flops(), rel=1e-9)
@@ -128,7 +129,7 @@ def test_the_needed_bandwidth_gives_the_utilisation(scope: str) -> None:
 
 def test_no_bandwidth_makes_up_for_latency() -> None:
     config = nodes_of(small_config(), 4, latency="1 s")
-    needs = predict(config, Costs(flops_per_s=1e9), device("cpu")).bandwidths
+    needs = predict(config, Costs(flops_per_s=1e9), devices("cpu", 4)).bandwidths
     assert [need.rate_bps for need in needs] == [None, None, None]
 
 
@@ -145,7 +146,7 @@ def test_no_bandwidth_makes_up_for_latency() -> None:
 def test_the_bottleneck_is_named(net: dict[str, str], flops_per_s: float, sync_every: int, bottleneck: str) -> None:
     tree = to_tree(nodes_of(small_config(), 2, **net))
     tree["train"]["sync_every"] = sync_every
-    plan = predict(convert(Config, tree), Costs(flops_per_s=flops_per_s), device("cpu"))
+    plan = predict(convert(Config, tree), Costs(flops_per_s=flops_per_s), devices("cpu", 2))
     assert plan.bottleneck.startswith(bottleneck)
 
 
@@ -153,7 +154,7 @@ def test_memory_of_the_papers_setting_is_near_what_it_reports() -> None:
     """38.4 GB a GPU there; here whole logits in float32 and unfused norms and products are counted, so it is more."""
     config = load_config(PAPER, [LOCAL])
     model = Model(config)
-    needed = memory(config, model.spec, model.payload, device("a100"))
+    needed = tightest(config, model.spec, model.payload, devices("a100", 8)).needed
     assert needed.weights + needed.gradients + needed.adam == 16 * parameters(config)
     assert 30e9 < needed.device < 60e9
 
@@ -162,7 +163,41 @@ def test_the_fullest_node_reads_the_most() -> None:
     config = nodes_of(small_config(), 4)
     model = Model(config)
     sizes = config.train.batch * config.model.chunk_tokens * 2 * 64 * 4
-    assert memory(config, model.spec, model.payload, device("cpu")).remote == 3 * config.model.layers * sizes
+    assert (
+        tightest(config, model.spec, model.payload, devices("cpu", 4)).needed.remote == 3 * config.model.layers * sizes
+    )
+
+
+def test_memory_holds_all_passes() -> None:
+    """The same contexts in one pass or two: each keeps its own, so the sum is the same."""
+    tree = to_tree(nodes_of(small_config("dense"), 4))
+    one, two = (convert(Config, tree | {"train": {"batch": 4, "micro_batches": count}}) for count in (1, 2))
+    whole, halves = (
+        tightest(config, model.spec, model.payload, devices("cpu", 4)).needed
+        for config, model in ((one, Model(one)), (two, Model(two)))
+    )
+    assert halves == whole
+
+
+def test_logits_are_those_of_one_run_where_gradients_are_computed_in_the_forward() -> None:
+    tree = to_tree(small_config("dense", model={"context": 8192}))
+    model = Model(convert(Config, tree))
+    logits = tightest(model.config, model.spec, model.payload, devices("cpu", 1)).needed.logits
+    vocabulary, width = VOCABULARY["gpt2"], model.config.model.d_model
+    assert logits == RUN_TOKENS * vocabulary * 12 + (2 * 8192 + vocabulary) * width * 4
+    assert model.step.head_backward.flops.sum() == 0
+    short = Model(small_config("dense"))
+    assert short.step.head_backward.flops.sum() == 2 * short.step.head_forward.flops.sum()
+
+
+@pytest.mark.parametrize(("grad_format", "share"), [("same", 1.0), ("float32", 4.0)])
+def test_gradients_within_a_budget_have_their_own_size(grad_format: str, share: float) -> None:
+    """A number in int8 takes a byte, and each token's scale two."""
+    settings = {"budget_bytes_per_token": 400.0, "generators": 1, "format": "int8", "grad_format": grad_format}
+    model = Model(nodes_of(small_config("subspace", model={"d_model": 256}, **settings), 2))
+    layer = next(iter(model.payload.ranks.layers))
+    ratio = model.payload_bytes(layer, "grad") / model.payload_bytes(layer)
+    assert ratio == pytest.approx(share, rel=0.1)
 
 
 def test_curves_keep_chunks_a_node_and_leave_out_what_does_not_divide() -> None:
@@ -224,7 +259,7 @@ def test_a_plan_that_does_not_fit_has_an_exit_code_and_a_line_of_its_own(capsys:
 
 @pytest.mark.parametrize("profile", builtin_names())
 def test_every_profile_that_comes_along_can_be_planned(profile: str) -> None:
-    plan = predict(nodes_of(small_config(), 4, profile=profile), Costs(flops_per_s=1e9), device("cpu"))
+    plan = predict(nodes_of(small_config(), 4, profile=profile), Costs(flops_per_s=1e9), devices("cpu", 4))
     assert 0 < plan.free_s <= plan.exchange_step_s <= plan.step_s
     assert 0 < plan.utilisation <= 1
 
@@ -233,7 +268,7 @@ def test_every_profile_that_comes_along_can_be_planned(profile: str) -> None:
 @pytest.mark.parametrize("setting", [{"mode": "local"}, {"budget_bytes_per_token": 400.0}, {"remote_last_layers": 2}])
 def test_every_mode_can_be_planned(nodes: int, setting: dict[str, object]) -> None:
     config = nodes_of(small_config(**{"mode": "subspace", "generators": 1} | setting), nodes)  # type: ignore[arg-type]
-    plan = predict(config, Costs(flops_per_s=1e9), device("cpu"))
+    plan = predict(config, Costs(flops_per_s=1e9), devices("cpu", nodes))
     sent = sum(map(sum, plan.sent_bytes))
     assert (sent > 0) == (nodes > 1 and config.compress.mode != "local")
     assert len(plan.bandwidths) == (3 if nodes > 1 else 0)

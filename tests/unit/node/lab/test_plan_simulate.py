@@ -21,8 +21,10 @@ PAPER = ROOT / "configs" / "paper-800m.toml"
 COSTS = Costs(flops_per_s=2e9)
 
 
-def model_of(mode: str, nodes: int, **coordinator: object) -> Model:
-    tree = to_tree(small_config(mode, model={"context": 1024, "chunks": 8}))
+def model_of(mode: str, nodes: int, passes: int = 1, grad_format: str = "same", **coordinator: object) -> Model:
+    """A model whose passes have two contexts each."""
+    tree = to_tree(small_config(mode, model={"context": 1024, "chunks": 8}, grad_format=grad_format))
+    tree["train"] |= {"batch": 2 * passes, "micro_batches": passes}
     tree["coordinator"] |= {"nodes": nodes} | coordinator
     return Model(convert(Config, tree))
 
@@ -49,8 +51,31 @@ def test_a_step_takes_what_it_takes_event_by_event(
     nodes: int, coordinator: dict[str, object], scope: str, rate: str, mode: str
 ) -> None:
     """Links are exact; at a NIC, messages of one layer that overtake those of another make up to 3 %."""
-    model = model_of(mode, nodes, **coordinator)
-    network = lines(nodes, rate, scope)
+    compare_with_oracle(model_of(mode, nodes, **coordinator), lines(nodes, rate, scope), scope)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "passes", "coordinator"),
+    [
+        (2, 2, {}),
+        (2, 3, {"assignment": "zigzag"}),
+        (4, 2, {}),
+        (4, 2, {"assignment": "zigzag"}),
+        (4, 4, {"assignment": "zigzag"}),
+        (3, 2, {"chunks_per_node": [1, 2, 5]}),
+    ],
+)
+@pytest.mark.parametrize("scope", ["link", "nic"])
+@pytest.mark.parametrize("rate", ["5 Mbit/s", "20 Mbit/s", "100 Mbit/s"])
+def test_passes_that_take_turns_take_what_they_take_event_by_event(
+    nodes: int, passes: int, coordinator: dict[str, object], scope: str, rate: str
+) -> None:
+    """Gradients have a format of their own here, so both directions differ too."""
+    model = model_of("dense", nodes, passes, "int8", **coordinator)
+    compare_with_oracle(model, lines(nodes, rate, scope), scope)
+
+
+def compare_with_oracle(model: Model, network: Lines, scope: str) -> None:
     expected = step_ends_s(model.step, COSTS, network)
     outcome = model.simulate(COSTS, network)
     tolerance = 1e-6 if scope == "link" else 0.04
@@ -74,12 +99,36 @@ def test_compute_is_all_the_flops_there_are() -> None:
 
 @pytest.mark.parametrize("mode", ["subspace", "dense", "local"])
 @pytest.mark.parametrize("coordinator", [{}, {"assignment": "zigzag"}, {"chunks_per_node": [1, 1, 1, 5]}])
-def test_the_bytes_are_those_of_the_wires_formula(mode: str, coordinator: dict[str, object]) -> None:
-    model = model_of(mode, 4, **coordinator)
+@pytest.mark.parametrize(("passes", "grad_format"), [(1, "same"), (3, "int4")])
+def test_the_bytes_are_those_of_the_wires_formula(
+    mode: str, coordinator: dict[str, object], passes: int, grad_format: str
+) -> None:
+    model = model_of(mode, 4, passes, grad_format, **coordinator)
     sent = model.simulate(COSTS, lines(4, "1 Gbit/s", "link")).sent_bytes.sum(1)
     assignment = model.config.assignment()
     for rank in range(4):
-        assert sent[rank] == step_bytes(model.payload, assignment, rank, model.spec).total
+        assert sent[rank] == passes * step_bytes(model.payload, assignment, rank, model.spec).total
+
+
+def test_passes_hide_each_others_payloads() -> None:
+    """The same contexts in two passes: no FLOP more, about as many bytes, and less waiting."""
+    tree = to_tree(model_of("dense", 4, assignment="zigzag").config)
+    one, two = (Model(convert(Config, tree | {"train": {"batch": 4, "micro_batches": count}})) for count in (1, 2))
+    assert two.flops == pytest.approx(one.flops)
+    network = lines(4, "20 Mbit/s", "link")
+    whole, halves = one.simulate(COSTS, network), two.simulate(COSTS, network)
+    assert halves.sent_bytes.sum() == pytest.approx(whole.sent_bytes.sum(), rel=0.01)
+    assert halves.waited_s.max() < 0.5 * whole.waited_s.max()
+    assert halves.step_s < whole.step_s - 0.1
+
+
+def test_waits_are_by_layer_and_direction() -> None:
+    """Only the layer that exchanges waits: the first node for gradients, the last for payloads."""
+    tree = to_tree(small_config("dense", model={"context": 1024}, remote_last_layers=1))
+    tree["coordinator"]["nodes"] = 2
+    waits_s = Model(convert(Config, tree)).simulate(COSTS, lines(2, "5 Mbit/s", "link")).waits_s
+    assert waits_s.shape == (2, 3, 2)
+    assert np.argwhere(waits_s).tolist() == [[0, 2, 1], [1, 2, 0]]
 
 
 def test_theta_of_the_chunk_before_crosses_borders_too() -> None:

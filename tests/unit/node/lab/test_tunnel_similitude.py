@@ -19,7 +19,7 @@ from node.lab.plan.predict import Model
 from node.lab.tunnel.bench_node import mode_of
 from node.lab.tunnel.design import design, first_design, goal
 from node.lab.tunnel.network import profile_toml, scaled, target_profile
-from node.lab.tunnel.similitude import COMPRESSED, WHOLE, Scale, body_of, numbers, similar, similar_sync, wire_s
+from node.lab.tunnel.similitude import COMPRESSED, WHOLE, Kind, Scale, body_of, numbers, similar, similar_sync, wire_s
 from node.lab.tunnel.small import MODES, Mode, small_config
 
 STEADY = [name for name in builtin_names() if name not in ("lte-drive", "unshaped")]
@@ -105,7 +105,9 @@ def test_a_profile_scaled_by_one_is_read_back_as_it_was(net: str, tmp_path: Path
 def test_communication_is_what_the_busiest_line_carries(settings: tuple[str, ...], payloads: int) -> None:
     """Eight chunks on four nodes: a link of the first node carries both its chunks; its NIC, to three others."""
     lines = lines_of(resolve(target(*settings).net), 4)
-    assert wire_s(BODY.assignment, 1e6, lines) == pytest.approx((payloads * 8e6 / 3e8,) * 2)
+    kind = Kind(1, payload_bytes=1e6, grad_bytes=5e5, forward_s=1.0, backward_s=1.0)
+    once_s = payloads * 8e6 / 3e8
+    assert wire_s(BODY.assignment, kind, lines) == pytest.approx((once_s, once_s / 2))
 
 
 def test_a_small_model_of_its_own_shape_has_the_targets_numbers() -> None:

@@ -110,7 +110,7 @@ def test_what_is_said_at_the_barrier(tmp_path: Path) -> None:
     shared, trainers = train(config, WORLDS["3+1"], tmp_path)
     said = shared.said[0]
     assert [sorted(digests) for _, digests in said.values()] == [
-        ["corpus", "weights"],  # before the first step: all start alike, on the same tokens
+        ["assignment", "corpus", "weights"],  # before the first step: all start alike, on the same tokens
         [],
         ["weights"],
         ["basis"],

@@ -11,6 +11,7 @@ from helpers.coordinated import Coordinator, Session, Still, make_trainer, make_
 from helpers.threads import ThreadWire, run_ranks
 from helpers.worlds import MODES, WORLDS, Loop, tiny_config
 
+from coordinator.assignment import Assignment
 from coordinator.messages import Go, Stop
 from netem.errors import GenerationOver
 from node.config import Config
@@ -86,7 +87,10 @@ def test_another_world_goes_on_with_the_same_trainers_as_one_node_would(
     off = max(abs(a / b - 1) for a, b in zip(losses, one.losses(), strict=True))
     print(f"losses differ by {off:.1e}")
     assert off < 2e-6
-    assert {tuple(sorted(by_step[switch][1])) for by_step in second.said} == {("basis", "corpus", "weights")}
+    assert {tuple(sorted(by_step[switch][1])) for by_step in second.said} == {
+        ("assignment", "basis", "corpus", "weights")
+    }
+    assert {by_step[switch][1]["assignment"] for by_step in second.said} == {Assignment(chunks).digest()}
 
 
 def test_weights_that_differ_are_found_where_a_world_begins(tmp_path: Path) -> None:

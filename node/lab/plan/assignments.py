@@ -1,0 +1,196 @@
+"""What `coordinator.assignment = "auto"` stands for: the assignment of chunks to nodes whose step is shortest.
+
+There are three candidates: contiguous runs of equal length, contiguous runs of unequal length, and zigzag. Contiguous
+runs leave early nodes idle, since late chunks have more to attend to; zigzag balances that, but sends up to twice as
+much; shorter runs for late or slow nodes lie in between. The lengths of unequal runs are searched for, from those that
+balance compute and those that send least. A candidate that does not fit the memory of a node is out.
+
+Everything here is a pure function of the config, the costs and the devices. `isthmus run`, `isthmus coordinator` and
+`isthmus plan` all choose by it (`settle`), and so agree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import msgspec
+import numpy as np
+
+from coordinator.assignment import Mode
+from netem.profile import resolve
+from node.config import Config
+from node.lab.plan.costs import Costs, stated_for
+from node.lab.plan.lines import Lines, lines_of
+from node.lab.plan.memory import Room, tightest
+from node.lab.plan.predict import Model
+from node.lab.plan.work import Array
+from node.measure.devices import Device, default_device, devices
+
+TIE = 1e-3
+"""Of steps that differ by less than this share, the first in the list is taken."""
+BLENDS = (0.0, 0.25, 0.5, 0.75, 1.0)
+"""Starts of the search between runs that balance compute (0) and runs of equal length (1)."""
+SEARCH_EFFORT = 6000
+"""Sets how many steps are simulated to improve the lengths of runs, so that it takes about a second: some 50 of a few
+layers and nodes, none of many."""
+
+
+class Candidate(NamedTuple):
+    """One way to assign the chunks, and the step that it gives."""
+
+    name: str
+    config: Config
+    step_s: float
+    """With its share of an averaging round."""
+    evenness: float
+    room: Room
+
+
+class Choice(NamedTuple):
+    """The candidates, and the one that was taken."""
+
+    candidates: tuple[Candidate, ...]
+    best: Candidate
+
+
+def settle(config: Config, costs: Costs | None = None, on: Sequence[Device] = ()) -> tuple[Config, Choice | None]:
+    """The config with "auto" replaced by the best candidate, and the choice; other configs as they are, without one.
+
+    `costs` and `on`, the device of each node, are those of `coordinator.node_speeds` and `run.device` by default.
+    Raises `ConfigError` where the network or the payloads are impossible.
+    """
+    if config.coordinator.assignment != "auto":
+        return config, None
+    on = on or devices(default_device(config.run.device), config.coordinator.nodes)
+    choice = choose(config, stated_for(config, on) if costs is None else costs, on)
+    return choice.best.config, choice
+
+
+def choose(config: Config, costs: Costs, on: Sequence[Device]) -> Choice:
+    """Compare the candidates. Where none fits, the best is the shortest step of those that miss by the least."""
+    search = _Search(config, costs, on)
+    found = [search.candidate("contiguous, equal shares", _with(config, "contiguous"))]
+    if (counts := search.unequal()) != search.equal:
+        found.append(search.candidate("contiguous, unequal shares", _with(config, "contiguous", counts)))
+    found.append(search.candidate("zigzag", _with(config, "zigzag")))
+    distinct = {one.config.assignment(): one for one in reversed(found)}
+    candidates = tuple(one for one in found if distinct[one.config.assignment()] is one)
+    least = min(one.room.overshoot for one in candidates)
+    able = [one for one in candidates if one.room.overshoot == least]
+    shortest_s = min(one.step_s for one in able)
+    return Choice(candidates, next(one for one in able if one.step_s * (1 - TIE) <= shortest_s))
+
+
+class _Search:
+    """Predicted steps of one config under other assignments."""
+
+    def __init__(self, config: Config, costs: Costs, on: Sequence[Device]) -> None:
+        self._config, self._costs, self._on = config, costs, on
+        self._chunks, self._nodes = config.model.chunks, config.coordinator.nodes
+        self._lines: Lines = lines_of(resolve(config.net), self._nodes)
+        self._steps: dict[tuple[int, ...], tuple[float, float]] = {}
+        self.equal = _lengths(_with(config, "contiguous"))
+
+    def candidate(self, name: str, config: Config) -> Candidate:
+        model = Model(config)
+        step_s = model.step_s(self._costs, self._lines)
+        return Candidate(name, config, step_s, model.evenness(self._costs), self._room(model))
+
+    def unequal(self) -> tuple[int, ...]:
+        """Lengths of contiguous runs with the shortest step that was found."""
+        best = min(self._starts(), key=self._step)
+        size = self._config.model.layers * self._config.train.micro_batches * self._nodes
+        most = SEARCH_EFFORT // (64 + size)
+        moves = [(giver, taker) for giver in range(self._nodes) for taker in range(self._nodes) if giver != taker]
+        place, since = 0, 0
+        while since < len(moves) and len(self._steps) < most:
+            giver, taker = moves[place % len(moves)]
+            moved = _moved(best, giver, taker)
+            if moved is not None and self._step(moved) < self._step(best):
+                best, since = moved, 0  # and the same move once more
+            else:
+                place, since = place + 1, since + 1
+        return best
+
+    def _step(self, counts: tuple[int, ...]) -> tuple[float, float]:
+        """(by how much it does not fit, seconds): the smaller, the better."""
+        if counts not in self._steps:
+            model = Model(_with(self._config, "contiguous", counts))
+            step_s = model.simulate(self._costs, self._lines).step_s
+            self._steps[counts] = self._room(model).overshoot, step_s
+        return self._steps[counts]
+
+    def _starts(self) -> list[tuple[int, ...]]:
+        balanced = balanced_runs(self._chunk_seconds(), self._costs.speeds or (1.0,) * self._nodes)
+        blends = [
+            tuple(_rounded([(1 - share) * a + share * b for a, b in zip(balanced, self.equal, strict=True)]))
+            for share in BLENDS
+        ]
+        last = (*(1,) * (self._nodes - 1), self._chunks - self._nodes + 1)  # sends least
+        return list(dict.fromkeys([self.equal, *blends, last]))
+
+    def _chunk_seconds(self) -> Array:
+        """Compute time of each chunk in a step, on a node of mean speed."""
+        owners = self._config.coordinator
+        alone = msgspec.structs.replace(owners, nodes=self._chunks, node_speeds=())
+        model = Model(_with(msgspec.structs.replace(self._config, coordinator=alone), "contiguous"))
+        head = self._costs.alike().seconds(model.step.head_forward + model.step.head_backward)
+        return model.layers_s(self._costs.alike()) + model.step.passes * head
+
+    def _room(self, model: Model) -> Room:
+        return tightest(model.config, model.spec, model.payload, self._on)
+
+
+def balanced_runs(chunk_s: Array, speeds: Sequence[float]) -> tuple[int, ...]:
+    """Lengths of contiguous runs, at least 1 each, that make the longest time of any rank as short as possible."""
+    until_s = np.concatenate([[0.0], np.cumsum(chunk_s)])
+    chunks, ranks = len(chunk_s), len(speeds)
+
+    def runs(limit_s: float) -> list[int]:
+        """As many chunks to each rank as it does in `limit_s`; the last one gets the rest."""
+        counts, begin = [], 0
+        for rank, speed in enumerate(speeds[:-1]):
+            end = int(np.searchsorted(until_s, until_s[begin] + limit_s * speed * (1 + 1e-12), side="right")) - 1
+            end = min(max(end, begin + 1), chunks - (ranks - 1 - rank))
+            counts.append(end - begin)
+            begin = end
+        return [*counts, chunks - begin]
+
+    def longest_s(counts: Sequence[int]) -> float:
+        ends = np.cumsum(counts)
+        return float(((until_s[ends] - until_s[ends - counts]) / np.array(speeds)).max())
+
+    low, high = 0.0, float(until_s[-1] / min(speeds))
+    best = runs(high)
+    while high - low > 1e-6 * high:
+        middle = (low + high) / 2
+        counts = runs(middle)
+        if longest_s(counts) < longest_s(best):
+            best = counts
+        low, high = (low, middle) if longest_s(counts) <= middle * (1 + 1e-9) else (middle, high)
+    return tuple(best)
+
+
+def _with(config: Config, mode: Mode, counts: tuple[int, ...] = ()) -> Config:
+    owners = msgspec.structs.replace(config.coordinator, assignment=mode, chunks_per_node=counts)
+    return msgspec.structs.replace(config, coordinator=owners)
+
+
+def _lengths(config: Config) -> tuple[int, ...]:
+    assignment = config.assignment()
+    return tuple(len(assignment.chunks(rank)) for rank in range(assignment.n_ranks))
+
+
+def _moved(counts: tuple[int, ...], giver: int, taker: int) -> tuple[int, ...] | None:
+    """The lengths with one chunk less for `giver` and one more for `taker`; None where it would keep none."""
+    if counts[giver] == 1:
+        return None
+    return tuple(count - (rank == giver) + (rank == taker) for rank, count in enumerate(counts))
+
+
+def _rounded(parts: Sequence[float]) -> list[int]:
+    """Whole numbers near these, with the same (whole) sum."""
+    ends = np.floor(np.cumsum(parts) + 0.5).astype(int)  # ends that are 1 apart or more stay so
+    counts: list[int] = np.diff(ends, prepend=0).tolist()
+    return counts
