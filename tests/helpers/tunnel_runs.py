@@ -38,7 +38,7 @@ def write_run(folder: Path, config: Config, made: Design, body: Body, late: floa
     folder.mkdir(parents=True, exist_ok=True)
     save_config(config, folder / CONFIG)
     ranks, step_s = config.coordinator.nodes, 3 * body.step_s
-    round_s = averaging_s(body.parameters, made.lines) * framing
+    round_s = averaging_s(body.parameters, made.lines, body.averages_in) * framing
     lines = []
     for step in range(1, config.train.steps + 1):
         rare = step not in (1, config.train.steps)

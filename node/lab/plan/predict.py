@@ -18,7 +18,7 @@ from netem.profile import Profile, resolve
 from node.config import Config
 from node.exchange.passes import PassSpec
 from node.exchange.payload import PayloadFormat
-from node.lab.plan.averaging import averaging_bytes, averaging_s
+from node.lab.plan.averaging import averaging_bytes, averaging_s, form_of
 from node.lab.plan.costs import Costs
 from node.lab.plan.lines import Lines, lines_of
 from node.lab.plan.memory import Memory, tightest
@@ -86,7 +86,7 @@ class Model:
 
     def averaging_s(self, lines: Lines) -> float:
         """One round."""
-        return averaging_s(self.parameters, lines)
+        return averaging_s(self.parameters, lines, form_of(self.config))
 
     def step_s(self, costs: Costs, lines: Lines) -> float:
         """A step with its part of a round."""
@@ -243,7 +243,7 @@ def predict(config: Config, costs: Costs, on: Sequence[Device]) -> Prediction:
         communication_s=communication_s,
         averaging_s=round_s,
         sync_every=config.train.sync_every,
-        averaging_bytes=averaging_bytes(model.parameters, config.coordinator.nodes),
+        averaging_bytes=averaging_bytes(model.parameters, config.coordinator.nodes, form_of(config)),
         sent_bytes=tuple(tuple(row) for row in outcome.sent_bytes.tolist()),
         memory=room.needed,
         memory_node=room.rank,

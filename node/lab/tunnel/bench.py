@@ -23,6 +23,7 @@ import numpy as np
 from netem.children import Child, Children
 from netem.errors import IsthmusError, RunAborted
 from node.config import Config
+from node.lab.plan.averaging import form_of
 from node.lab.plan.costs import Costs
 from node.lab.plan.lines import Lines
 from node.lab.plan.predict import Model, unlimited
@@ -83,7 +84,9 @@ def bench_of(config: Config, repeats: Sequence[Repeat]) -> Bench:
     # The bench makes a step in one pass, whose layers are whole in time; each of several passes has its part of that.
     layers_s = np.median([repeat.alone[rank].layers_s for repeat in repeats], axis=0) / model.step.passes
     together_s = median(repeat.together[rank].step_s for repeat in repeats)
-    body = Body(config.assignment(), kinds_of(model, layers_s.tolist()), alone_R[rank], model.parameters)
+    body = Body(
+        config.assignment(), kinds_of(model, layers_s.tolist()), alone_R[rank], model.parameters, form_of(config)
+    )
     return Bench(body, rank, fmean(alone_R) / alone_R[rank], max(1.0, together_s / alone_R[rank]))
 
 

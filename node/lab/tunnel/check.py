@@ -56,7 +56,7 @@ def judge(goal: Goal, made: Design, bench: Bench, measured: Measured) -> Verdict
     exact = made.sync_every == 1
     step_s = measured.step_s + (0.0 if exact else measured.round_s / made.sync_every)
     target_step_s = step_s * goal.body.layer_s / body.layer_s
-    reckoned_s = averaging_s(body.parameters, made.lines)
+    reckoned_s = averaging_s(body.parameters, made.lines, body.averages_in)
     return Verdict(
         measured=measured,
         body=body,

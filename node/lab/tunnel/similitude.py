@@ -22,11 +22,12 @@ from typing import NamedTuple
 import numpy as np
 
 from coordinator.assignment import Assignment
-from node.lab.plan.averaging import averaging_s
+from node.lab.plan.averaging import averaging_s, form_of
 from node.lab.plan.costs import Costs
 from node.lab.plan.lines import Lines
 from node.lab.plan.predict import Model
 from node.lab.plan.work import Array, Stages
+from node.train.ring_formats import FLOAT32, RingFormat
 
 COMPRESSED, WHOLE = "compressed", "whole"
 
@@ -50,6 +51,8 @@ class Body(NamedTuple):
     step_s: float
     """All compute of the fullest node in a step."""
     parameters: int
+    averages_in: RingFormat = FLOAT32
+    """The format of averaging rounds."""
 
     @property
     def layer_s(self) -> float:
@@ -109,7 +112,9 @@ def body_of(model: Model, costs: Costs) -> Body:
     step_R = model.step.passes * pass_R + costs.seconds(model.step.optimizer) + costs.step_s
     rank = int(step_R.argmax())
     times = [(float(forward[rank]), float(backward[rank])) for forward, backward in ways]
-    return Body(model.step.assignment, kinds_of(model, times), float(step_R[rank]), model.parameters)
+    return Body(
+        model.step.assignment, kinds_of(model, times), float(step_R[rank]), model.parameters, form_of(model.config)
+    )
 
 
 def kinds_of(model: Model, times_s: list[tuple[float, float]]) -> dict[str, Kind]:
@@ -140,7 +145,7 @@ def numbers(body: Body, lines: Lines, sync_every: int) -> Numbers:
         kinds[name] = Ratio(forward_s / kind.forward_s, backward_s / kind.backward_s, both)
     off_diagonal = ~np.eye(len(lines.up_bps), dtype=bool)
     latency_s = float(lines.latency_s[off_diagonal].max())
-    round_s = averaging_s(body.parameters, lines)
+    round_s = averaging_s(body.parameters, lines, body.averages_in)
     return Numbers(kinds, latency_s / body.layer_s, round_s / (sync_every * body.step_s))
 
 
@@ -183,7 +188,7 @@ def similar(target: Body, small: Body, lines: Lines) -> Scale:
 def similar_sync(averaging: float, small: Body, lines: Lines, slower: float = 1.0) -> int:
     """The `sync_every` at which averaging has this share of the small body's compute; at least 2, since 1 would average
     gradients. `slower` is the measured over the expected duration of a round."""
-    round_s = averaging_s(small.parameters, lines) * slower
+    round_s = averaging_s(small.parameters, lines, small.averages_in) * slower
     return max(2, round(round_s / (averaging * small.step_s)))
 
 

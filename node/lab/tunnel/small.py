@@ -92,6 +92,7 @@ def small_config(target: Config, shape: Config | None, steps: int, folder: Path)
             "batch": target.train.batch,
             "micro_batches": target.train.micro_batches,
             "lr_warmup_steps": steps,
+            "sync_format": target.train.sync_format,
             "eval_batches": 1,
         },
         "data": {"tokenizer": "bytes"} if shape is None else to_tree(shape.data),

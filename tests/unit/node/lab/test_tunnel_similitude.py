@@ -63,7 +63,7 @@ def test_what_one_rate_cannot_keep_is_shared_out(slower: float, forward: float, 
 def test_steps_between_averagings_give_its_share(share: float, slower: float, longer: float) -> None:
     body = BODY.slowed(slower)
     every = similar_sync(share, body, LINES, longer)
-    exact = averaging_s(body.parameters, LINES) * longer / (share * body.step_s)
+    exact = averaging_s(body.parameters, LINES, body.averages_in) * longer / (share * body.step_s)
     assert every == max(2, round(exact))
 
 
