@@ -90,7 +90,7 @@ def _queries_by_group(x_BHT: Tensor, groups: int) -> Tensor:
 def _heads(x_BgT: Tensor, batch: int) -> Tensor:
     """Back from `_queries_by_group`, in the kernel's layout: the heads of a token lie side by side."""
     parts_BTGg = x_BgT.unflatten(0, (batch, -1)).movedim(3, 1)
-    heads_BTH: Tensor = parts_BTGg.flatten(2, 3)
+    heads_BTH: Tensor = parts_BTGg.flatten(2, 3).contiguous()  # so that the product that follows need not copy it
     return heads_BTH.transpose(1, 2)
 
 
