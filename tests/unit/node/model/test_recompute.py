@@ -24,6 +24,8 @@ from node.config import Config
 from node.exchange.formats import FORMATS
 from node.exchange.passes import PassKey
 from node.exchange.payload import PayloadFormat
+from node.model import attention
+from node.model.kernels import block_forward
 from node.train.passes import loss_sum
 
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -84,6 +86,21 @@ def test_it_changes_no_bit_and_no_message(setting: str, world: str) -> None:
 @pytest.mark.parametrize("world", ["2x2", "3+1", "zigzag"])
 def test_nor_where_a_node_reads_its_own_chunks_and_others(world: str) -> None:
     test_it_changes_no_bit_and_no_message("two angles of the chunk before", world)
+
+
+def test_the_kernels_of_attention_do_not_run_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their result is kept, since over a long context they are most of a step's time."""
+    calls: list[bool] = []
+
+    def counting(*block: Any, causal: bool) -> tuple[Tensor, Tensor]:
+        calls.append(causal)
+        return block_forward(*block, causal=causal)
+
+    monkeypatch.setattr(attention, "block_forward", counting)
+    step(tiny_config(), WORLDS["zigzag"])
+    once = len(calls)
+    step(tiny_config(run={"recompute": True}), WORLDS["zigzag"])
+    assert len(calls) == 2 * once > 0
 
 
 def test_under_autocast_it_changes_no_bit() -> None:
