@@ -41,7 +41,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Memory and time of one step over a long context of one novel.")
     parser.add_argument("--tokens", type=int, default=131072, help="bytes of the novel (default: %(default)s)")
     parser.add_argument("--nodes", type=int, default=1, help="nodes that share the context (default: %(default)s)")
-    parser.add_argument("--recompute", action=argparse.BooleanOptionalAction, default=True, help="run.recompute")
+    parser.add_argument("--no-recompute", dest="recompute", action="store_false", help="run.recompute off")
     options = parser.parse_args()
     config = convert(
         Config,
