@@ -33,6 +33,14 @@ class RunConfig(Section, frozen=True, kw_only=True):
             description="CPU threads of each node. 0: isthmus run shares out the cores; otherwise torch decides.", ge=0
         ),
     ] = 0
+    recompute: Annotated[
+        bool,
+        Meta(
+            description="Activation checkpointing: keep of each layer only its input, its attention's output and the "
+            "payloads that arrived, and compute the rest again in the backward. It saves memory and sends nothing "
+            "twice. Nodes may differ in it."
+        ),
+    ] = False
     resume: Annotated[bool, Meta(description="Go on from the last complete checkpoint in the run's folder.")] = False
     trace: Annotated[
         str,

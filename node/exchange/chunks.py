@@ -34,6 +34,9 @@ from node.exchange.passes import PassKey, PassSpec
 from node.exchange.payload import Payload, PayloadFormat
 from node.measure.spans import DECODE, ENCODE, Kind, Spans
 
+Arrived = dict[tuple[str, int], Packed]
+"""Messages as they came, by kind and chunk."""
+
 FORWARD_PASSES_AHEAD = 2
 """Forward-only passes, at least, that an owner may be ahead of its readers."""
 
@@ -157,7 +160,8 @@ class Pass:
     def __init__(self, exchange: ChunkExchange, key: PassKey, draw: tuple[int, ...]) -> None:
         self.exchange = exchange
         self.key = key
-        self._draw = draw
+        self.draw = draw
+        self._kept: dict[int, Arrived] = {}
         self._end: weakref.finalize[[int], Pass] | None = None
         if exchange.wire and key.trains:
             self._end = weakref.finalize(self, exchange.wire.end, key.number)
@@ -189,8 +193,7 @@ class Pass:
         """Yield (chunk, payload tensors [B, …]) of every chunk in `ChunkExchange.earlier`, as they come."""
         waiting = {chunk: self.exchange.owner(chunk) for chunk in self.exchange.earlier(layer)}
         while waiting:
-            assert self.exchange.wire
-            chunk = self.exchange.wire.first_of("kv", layer, waiting, self.key.number)
+            chunk = self.first_arrival(layer, waiting)
             del waiting[chunk]
             yield chunk, functions.Receive.apply(self, layer, chunk, anchor)
 
@@ -234,26 +237,71 @@ class Pass:
 
     def take(self, kind: str, layer: int, chunk: int, rank: int, device: torch.device) -> Payload:
         """Wait for a payload, or for its gradient, and unpack it."""
-        assert self.exchange.wire
         specs = self.exchange.payload.tensors(layer, self.spec, kind)
-        packed = self.exchange.wire.take(kind, layer, chunk, rank, self.key.number, specs, device)
-        return self.unpack(layer, packed, kind)
+        return self.unpack(layer, self.take_packed(kind, layer, chunk, rank, specs, device), kind)
 
     def take_theta(self, kind: str, layer: int, chunk: int, rank: int, device: torch.device) -> Tensor:
         """Wait for a neighbour's θ, or for its gradient."""
-        assert self.exchange.wire
         specs = (self.exchange.payload.theta(layer),)
-        (theta,) = self.exchange.wire.take(kind, layer, chunk, rank, self.key.number, specs, device)
+        (theta,) = self.take_packed(kind, layer, chunk, rank, specs, device)
         return theta
 
     def span(self, kind: Kind, layer: int) -> Spans:
         """A span of this pass, for a `with` block."""
         return self.exchange.spans.span(kind, layer, self.key.number)
 
+    def first_arrival(self, layer: int, waiting: dict[int, int]) -> int:
+        """Wait for the payload of any chunk in `waiting` (chunk: its owner's rank); which chunk came."""
+        assert self.exchange.wire
+        return self.exchange.wire.first_of("kv", layer, waiting, self.key.number)
+
+    def take_packed(
+        self, kind: str, layer: int, chunk: int, rank: int, specs: tuple[TensorSpec, ...], device: torch.device
+    ) -> Packed:
+        """Wait for the tensors of one message."""
+        assert self.exchange.wire
+        packed = self.exchange.wire.take(kind, layer, chunk, rank, self.key.number, specs, device)
+        if layer in self._kept and kind in ("kv", "theta"):
+            self._kept[layer][kind, chunk] = packed
+        return packed
+
+    def keep(self, layer: int) -> None:
+        """Keep what arrives in the forward of `layer`, for a `Replay`."""
+        self._kept[layer] = {}
+
+    def give_up(self, layer: int) -> Arrived:
+        """What was kept of `layer`, in the order in which it came. The pass forgets it."""
+        return self._kept.pop(layer)
+
     def _draws(self, layer: int, chunk: int, device: torch.device) -> Generator:
         """The random numbers for one chunk's gradient, by the first of this node's chunks that reads it."""
         exchange = self.exchange
         reader = exchange.own[exchange.first_reader(chunk)]
         return Generator(device).manual_seed(
-            derive(exchange.payload.seed, "gradient", *self._draw, layer, chunk, reader)
+            derive(exchange.payload.seed, "gradient", *self.draw, layer, chunk, reader)
         )
+
+
+class Replay(Pass):
+    """A layer's forward once more, in the backward of its pass: what arrived is as it was kept, and nothing is sent.
+
+    Nothing is ever sent twice or waited for, since this handle does not touch the wire. The own chunks' payloads are
+    made anew from the layer's input; forward payloads are rounded to nearest, so they come out the same.
+    """
+
+    def __init__(self, handle: Pass, layer: int) -> None:
+        super().__init__(handle.exchange, handle.key._replace(trains=False), handle.draw)
+        self._arrived = handle.give_up(layer)
+
+    def send(self, rank: int, kind: str, layer: int, chunk: int, tensors: Packed) -> None:
+        """It was sent in the forward."""
+
+    def first_arrival(self, layer: int, waiting: dict[int, int]) -> int:
+        """The next chunk in the order of the forward, so that operations come in the same order."""
+        return next(chunk for kind, chunk in self._arrived if kind == "kv")
+
+    def take_packed(
+        self, kind: str, layer: int, chunk: int, rank: int, specs: tuple[TensorSpec, ...], device: torch.device
+    ) -> Packed:
+        """What came in the forward."""
+        return self._arrived.pop((kind, chunk))

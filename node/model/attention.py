@@ -10,7 +10,11 @@ before the next block's is computed: `_Merge` hands the gradient of the *merged*
 block uses the merged output and log-sum-exp (`node.model.kernels.block_backward`). The two are one function cut in
 pieces: neither is a derivative on its own.
 
-Shapes: C own chunks, B batch, H heads, n tokens of a chunk, D head_dim. Own chunks are in ascending order.
+A layer that is computed again for its backward (`node.model.recompute`) knows the merged result from the forward. Its
+backward needs no more of the attention than that and the queries, keys and values, so the blocks then compute nothing.
+
+Shapes: C own chunks, B batch, H query heads, G key/value heads, n tokens of a chunk, D head_dim. Own chunks are in
+ascending order.
 """
 
 from __future__ import annotations
@@ -23,14 +27,15 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from node.model.kernels import block_backward, block_forward
+from node.model.kernels import block_backward, block_forward, gradients_by_head, sum_of_heads
 
 _OWN, _LOCAL = -2, -1  # these blocks come before those of other nodes' chunks in the order of merging
 
 
 @dataclass
-class _Merged:
-    """What the blocks of one attention share: the merged result, known only after all of them."""
+class Merged:
+    """What the blocks of one attention share: the merged result. In a forward it is known after all of them; where a
+    layer is computed again, from the start."""
 
     out_CBHnD: Tensor | None = None
     lse_CBHn: Tensor | None = None
@@ -40,35 +45,35 @@ class ChunkAttention:
     """One layer's attention of the own chunks, built up block by block.
 
     `far` maps each earlier chunk of another node to the place of the first own chunk after it; `local` says whether own
-    chunks attend to each other.
+    chunks attend to each other; `merged` is the result where it is already known.
     """
 
-    def __init__(self, q_CBHnD: Tensor, far: Mapping[int, int], local: bool) -> None:
+    def __init__(self, q_CBHnD: Tensor, far: Mapping[int, int], local: bool, merged: Merged | None = None) -> None:
         blocks = {_OWN: 0} | ({_LOCAL: 1} if local else {}) | dict(far)
         self._firsts = {block: blocks[block] for block in sorted(blocks)}
         # Each block has its own view of the queries: gradients must be added in chunk order, not in order of arrival.
         parts = _FanOut.apply(q_CBHnD, tuple(self._firsts.values()))
         self._q = dict(zip(self._firsts, parts, strict=True))
-        self._merged = _Merged()
+        self.merged = Merged() if merged is None else merged
         self._partials: dict[int, tuple[Tensor, Tensor]] = {}
 
-    def attend_own(self, k_CBHnD: Tensor, v_CBHnD: Tensor, anchor: Tensor) -> None:
+    def attend_own(self, k_CBGnD: Tensor, v_CBGnD: Tensor, anchor: Tensor) -> None:
         """Each own chunk to itself. `anchor` ties the exchange's backward to this attention (`node.exchange`)."""
-        self._partials[_OWN] = _OwnBlock.apply(self._q[_OWN], k_CBHnD, v_CBHnD, anchor, self._merged)
+        self._partials[_OWN] = _OwnBlock.apply(self._q[_OWN], k_CBGnD, v_CBGnD, anchor, self.merged)
 
-    def attend_local(self, k_CBHnD: Tensor, v_CBHnD: Tensor) -> None:
+    def attend_local(self, k_CBGnD: Tensor, v_CBGnD: Tensor) -> None:
         """Own chunks to the own ones before them: the keys and values of all own chunks but the last."""
-        self._partials[_LOCAL] = _LocalBlock.apply(self._q[_LOCAL], k_CBHnD, v_CBHnD, self._merged)
+        self._partials[_LOCAL] = _LocalBlock.apply(self._q[_LOCAL], k_CBGnD, v_CBGnD, self.merged)
 
-    def attend_far(self, chunk: int, k_BHnD: Tensor, v_BHnD: Tensor) -> None:
+    def attend_far(self, chunk: int, k_BGnD: Tensor, v_BGnD: Tensor) -> None:
         """The later own chunks to a chunk of another node."""
-        self._partials[chunk] = _FarBlock.apply(self._q[chunk], k_BHnD, v_BHnD, self._firsts[chunk], self._merged)
+        self._partials[chunk] = _FarBlock.apply(self._q[chunk], k_BGnD, v_BGnD, self._firsts[chunk], self.merged)
 
     def merge(self) -> Tensor:
         """The attention's output [C, B, H, n, D], once every block has been attended."""
         assert self._partials.keys() == self._firsts.keys()
         tensors = [tensor for block in self._firsts for tensor in self._partials[block]]
-        merged: Tensor = _Merge.apply(self._merged, tuple(self._firsts.values()), *tensors)
+        merged: Tensor = _Merge.apply(self.merged, tuple(self._firsts.values()), *tensors)
         return merged
 
 
@@ -92,12 +97,14 @@ class _FanOut(Function):
 class _OwnBlock(Function):
     @staticmethod
     def forward(
-        ctx: Any, q_CBHnD: Tensor, k_CBHnD: Tensor, v_CBHnD: Tensor, anchor: Tensor, merged: _Merged
+        ctx: Any, q_CBHnD: Tensor, k_CBGnD: Tensor, v_CBGnD: Tensor, anchor: Tensor, merged: Merged
     ) -> tuple[Tensor, Tensor]:
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(q_CBHnD, k_CBHnD, v_CBHnD, anchor)
+        ctx.save_for_backward(q_CBHnD, k_CBGnD, v_CBGnD, anchor)
         ctx.merged = merged
-        out, lse = block_forward(_fold(q_CBHnD), _fold(k_CBHnD), _fold(v_CBHnD), causal=True)
+        if merged.out_CBHnD is not None:
+            return _nothing(q_CBHnD)
+        out, lse = block_forward(_fold(q_CBHnD), _fold(k_CBGnD), _fold(v_CBGnD), causal=True)
         return out.view_as(q_CBHnD), lse.view(q_CBHnD.shape[:-1])
 
     @staticmethod
@@ -105,7 +112,7 @@ class _OwnBlock(Function):
         q, k, v, anchor = ctx.saved_tensors
         out, lse = ctx.merged.out_CBHnD, ctx.merged.lse_CBHn
         grads = block_backward(_fold(dout), _fold(q), _fold(k), _fold(v), _fold(out), _fold(lse), causal=True)
-        dq, dk, dv = (grad.view_as(q) for grad in grads)
+        dq, dk, dv = (grad.view_as(x) for grad, x in zip(grads, (q, k, v), strict=True))
         return dq, dk, dv, torch.zeros_like(anchor), None
 
 
@@ -113,13 +120,15 @@ class _LocalBlock(Function):
     """The queries are those of all own chunks but the first; each sees one chunk more than the one before it."""
 
     @staticmethod
-    def forward(ctx: Any, q_CBHnD: Tensor, k_CBHnD: Tensor, v_CBHnD: Tensor, merged: _Merged) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, q_CBHnD: Tensor, k_CBGnD: Tensor, v_CBGnD: Tensor, merged: Merged) -> tuple[Tensor, Tensor]:
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(q_CBHnD, k_CBHnD, v_CBHnD)
+        ctx.save_for_backward(q_CBHnD, k_CBGnD, v_CBGnD)
         ctx.merged = merged
-        k_BHtD, v_BHtD, tokens = _join(k_CBHnD), _join(v_CBHnD), k_CBHnD.shape[-2]
+        if merged.out_CBHnD is not None:
+            return _nothing(q_CBHnD)
+        k_BGtD, v_BGtD, tokens = _join(k_CBGnD), _join(v_CBGnD), k_CBGnD.shape[-2]
         parts = [
-            block_forward(q, k_BHtD[:, :, :seen], v_BHtD[:, :, :seen], causal=False)
+            block_forward(q, k_BGtD[:, :, :seen], v_BGtD[:, :, :seen], causal=False)
             for q, seen in zip(q_CBHnD, _counts(tokens, len(q_CBHnD)), strict=True)
         ]
         return torch.stack([out for out, _ in parts]), torch.stack([lse for _, lse in parts])
@@ -128,27 +137,30 @@ class _LocalBlock(Function):
     def backward(ctx: Any, dout: Tensor, _dlse: None) -> tuple[Tensor | None, ...]:
         q, k, v = ctx.saved_tensors
         out, lse = ctx.merged.out_CBHnD[1:], ctx.merged.lse_CBHn[1:]
-        k_BHtD, v_BHtD = _join(k), _join(v)
-        dq, dk, dv = torch.empty_like(q), torch.zeros_like(k_BHtD), torch.zeros_like(v_BHtD)
+        k_BGtD, v_BGtD = _join(k), _join(v)
+        dq, (batch, kv_heads, tokens, _) = torch.empty_like(q), k_BGtD.shape
+        dk, dv = (q.new_zeros(batch, q.shape[2], tokens, q.shape[-1]) for _ in "kv")  # of each query head
         for place, seen in enumerate(_counts(k.shape[-2], len(q))):
-            keys, values = k_BHtD[:, :, :seen], v_BHtD[:, :, :seen]
-            dq[place], dk_part, dv_part = block_backward(
+            keys, values = k_BGtD[:, :, :seen], v_BGtD[:, :, :seen]
+            dq[place], dk_part, dv_part = gradients_by_head(
                 dout[place], q[place], keys, values, out[place], lse[place], causal=False
             )
             dk[:, :, :seen] += dk_part
             dv[:, :, :seen] += dv_part
-        return dq, _part(dk, len(k)), _part(dv, len(v)), None
+        return dq, _part(sum_of_heads(dk, kv_heads), len(k)), _part(sum_of_heads(dv, kv_heads), len(v)), None
 
 
 class _FarBlock(Function):
     @staticmethod
     def forward(
-        ctx: Any, q_CBHnD: Tensor, k_BHnD: Tensor, v_BHnD: Tensor, first: int, merged: _Merged
+        ctx: Any, q_CBHnD: Tensor, k_BGnD: Tensor, v_BGnD: Tensor, first: int, merged: Merged
     ) -> tuple[Tensor, Tensor]:
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(q_CBHnD, k_BHnD, v_BHnD)
+        ctx.save_for_backward(q_CBHnD, k_BGnD, v_BGnD)
         ctx.merged, ctx.first = merged, first
-        out, lse = block_forward(_join(q_CBHnD), k_BHnD, v_BHnD, causal=False)
+        if merged.out_CBHnD is not None:
+            return _nothing(q_CBHnD)
+        out, lse = block_forward(_join(q_CBHnD), k_BGnD, v_BGnD, causal=False)
         return _part(out, len(q_CBHnD)), _part(lse, len(q_CBHnD))
 
     @staticmethod
@@ -163,7 +175,10 @@ class _Merge(Function):
     """out = Σ_j exp(lse_j − lse) out_j with lse = log Σ_j exp(lse_j), in the order of the arguments."""
 
     @staticmethod
-    def forward(ctx: Any, merged: _Merged, firsts: tuple[int, ...], *tensors: Tensor) -> Tensor:
+    def forward(ctx: Any, merged: Merged, firsts: tuple[int, ...], *tensors: Tensor) -> Tensor:
+        ctx.firsts = firsts
+        if merged.out_CBHnD is not None:
+            return merged.out_CBHnD.detach()
         outs, lses = tensors[::2], tensors[1::2]
         out, lse = outs[0].to(lses[0].dtype, copy=True), lses[0].clone()
         for first, out_j, lse_j in zip(firsts[1:], outs[1:], lses[1:], strict=True):
@@ -171,9 +186,10 @@ class _Merge(Function):
             out[first:] *= torch.exp(lse[first:] - total).unsqueeze(-1)
             out[first:] += torch.exp(lse_j - total).unsqueeze(-1) * out_j
             lse[first:] = total
-        merged.out_CBHnD, merged.lse_CBHn = out.to(outs[0].dtype), lse
-        ctx.firsts = firsts
-        return merged.out_CBHnD.clone()
+        out = out.to(outs[0].dtype)
+        # Another tensor of the same memory: the one that is returned holds the graph, which holds `merged`.
+        merged.out_CBHnD, merged.lse_CBHn = out.detach(), lse
+        return out
 
     @staticmethod
     def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
@@ -181,6 +197,11 @@ class _Merge(Function):
         for first in ctx.firsts:
             grads += [dout[first:], None]
         return None, None, *grads
+
+
+def _nothing(x: Tensor) -> tuple[Tensor, Tensor]:
+    """In place of a block's output and log-sum-exp where the merged result is known."""
+    return x.new_empty(0), x.new_empty(0)
 
 
 def _counts(tokens: int, chunks: int) -> range:
@@ -194,7 +215,7 @@ def _fold(x_CB: Tensor) -> Tensor:
 
 
 def _join(x_CBHn: Tensor) -> Tensor:
-    """[C, B, H, n, …] to [B, H, C·n, …]: the queries of several chunks as one run."""
+    """[C, B, H, n, …] to [B, H, C·n, …]: several chunks as one run."""
     return x_CBHn.movedim(0, 2).flatten(2, 3)
 
 

@@ -10,20 +10,22 @@ Shapes: C own chunks, B batch, n tokens of a chunk, d width, H query heads, G ke
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from node.config import Config, ModelConfig
-from node.exchange.chunks import Pass
+from node.exchange.chunks import Pass, Replay
 from node.exchange.payload import Payload
 from node.measure.spans import DECODE, ENCODE
-from node.model.attention import ChunkAttention
+from node.model.attention import ChunkAttention, Merged
 from node.model.key_value import Decode, KeyValueCodecs, Probe, Whole, key_value_codecs
 from node.model.llama import Attention, Layer, Llama, Step
+from node.model.recompute import Forgotten
 from node.subspace.codec import Codec, Key
 from node.subspace.ranks import RankTable, rank_table
 
@@ -37,6 +39,25 @@ class ChunkStep(Step):
 
     handle: Pass
     probe: Probe | None = None
+
+
+@dataclass
+class _Again:
+    """What is kept of one layer where its activations are not: with what arrived, which the pass keeps, enough to
+    compute them again without the network, and without the kernels of attention."""
+
+    layer: Layer
+    index: int
+    x_CBnd: Tensor
+    step: ChunkStep
+    merged: Merged
+
+    def __call__(self) -> None:
+        attention = self.layer.self_attn
+        assert isinstance(attention, ExchangedAttention)
+        step = replace(self.step, handle=Replay(self.step.handle, self.index), probe=None)
+        begun = attention.begin(self.layer.input_layernorm(self.x_CBnd), step, self.merged)
+        self.layer.after_attention(self.x_CBnd, attention.finish(begun, step))
 
 
 class _Begun(NamedTuple):
@@ -63,10 +84,13 @@ class ExchangedAttention(Attention):
 
     def forward(self, x_CBnd: Tensor, step: Step) -> Tensor:
         assert isinstance(step, ChunkStep)
-        return self.finish(self.begin(x_CBnd, step), step)
+        return self.finish(self.begin(x_CBnd, step, Merged()), step)
 
-    def begin(self, x_CBnd: Tensor, step: ChunkStep) -> _Begun:
-        """Send the own chunks' keys and values to their readers, and attend to the own chunks."""
+    def begin(self, x_CBnd: Tensor, step: ChunkStep, merged: Merged) -> _Begun:
+        """Send the own chunks' keys and values to their readers, and attend to the own chunks.
+
+        `merged` takes the attention's result, or has it where the layer is computed again.
+        """
         exchange, layer = step.handle.exchange, self._layer
         compresses = self.codecs is not None and step.handle.spec.compressed
         codecs = self.codecs if self.codecs is not None and compresses else self._whole
@@ -88,7 +112,7 @@ class ExchangedAttention(Attention):
         q_CBHnD = step.rope(q_CBnHD, step.positions).transpose(-3, -2)
         far = {chunk: exchange.first_reader(chunk) for chunk in exchange.earlier(layer)}
         shared = bool(exchange.shared(layer))
-        attention = ChunkAttention(q_CBHnD, far, local=shared)
+        attention = ChunkAttention(q_CBHnD, far, local=shared, merged=merged)
         attention.attend_own(*self.heads(k_CBnK, v_CBnK, step.positions, step.rope), anchor)
         if shared:
             with step.handle.span(DECODE, layer):
@@ -129,14 +153,17 @@ class ExchangedLlama(Llama):
 
         super().__init__(config.model, vocab_size, config.run.seed, attention)
         self.ranks = table
+        self._recompute = config.run.recompute
 
     def hidden(self, tokens_CBn: Tensor, handle: Pass, probe: Probe | None = None) -> Tensor:
         """What the output head reads of the own chunks' tokens, [C, B, n, d]."""
-        x_CBnd = self.embed_tokens(tokens_CBn)
-        step = self._step(tokens_CBn, handle, probe)
-        for layer in self.layers:
-            x_CBnd = layer(x_CBnd, step)
-        return self.norm(x_CBnd)  # type: ignore[no-any-return]
+        steps = self.overlapped(tokens_CBn, handle, probe)
+        while True:
+            try:
+                next(steps)
+            except StopIteration as end:
+                hidden_CBnd: Tensor = end.value
+                return hidden_CBnd
 
     def overlapped(self, tokens_CBn: Tensor, handle: Pass, probe: Probe | None = None) -> Generator[None, None, Tensor]:
         """`hidden` in steps: each yield is a time at which payloads travel and other work is welcome.
@@ -146,13 +173,22 @@ class ExchangedLlama(Llama):
         """
         x_CBnd = self.embed_tokens(tokens_CBn)
         step = self._step(tokens_CBn, handle, probe)
-        for layer in self.layers:
+        forgets = self._recompute and torch.is_grad_enabled()
+        for index, layer in enumerate(self.layers):
             assert isinstance(layer, Layer)
             attention = layer.self_attn
             assert isinstance(attention, ExchangedAttention)
-            begun = attention.begin(layer.input_layernorm(x_CBnd), step)
+            merged = Merged()
+            saving: Callable[[], AbstractContextManager[object]] = nullcontext
+            if forgets:
+                handle.keep(index)
+                x = x_CBnd.detach().requires_grad_(x_CBnd.requires_grad)
+                saving = Forgotten(_Again(layer, index, x, step, merged), x.device.type).saving
+            with saving():
+                begun = attention.begin(layer.input_layernorm(x_CBnd), step, merged)
             yield
-            x_CBnd = layer.after_attention(x_CBnd, attention.finish(begun, step))
+            with saving():
+                x_CBnd = layer.after_attention(x_CBnd, attention.finish(begun, step))
         return self.norm(x_CBnd)  # type: ignore[no-any-return]
 
     def logits(self, tokens_CBn: Tensor, handle: Pass, probe: Probe | None = None) -> Tensor:

@@ -49,7 +49,7 @@ class Attention(nn.Module):
     def __init__(self, model: ModelConfig) -> None:
         super().__init__()
         self.head_dim = model.head_size
-        self._groups, self._kv_heads = model.heads // model.kv_heads, model.kv_heads
+        self._kv_heads = model.kv_heads
         self.q_proj = nn.Linear(model.d_model, model.heads * model.head_size, bias=False)
         self.k_proj = nn.Linear(model.d_model, model.d_kv, bias=False)
         self.v_proj = nn.Linear(model.d_model, model.d_kv, bias=False)
@@ -57,18 +57,17 @@ class Attention(nn.Module):
 
     def forward(self, x_Bnd: Tensor, step: Step) -> Tensor:
         q_BnHD = step.rope(self.q_proj(x_Bnd).unflatten(-1, (-1, self.head_dim)), step.positions)
-        k_BHnD, v_BHnD = self.heads(self.k_proj(x_Bnd), self.v_proj(x_Bnd), step.positions, step.rope)
-        out_BHnD = F.scaled_dot_product_attention(q_BnHD.transpose(-3, -2), k_BHnD, v_BHnD, is_causal=True)
+        k_BGnD, v_BGnD = self.heads(self.k_proj(x_Bnd), self.v_proj(x_Bnd), step.positions, step.rope)
+        out_BHnD = F.scaled_dot_product_attention(
+            q_BnHD.transpose(-3, -2), k_BGnD, v_BGnD, is_causal=True, enable_gqa=True
+        )
         return self.o_proj(out_BHnD.transpose(-3, -2).flatten(-2))  # type: ignore[no-any-return]
 
     def heads(self, k_nK: Tensor, v_nK: Tensor, positions: Tensor, rope: Rope) -> tuple[Tensor, Tensor]:
-        """Keys (turned by RoPE) and values of all query heads, [..., H, n, D], from flat ones [..., n, K]."""
+        """Keys (turned by RoPE) and values by head, [..., G, n, D], from flat ones [..., n, K]."""
         k_nGD = rope(k_nK.unflatten(-1, (self._kv_heads, self.head_dim)), positions)
         v_nGD = v_nK.unflatten(-1, (self._kv_heads, self.head_dim))
-        k_HnD, v_HnD = k_nGD.transpose(-3, -2), v_nGD.transpose(-3, -2)
-        if self._groups == 1:
-            return k_HnD, v_HnD
-        return k_HnD.repeat_interleave(self._groups, -3), v_HnD.repeat_interleave(self._groups, -3)
+        return k_nGD.transpose(-3, -2), v_nGD.transpose(-3, -2)
 
 
 class FeedForward(nn.Module):

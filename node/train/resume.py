@@ -19,7 +19,7 @@ from node.config import Config, load_config, to_tree
 log = logging.getLogger("isthmus.resume")
 
 MAY_CHANGE = (
-    *("run.outputs", "run.device", "run.threads", "run.resume", "net.", "coordinator.", "data.cache"),
+    *("run.outputs", "run.device", "run.threads", "run.recompute", "run.resume", "net.", "coordinator.", "data.cache"),
     *("train.steps", "train.eval_every", "train.eval_batches", "train.checkpoint_every"),
     *("train.lr", "train.nonfinite"),
 )

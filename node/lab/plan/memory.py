@@ -75,11 +75,17 @@ def memory(config: Config, spec: PassSpec, payload: PayloadFormat, device: Devic
     who = reading(assignment)
     read = int((who.remote | who.local)[:, rank].sum())
     heads = model.heads * model.head_size
-    # By layer and token: two float32 residuals; the two norms' outputs as each of five products keeps them (one copy in
-    # float32, several in half width); queries, keys, values and the output of attention; four of the feed-forward.
-    norms = 5 * model.d_model * width if device.half_width else 2 * model.d_model * width
-    layer = 2 * model.d_model * FLOAT32 + norms + 5 * heads * width + 4 * model.ffn_dim * width
-    exchanging = model.layers - config.local_layers
+    # By layer and token: two float32 residuals; the two norms' outputs as each of five products keeps them (in half
+    # width), or before and after their weights (in float32); queries and the output of attention, keys and values by
+    # their own heads; four of the feed-forward.
+    norms = (5 if device.half_width else 4) * model.d_model * width
+    attention, lse = 2 * (heads + model.d_kv) * width, model.heads * FLOAT32
+    layer = 2 * model.d_model * FLOAT32 + norms + attention + lse + 4 * model.ffn_dim * width
+    decoded = read * tokens * 2 * model.d_kv * width
+    activations, remote = model.layers * own * layer, (model.layers - config.local_layers) * decoded
+    if config.run.recompute:  # all layers keep their input and the output of attention, and one at a time all else
+        activations = model.layers * own * (model.d_model * FLOAT32 + heads * width + lse) + own * layer
+        remote = min(remote, decoded)
     count = parameters(config)
     vocabulary = VOCABULARY[config.data.tokenizer]
     passes = config.train.micro_batches
@@ -96,8 +102,8 @@ def memory(config: Config, spec: PassSpec, payload: PayloadFormat, device: Devic
         weights=FLOAT32 * count,
         gradients=FLOAT32 * count,
         adam=2 * FLOAT32 * count,
-        activations=model.layers * own * layer,
-        remote=exchanging * read * tokens * 2 * heads * width,
+        activations=activations,
+        remote=remote,
         logits=logits,
         payloads=passes * (received * sum(sizes) + sent * max(both_ways, default=0)),
     )

@@ -206,6 +206,7 @@ LOCAL = {
     "run.device": "cuda:1",
     "run.threads": 3,
     "run.trace": "40..42",
+    "run.recompute": True,
     "coordinator.address": "tcp://127.0.0.1:7070",
     "coordinator.token": "secret",
     "coordinator.assignment": "zigzag",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -20,6 +21,7 @@ from netem.profile import NetConfig, builtin_names, resolve
 from node.cli import main
 from node.commands.plan import TOO_LARGE
 from node.config import Config, load_config, to_tree
+from node.config.run import RunConfig
 from node.exchange.chunks import ChunkExchange
 from node.exchange.passes import PassSpec
 from node.exchange.payload import PayloadFormat
@@ -162,7 +164,7 @@ def test_memory_of_the_papers_setting_is_near_what_it_reports() -> None:
 def test_the_fullest_node_reads_the_most() -> None:
     config = nodes_of(small_config(), 4)
     model = Model(config)
-    sizes = config.train.batch * config.model.chunk_tokens * 2 * 64 * 4
+    sizes = config.train.batch * config.model.chunk_tokens * 2 * config.model.d_kv * 4
     assert (
         tightest(config, model.spec, model.payload, devices("cpu", 4)).needed.remote == 3 * config.model.layers * sizes
     )
@@ -198,6 +200,21 @@ def test_gradients_within_a_budget_have_their_own_size(grad_format: str, share: 
     layer = next(iter(model.payload.ranks.layers))
     ratio = model.payload_bytes(layer, "grad") / model.payload_bytes(layer)
     assert ratio == pytest.approx(share, rel=0.1)
+
+
+def test_with_recompute_a_layer_keeps_its_input_and_its_attention_s_output() -> None:
+    """The same figures as in test_recompute, which counts what a forward holds; one layer has everything at a time."""
+    plain = small_config()
+    recomputed = msgspec.structs.replace(plain, run=RunConfig(recompute=True))
+    needed, less = (
+        tightest(config, Model(config).spec, Model(config).payload, devices("cpu", 1)).needed
+        for config in (plain, recomputed)
+    )
+    model, tokens = plain.model, plain.train.batch * plain.model.context
+    kept = 4 * tokens * (model.d_model + model.heads * model.head_size + model.heads)
+    assert less.activations == model.layers * kept + needed.activations / model.layers
+    assert less.remote == needed.remote / model.layers
+    assert less.payloads == needed.payloads
 
 
 def test_curves_keep_chunks_a_node_and_leave_out_what_does_not_divide() -> None:

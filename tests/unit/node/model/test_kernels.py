@@ -94,6 +94,48 @@ def test_fused_and_plain_agree(dtype: torch.dtype, tolerance: float, causal: boo
     assert max(gap(found.double(), wanted.double()) for found, wanted in pairs) < tolerance
 
 
+def fewer(x: Tensor, heads: int) -> Tensor:
+    """The first heads of a tensor, in memory as the model has them: those of a token side by side."""
+    return x[:, :heads].transpose(1, 2).contiguous().transpose(1, 2)
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("queries", "keys", "causal"), [(40, 40, True), (70, 20, False)])
+def test_heads_that_are_shared_are_heads_that_are_repeated(
+    queries: int, keys: int, causal: bool, dtype: torch.dtype, kv_heads: int
+) -> None:
+    """To the last bit, forward and backward; a head's gradient is the sum over the queries that read it."""
+    source = torch.Generator().manual_seed(0)
+    q, dout = (torch.randn(B, 4, queries, D, generator=source, dtype=torch.float64).to(dtype) for _ in range(2))
+    k, v = (fewer(torch.randn(B, 4, keys, D, generator=source, dtype=torch.float64), kv_heads).to(dtype) for _ in "kv")
+    groups = 4 // kv_heads
+    repeated = [x.repeat_interleave(groups, 1) for x in (k, v)]
+    out, lse = block_forward(q, k, v, causal)
+    wanted_out, wanted_lse = block_forward(q, *repeated, causal)
+    assert torch.equal(out, wanted_out)
+    assert torch.equal(lse, wanted_lse)
+    dq, dk, dv = block_backward(dout, q, k, v, out, lse, causal)
+    wanted_dq, *wanted = block_backward(dout, q, *repeated, wanted_out, wanted_lse, causal)
+    assert torch.equal(dq, wanted_dq)
+    for found, whole in zip((dk, dv), wanted, strict=True):
+        assert torch.equal(found, whole.unflatten(1, (kv_heads, groups)).sum(2))
+
+
+@pytest.mark.parametrize("kv_heads", [1, 3])
+@pytest.mark.parametrize("causal", [True, False])
+def test_the_layout_of_keys_and_values_changes_no_bit(causal: bool, kv_heads: int) -> None:
+    """A codec's product may have a token's numbers apart, which torch's kernel would read wrongly and not say so."""
+    q, k, v, dout = tensors(20, 20, 20, 20, dtype=torch.float32)
+    k, v = k[:, :kv_heads].contiguous(), v[:, :kv_heads].contiguous()
+    k_apart, v_apart = (x.mT.contiguous().mT for x in (k, v))
+    out, lse = block_forward(q, k, v, causal)
+    assert torch.equal(block_forward(q, k_apart, v_apart, causal)[0], out)
+    wanted = block_backward(dout, q, k, v, out, lse, causal)
+    found = block_backward(dout, q, k_apart, v_apart, out, lse, causal)
+    assert all(torch.equal(*pair) for pair in zip(found, wanted, strict=True))
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
 @pytest.mark.parametrize("causal", [True, False])
 def test_on_a_gpu_the_calls_fit_the_signatures_of_torch(dtype: torch.dtype, causal: bool) -> None:
@@ -104,3 +146,8 @@ def test_on_a_gpu_the_calls_fit_the_signatures_of_torch(dtype: torch.dtype, caus
     assert (lse.shape, lse.dtype) == (q.shape[:-1], torch.float32)
     grads = block_backward(dout, q, k, v, out, lse, causal)
     assert [(grad.shape, grad.dtype) for grad in grads] == [(q.shape, dtype)] * 3
+    q, k, v, dout = (tensor.to("meta", dtype) for tensor in tensors(16, 16, 16, 16))
+    k, v = k[:, :1], v[:, :1]
+    out, lse = block_forward(q, k, v, causal)
+    grads = block_backward(dout, q, k, v, out, lse, causal)
+    assert [tuple(x.shape) for x in (out, *grads)] == [tuple(x.shape) for x in (q, q, k, v)]
