@@ -79,14 +79,16 @@ def _evaluate(config: Config, checkpoint: Path, batches: int) -> Evaluation:
     from node.exchange.chunks import ChunkExchange
     from node.exchange.payload import PayloadFormat
     from node.model.exchanged import ExchangedLlama
-    from node.train.checkpoint import load_model
+    from node.train.checkpoint import load_model, vocab_size_of
     from node.train.evaluate import heldout_loss
     from node.train.schedule import pass_spec
     from node.worker.node import choose_device
 
     device = choose_device(config)
     task = open_data(config.data)
-    model = ExchangedLlama(config, task.vocab_size).to(device)
+    # A folder that a run began from may embed more tokens than its tokenizer has.
+    vocab_size = vocab_size_of(checkpoint) if config.model.init else task.vocab_size
+    model = ExchangedLlama(config, vocab_size).to(device)
     load_model(checkpoint, model, task.fingerprint)
     exchange = ChunkExchange(assign(config.model.chunks, 1), 0, PayloadFormat(config, model.ranks))
     spec = pass_spec(config, step_of(checkpoint))

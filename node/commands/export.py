@@ -30,7 +30,7 @@ def export(path: Path, folder: Path) -> Exported:
     from node.config.data import RECALL
     from node.export.folder import check_free, model_files, write_folder
     from node.export.plain import check_plain, plain_weights, rounding_note
-    from node.export.tokenizer import tokenizer_files
+    from node.export.tokenizer import exported_tokenizer, tokenizer_files
     from node.model.exchanged import ExchangedLlama
     from node.train.checkpoint import load_model, vocab_size_of
     from node.train.finite import require_finite
@@ -43,8 +43,9 @@ def export(path: Path, folder: Path) -> Exported:
     weights = plain_weights(config, model, step)
     require_finite(weights, f"{checkpoint}: no export")
     speaks = config.data.corpus != RECALL
-    files = model_files(config.model, vocab_size, vocab_size - 1 if speaks else None)
-    files |= tokenizer_files(config.data.tokenizer, config.model.context) if speaks else {}
+    tokenizer = exported_tokenizer(config, vocab_size) if speaks else None
+    files = model_files(config.model, vocab_size, tokenizer.eot if tokenizer else None)
+    files |= tokenizer_files(tokenizer, config.model.context) if tokenizer else {}
     write_folder(folder, weights, files, {"run": config.run.name, "step": str(step)})
     parameters = sum(tensor.numel() for tensor in weights.values())
     return Exported(step, parameters, (*files, "model.safetensors"), rounding_note(config))

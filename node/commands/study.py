@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from coordinator.records.folder import whole_file
-from netem.config import dump_toml
+from netem.config import dump_toml, user_path
 from netem.errors import ConfigError
 from node.config.tree import public_tree
 from node.lab.study.pool import run_all
@@ -86,10 +86,15 @@ def show_checkpoint(folder: Path) -> None:
 
 
 def _check(study: Study) -> None:
-    """Raise `ConfigError` for faults that only the shapes of payloads show."""
+    """Raise `ConfigError` for faults that only the shapes of payloads show, and for a model that is not there."""
     from node.exchange.payload import PayloadFormat
 
     for arm in study.arms:
+        if arm.config.model.init and not user_path(arm.config.model.init, "model.init").is_dir():
+            raise ConfigError(
+                f"study {study.name} on {study.base} is skipped: model.init = {arm.config.model.init!r} is not "
+                f"installed here; docs/pretrained.md says how to get it"
+            )
         try:
             PayloadFormat(arm.config)
         except ConfigError as error:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import os
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from msgspec import Meta
 
@@ -22,6 +22,9 @@ RECALL_PARTS = 16
 """Number of equal parts of a context of the recall probe. Every answer lies more than one part back."""
 HUB_CORPORA = ("fineweb", "c4", "bookcorpus")
 KNOWN_CORPORA = (EMBEDDED_CORPUS, RECALL, *HUB_CORPORA)
+TOKENIZERS = ("gpt2", "gpt2-2048", "bytes")
+"""The tokenizers that come with Isthmus. gpt2-2048 has only GPT-2's first merges, for models so small that an output
+head of 50,257 rows would outweigh them."""
 
 
 class DataConfig(Section, frozen=True, kw_only=True):
@@ -37,8 +40,12 @@ class DataConfig(Section, frozen=True, kw_only=True):
         ),
     ] = EMBEDDED_CORPUS
     tokenizer: Annotated[
-        Literal["gpt2", "gpt2-2048", "bytes"],
-        Meta(description="gpt2: 50257 tokens; gpt2-2048: the first 2048 of them; bytes: 257 tokens."),
+        str,
+        Meta(
+            min_length=1,
+            description="gpt2: 50257 tokens; gpt2-2048: the first 2048 of them; bytes: 257 tokens; or the path of a "
+            "Hugging Face folder with a tokenizer.json.",
+        ),
     ] = "gpt2"
     text_field: Annotated[
         str,
@@ -67,12 +74,26 @@ class DataConfig(Section, frozen=True, kw_only=True):
     ] = ""
 
     def check(self, path: str) -> None:
-        """Raise `ConfigError` for a corpus that is neither a known name nor written as a path."""
-        if self.corpus in KNOWN_CORPORA or any(mark in self.corpus for mark in "./\\~"):
-            return
-        near = difflib.get_close_matches(self.corpus, KNOWN_CORPORA, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"write ./{self.corpus} if you mean a file or folder"
-        raise ConfigError(f"{path}corpus = {self.corpus!r}: expected {', '.join(KNOWN_CORPORA)} or a path; {hint}")
+        """Raise `ConfigError` for a corpus or tokenizer that is neither a known name nor written as a path."""
+        _check_name(f"{path}corpus", self.corpus, KNOWN_CORPORA, "a file or folder")
+        _check_name(f"{path}tokenizer", self.tokenizer, TOKENIZERS, "a folder")
+
+
+def is_folder(tokenizer: str) -> bool:
+    """Whether `data.tokenizer` is the path of a folder, and no name."""
+    return tokenizer not in TOKENIZERS and _is_path(tokenizer)
+
+
+def _is_path(text: str) -> bool:
+    return any(mark in text for mark in "./\\~")
+
+
+def _check_name(key: str, value: str, known: tuple[str, ...], what: str) -> None:
+    if value in known or _is_path(value):
+        return
+    near = difflib.get_close_matches(value, known, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"write ./{value} if you mean {what}"
+    raise ConfigError(f"{key} = {value!r}: expected {', '.join(known)} or a path; {hint}")
 
 
 def cache_folder(config: DataConfig) -> Path:

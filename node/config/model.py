@@ -10,9 +10,41 @@ from netem.config import Section
 from netem.errors import ConfigError
 
 
+class RopeScaling(Section, frozen=True, kw_only=True):
+    """[model.rope_scaling]: Llama-3.1's stretching of RoPE's slow turns over a longer context."""
+
+    factor: Annotated[
+        float, Meta(description="How many times longer the slowest turns become. 1: RoPE is not scaled.", ge=1)
+    ] = 1.0
+    low_freq_factor: Annotated[
+        float,
+        Meta(description="Turns longer than original_context / low_freq_factor are scaled in full.", gt=0),
+    ] = 1.0
+    high_freq_factor: Annotated[
+        float, Meta(description="Turns shorter than original_context / high_freq_factor stay as they are.", gt=0)
+    ] = 4.0
+    original_context: Annotated[
+        int, Meta(description="Tokens of the context for which the model was trained before.", ge=1)
+    ] = 8192
+
+    def check(self, path: str) -> None:
+        if self.high_freq_factor <= self.low_freq_factor:
+            raise ConfigError(
+                f"{path}high_freq_factor = {self.high_freq_factor}: expected more than {path}low_freq_factor = "
+                f"{self.low_freq_factor}"
+            )
+
+
 class ModelConfig(Section, frozen=True, kw_only=True):
     """[model]: a Llama-3 decoder over a context that is cut into equal chunks."""
 
+    init: Annotated[
+        str,
+        Meta(
+            description="Hugging Face folder of a Llama from whose weights the run starts; the shape is then that of "
+            "its config.json. Empty: weights are drawn from run.seed."
+        ),
+    ] = ""
     layers: Annotated[int, Meta(description="Number of decoder layers.", ge=1)] = 4
     d_model: Annotated[int, Meta(description="Width of the residual stream.", ge=8)] = 128
     heads: Annotated[int, Meta(description="Number of query heads.", ge=1)] = 4
@@ -24,6 +56,7 @@ class ModelConfig(Section, frozen=True, kw_only=True):
         int, Meta(description="Number of equal parts of the context (C). Each node owns one or more of them.", ge=1)
     ] = 4
     rope_theta: Annotated[float, Meta(description="Base of the rotary position embedding (RoPE).", gt=0)] = 500_000.0
+    rope_scaling: RopeScaling = RopeScaling()
     norm_eps: Annotated[float, Meta(description="Epsilon of RMSNorm.", gt=0)] = 1e-5
     tied: Annotated[bool, Meta(description="Whether the output head uses the weights of the token embedding.")] = True
 

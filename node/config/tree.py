@@ -21,9 +21,10 @@ from netem.errors import ConfigError
 from netem.explain import show
 from netem.profile import NetConfig
 from node.config.compress import CompressConfig
-from node.config.data import RECALL, RECALL_PARTS, DataConfig
+from node.config.data import RECALL, RECALL_PARTS, DataConfig, is_folder
 from node.config.model import ModelConfig
 from node.config.presets import load_preset
+from node.config.pretrained import with_folder
 from node.config.run import RunConfig
 from node.config.train import TrainConfig
 
@@ -150,16 +151,21 @@ class Config(Section, frozen=True, kw_only=True):
         for key in ("address", "token", "assignment", "chunks_per_node", "node_speeds"):
             tree["coordinator"].pop(key)
         tree["data"].pop("cache", None)
+        # Each node may keep these folders elsewhere: the digests of the first barrier compare what is in them.
+        tree["model"].pop("init")
+        if is_folder(self.data.tokenizer):
+            tree["data"].pop("tokenizer")
         return hashlib.blake2b(dump_toml(tree).encode(), digest_size=16).hexdigest()
 
 
 def load_config(path: Path | None, overrides: Sequence[str] = (), preset: str = "") -> Config:
     """Read a config and check all of it: the defaults, under the preset, under the file, under the command line.
 
-    A file may name its preset itself (`preset = "home"`); `preset` takes the place of that.
+    A file may name its preset itself (`preset = "home"`); `preset` takes the place of that. A folder that `model.init`
+    names gives the shape (`node.config.pretrained`).
     """
     tree = with_preset(load_toml(path) if path else {}, preset)
-    return convert(Config, apply_overrides(tree, overrides, text_keys()))
+    return convert(Config, with_folder(apply_overrides(tree, overrides, text_keys())))
 
 
 def with_preset(tree: Tree, preset: str = "") -> Tree:

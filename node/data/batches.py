@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from netem.errors import ConfigError
-from node.data.tokenizers import TokenArray
+from node.data.ids import TokenArray
 
 Contexts = npt.NDArray[np.int64]
 

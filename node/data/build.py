@@ -18,8 +18,9 @@ import numpy as np
 
 from netem.errors import ConfigError
 from node.data.documents import Document
+from node.data.ids import TokenArray, token_dtype
 from node.data.split import SMALL_CORPUS, is_heldout, train_length
-from node.data.tokenizers import TokenArray, Tokenizer, token_dtype
+from node.data.tokenizers import Tokenizer
 
 TRAIN = "train.bin"
 HELDOUT = "heldout.bin"

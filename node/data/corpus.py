@@ -10,11 +10,12 @@ from dataclasses import dataclass
 
 from node.config.data import RECALL, DataConfig, cache_folder
 from node.data.batches import BatchSampler, Contexts, heldout_contexts, heldout_count
+from node.data.ids import TokenArray
 from node.data.recall import Recall
 from node.data.sources import make_source
 from node.data.store import TokenStore
 from node.data.task import Task
-from node.data.tokenizers import TokenArray, Tokenizer, make_tokenizer
+from node.data.tokenizers import Tokenizer, make_tokenizer
 
 
 @dataclass(frozen=True)

@@ -26,9 +26,10 @@ from filelock import FileLock, Timeout
 
 from netem.errors import ConfigError, IsthmusError
 from node.data.build import HELDOUT, TRAIN, build
+from node.data.ids import TokenArray, token_dtype
 from node.data.sources import Source
 from node.data.split import SPLIT_VERSION
-from node.data.tokenizers import TokenArray, Tokenizer, token_dtype
+from node.data.tokenizers import Tokenizer
 
 META = "meta.json"
 STORE_VERSION = 1

@@ -1,8 +1,8 @@
 """Tokenizers: GPT-2's, whole or its first merges only, built offline from the embedded file, and plain bytes.
 
-All turn whole documents into ids and back, and know one special token, end-of-text. Only the token store adds it
-(`node.data.build`): text that happens to spell `<|endoftext|>` is ordinary text. Half of a surrogate pair alone is
-read as U+FFFD.
+A Hugging Face folder's is in `node.data.folder_tokenizer`. All turn whole documents into ids and back, and know one
+special token, end-of-text. Only the token store adds it (`node.data.build`): text that happens to spell `<|endoftext|>`
+is ordinary text. Half of a surrogate pair alone is read as U+FFFD.
 The merges are read by `node.data.embedded`.
 """
 
@@ -12,21 +12,19 @@ import functools
 import re
 from collections.abc import Iterable, Iterator
 from itertools import islice
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 import tiktoken
 
+from netem.config import user_path
 from netem.errors import ConfigError
+from node.config.data import TOKENIZERS, is_folder
 from node.data.documents import whole_characters
 from node.data.embedded import load_merges
-
-TokenArray = npt.NDArray[np.unsignedinteger[Any]]
-
-TOKENIZERS = ("gpt2", "gpt2-2048", "bytes")
-"""The values of `data.tokenizer`. gpt2-2048 has only GPT-2's first merges, for models so small that an output head of
-50,257 rows would outweigh them."""
+from node.data.folder_tokenizer import FolderTokenizer
+from node.data.ids import TokenArray, checked, token_dtype
 
 END_OF_TEXT = "<|endoftext|>"
 _PIECE_CHARS = 1 << 20
@@ -62,17 +60,15 @@ class Tokenizer(Protocol):
 
 
 def make_tokenizer(name: str) -> Tokenizer:
-    """The tokenizer called `name`, one of `TOKENIZERS`. Raises `ConfigError` for any other."""
+    """The tokenizer called `name`, one of `TOKENIZERS`, or that of the folder at this path. Raises `ConfigError` for
+    any other name, and for a folder without a tokenizer."""
     if name == "bytes":
         return ByteTokenizer()
     if name in TOKENIZERS:
         return _gpt2(name)
-    raise ConfigError(f"data.tokenizer = {name!r}: expected {', '.join(TOKENIZERS)}")
-
-
-def token_dtype(vocab_size: int) -> np.dtype[Any]:
-    """The narrowest of uint16 and uint32, little-endian, that holds every id."""
-    return np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
+    if is_folder(name):
+        return FolderTokenizer(user_path(name, "data.tokenizer"))
+    raise ConfigError(f"data.tokenizer = {name!r}: expected {', '.join(TOKENIZERS)}, or the path of a folder")
 
 
 class Gpt2Tokenizer:
@@ -96,7 +92,7 @@ class Gpt2Tokenizer:
         return np.concatenate(pieces).astype(token_dtype(self.vocab_size))
 
     def decode(self, ids: Iterable[int]) -> str:
-        return self._encoding.decode(_checked(ids, self.vocab_size))
+        return self._encoding.decode(checked(ids, self.vocab_size))
 
     def _encode(self, text: str) -> npt.NDArray[np.uint32]:
         # No special token is disallowed and none is allowed, so all text is ordinary.
@@ -116,7 +112,7 @@ class ByteTokenizer:
 
     def decode(self, ids: Iterable[int]) -> str:
         marker = END_OF_TEXT.encode()
-        content = b"".join(marker if i == self.eot else bytes([i]) for i in _checked(ids, self.vocab_size))
+        content = b"".join(marker if i == self.eot else bytes([i]) for i in checked(ids, self.vocab_size))
         return content.decode("utf-8", "replace")
 
 
@@ -168,11 +164,3 @@ def _short_runs(text: str) -> Iterator[str]:
 def _long_runs(shortest: int) -> re.Pattern[str]:
     # A match may begin only where a run begins: otherwise the search in runs that are too short takes quadratic time.
     return re.compile(f"(?<![{_BLANKS}])[{_BLANKS}]{{{shortest},}}+")
-
-
-def _checked(ids: Iterable[int], vocab_size: int) -> list[int]:
-    checked = [int(i) for i in ids]
-    for i in checked:
-        if not 0 <= i < vocab_size:
-            raise ValueError(f"token {i}: expected 0 to {vocab_size - 1}")
-    return checked

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from netem.errors import ConfigError, IsthmusError
 from node.config import ModelConfig
+from node.config.pretrained import rope_json
 
 
 @contextmanager
@@ -50,11 +51,14 @@ def check_free(folder: Path) -> None:
 
 
 def write_folder(folder: Path, weights: Mapping[str, Tensor], files: Mapping[str, Any], about: dict[str, str]) -> None:
-    """Write weights and JSON files, by name, all or nothing. `about` goes into the weights' metadata."""
+    """Write weights and other files (JSON values, or plain text), by name, all or nothing.
+
+    `about` goes into the weights' metadata.
+    """
     with whole_folder(folder) as unfinished:
         for name, content in files.items():
-            text = json.dumps(content, indent=2, ensure_ascii=False)
-            (unfinished / name).write_text(text + "\n", encoding="utf-8")
+            text = content if isinstance(content, str) else json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+            (unfinished / name).write_text(text, encoding="utf-8")
         save_file(dict(weights), unfinished / "model.safetensors", metadata={"format": "pt", **about})
 
 
@@ -75,7 +79,7 @@ def model_files(model: ModelConfig, vocab_size: int, end_of_text: int | None) ->
             "hidden_act": "silu",
             "max_position_embeddings": model.context,
             "rms_norm_eps": model.norm_eps,
-            "rope_theta": model.rope_theta,
+            **rope_json(model),
             "attention_bias": False,
             "mlp_bias": False,
             "tie_word_embeddings": model.tied,

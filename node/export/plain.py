@@ -16,6 +16,7 @@ from netem.errors import ConfigError
 from node.config import Config
 from node.exchange.payload import formats_of
 from node.model.exchanged import ExchangedLlama
+from node.model.hf import to_hf
 from node.subspace.codec import Codec
 
 UNPLUGGED_SHARE = 0.1
@@ -90,7 +91,7 @@ def rounding_note(config: Config) -> str:
 def plain_weights(config: Config, model: ExchangedLlama, step: int) -> dict[str, Tensor]:
     """Weights by the names of `transformers`' LlamaForCausalLM; projections, where there are any, folded in."""
     weights = {
-        name if name.startswith("lm_head.") else f"model.{name}": parameter.detach().contiguous()
+        to_hf(name): parameter.detach().contiguous()
         for name, parameter in model.named_parameters()
         if ".codecs." not in name
     }
@@ -99,7 +100,7 @@ def plain_weights(config: Config, model: ExchangedLlama, step: int) -> dict[str,
             name = f"layers.{layer}.self_attn.{kind}_proj"
             projection = model.get_submodule(name)
             assert isinstance(projection, nn.Linear)
-            weights[f"model.{name}.weight"] = folded(projection.weight.detach(), codec)
+            weights[to_hf(f"{name}.weight")] = folded(projection.weight.detach(), codec)
     return weights
 
 

@@ -1,22 +1,40 @@
-"""Our tokenizers as the files that `transformers.AutoTokenizer` reads: the same ids for the same text.
+"""A run's tokenizer as the files that `transformers.AutoTokenizer` reads: the same ids for the same text.
 
-All are byte-level BPEs in the form of the `tokenizers` library. GPT-2's have their merges; plain bytes are one without
-any, whose 256 symbols have the bytes' own values as ids. One thing is as usual there, not as in training: a text that
-spells `<|endoftext|>` becomes that one token.
+That of a folder goes over as it is. Our own are byte-level BPEs in the form of the `tokenizers` library. GPT-2's have
+their merges; plain bytes are one without any, whose 256 symbols have the bytes' own values as ids. One thing is as
+usual there, not as in training: a text that spells `<|endoftext|>` becomes that one token.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+from netem.errors import ConfigError
+from node.config import Config
 from node.data.embedded import load_merges
-from node.data.tokenizers import END_OF_TEXT, make_tokenizer
+from node.data.folder_tokenizer import FolderTokenizer
+from node.data.tokenizers import END_OF_TEXT, Tokenizer, make_tokenizer
 
 
-def tokenizer_files(name: str, context: int) -> dict[str, dict[str, Any]]:
-    """Contents of the JSON files of the tokenizer called `name`, by file name. Raises `ConfigError` where GPT-2's
-    merges cannot be read."""
-    merges = [] if name == "bytes" else gpt2_merges(make_tokenizer(name).vocab_size)
+def exported_tokenizer(config: Config, vocab_size: int) -> Tokenizer:
+    """The tokenizer of a run whose model embeds `vocab_size` tokens. Raises `ConfigError` where it has others,
+    or cannot be read."""
+    tokenizer = make_tokenizer(config.data.tokenizer)
+    fits = tokenizer.vocab_size == vocab_size or (config.model.init and tokenizer.vocab_size < vocab_size)
+    if not fits:
+        raise ConfigError(
+            f"data.tokenizer = {config.data.tokenizer!r}: has {tokenizer.vocab_size} tokens, and the model embeds "
+            f"{vocab_size}; give the tokenizer with which it was trained its place back"
+        )
+    return tokenizer
+
+
+def tokenizer_files(tokenizer: Tokenizer, context: int) -> dict[str, Any]:
+    """Contents of the tokenizer's files, by file name: JSON values, or plain text. Raises `ConfigError` where its
+    sources cannot be read."""
+    if isinstance(tokenizer, FolderTokenizer):
+        return tokenizer.files()
+    merges = [] if tokenizer.name == "bytes" else gpt2_merges(tokenizer.vocab_size)
     vocabulary = gpt2_vocabulary(merges) if merges else byte_vocabulary()
     end = len(vocabulary)
     special = {"content": END_OF_TEXT, "lstrip": False, "normalized": False, "rstrip": False, "single_word": False}

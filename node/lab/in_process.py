@@ -27,6 +27,7 @@ from node.exchange.inbox import Members
 from node.exchange.passes import PassKey
 from node.exchange.payload import PayloadFormat
 from node.model.exchanged import ExchangedLlama
+from node.model.hf import pretrained
 from node.train.schedule import begins_for, ends_for, rounds_for
 from node.train.trainer import Metrics, Trainer
 from node.train.world import World, build_world
@@ -209,7 +210,7 @@ def train_in_process(
     Checkpoints are not kept. Raises what the first rank to fail raised.
     """
     ranks, post = len(payloads), Post()
-    models = [ExchangedLlama(config, task.vocab_size, payload.ranks) for payload in payloads]
+    models = [pretrained(config, task.vocab_size, payload.ranks) for payload in payloads]
     trainers = [Trainer(config, task, model) for model in models]
     coordinator = Coordinator(config, config.assignment(), lambda step, metrics: watch(models[0], step, metrics))
     sessions = [Session(coordinator, rank) for rank in range(ranks)]

@@ -132,7 +132,7 @@ class Llama(nn.Module):
         """The rotary embedding of a whole context, made once."""
         if self._rope is None:
             model = self._model
-            self._rope = Rope(model.head_size, model.context, model.rope_theta, device)
+            self._rope = Rope(model.head_size, model.context, model.rope_theta, device, model.rope_scaling)
         return self._rope
 
     def _initialise(self, seed: int) -> None:

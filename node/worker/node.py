@@ -29,6 +29,7 @@ from node.exchange.inbox import Inbox
 from node.exchange.payload import PayloadFormat
 from node.measure.flops import step_flops
 from node.model.exchanged import ExchangedLlama
+from node.model.hf import pretrained
 from node.train.schedule import pass_spec
 from node.train.trainer import Trainer
 from node.worker.machine import Machine
@@ -62,7 +63,7 @@ def run_node(config: Config, place: Place) -> None:
     check_room(task, config.model.context, config.train.batch)
     warn_of_leak(config)
     payload = PayloadFormat(config)
-    model = ExchangedLlama(config, task.vocab_size, payload.ranks).to(device)
+    model = pretrained(config, task.vocab_size, payload.ranks).to(device)
     inbox = Inbox(payload, ring_cap_bytes=_ring_cap_bytes(model))
     network = resolve_schedule(config.net)
     endpoint = Endpoint(unique(place.name), RUN_ID, network.profile, inbox, bind=place.bind, limits=MEMBERS_ONLY)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from node.config import Config
 from node.exchange.passes import PassSpec
 from node.exchange.payload import PayloadFormat
-from node.lab.plan.work import VOCABULARY, parameters, reading
+from node.lab.plan.work import parameters, reading, vocabulary_size
 from node.measure.devices import Device
 from node.train.head import RUN_TOKENS
 
@@ -87,7 +87,7 @@ def memory(config: Config, spec: PassSpec, payload: PayloadFormat, device: Devic
         activations = model.layers * own * (model.d_model * FLOAT32 + heads * width + lse) + own * layer
         remote = min(remote, decoded)
     count = parameters(config)
-    vocabulary = VOCABULARY[config.data.tokenizer]
+    vocabulary = vocabulary_size(config)
     passes = config.train.micro_batches
     logit = vocabulary * (3 * FLOAT32 + (2 * width if device.half_width else 0))
     if own > RUN_TOKENS * passes:  # of one run of tokens; kept are the gradients of hidden states and of the head

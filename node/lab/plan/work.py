@@ -23,7 +23,10 @@ import numpy as np
 import numpy.typing as npt
 
 from coordinator.assignment import Assignment
+from netem.config import user_path
 from node.config import Config
+from node.config.pretrained import llama_file
+from node.data.tokenizers import make_tokenizer
 from node.exchange.passes import PassSpec
 from node.measure.flops import ATTENTION_BACKWARD, MATRIX_BACKWARD, chunk_flops, head_flops
 from node.subspace.ranks import rank_table
@@ -32,6 +35,13 @@ from node.train.head import RUN_TOKENS
 Array = npt.NDArray[np.float64]
 
 VOCABULARY = {"gpt2": 50_257, "gpt2-2048": 2048, "bytes": 257}
+
+
+def vocabulary_size(config: Config) -> int:
+    """How many tokens the model embeds."""
+    if config.model.init:
+        return llama_file(user_path(config.model.init, "model.init")).vocab_size
+    return VOCABULARY.get(config.data.tokenizer) or make_tokenizer(config.data.tokenizer).vocab_size
 
 
 class Work(NamedTuple):
@@ -156,7 +166,7 @@ def head_work(config: Config, spec: PassSpec) -> tuple[Work, Work]:
     """
     assignment = config.assignment()
     own = np.array([len(assignment.chunks(rank)) for rank in range(assignment.n_ranks)], dtype=float)
-    tokens, vocabulary = pass_contexts(config) * spec.tokens * own, VOCABULARY[config.data.tokenizer]
+    tokens, vocabulary = pass_contexts(config) * spec.tokens * own, vocabulary_size(config)
     flops, one = head_flops(config.model, vocabulary) * tokens, np.ones_like(own)
     forward = Work(flops, 3.0 * tokens * vocabulary, one, 0 * one, 0 * one)
     backward = forward._replace(flops=MATRIX_BACKWARD * flops)
@@ -180,7 +190,7 @@ def parameters(config: Config) -> int:
     query_width = model.heads * model.head_size
     attention = 2 * model.d_model * (query_width + model.d_kv)
     layer = attention + 3 * model.d_model * model.ffn_dim + 2 * model.d_model
-    embeddings = VOCABULARY[config.data.tokenizer] * model.d_model * (1 if model.tied else 2)
+    embeddings = vocabulary_size(config) * model.d_model * (1 if model.tied else 2)
     learned = 0
     if config.compress.subspace == "learned":
         ranks = rank_table(config)

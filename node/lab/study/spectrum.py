@@ -10,21 +10,20 @@ import re
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
 
 import msgspec
-import safetensors
 from torch import Tensor
 
 from netem.errors import ConfigError
 from netem.tables import markdown_table
+from node.config.pretrained import read_json
 from node.lab.study.figures import Result
 from node.lab.study.measure import stable_rank
+from node.model.hf import opened, weight_files
 
 Ranks = dict[int, dict[str, float]]
 """By layer, and in it by "q", "k" and "v"."""
 
-_Kind = TypeVar("_Kind", bound=msgspec.Struct)
 _PROJECTION = re.compile(r"(?:.*\.)?layers\.(\d+)\.self_attn\.([qkv])_proj\.weight")
 
 
@@ -32,15 +31,12 @@ def checkpoint_ranks(folder: Path) -> Ranks:
     """Stable ranks of every layer of a Hugging Face folder. Raises `ConfigError` where it holds no Llama-like weights,
     or not all of those that its index and config.json name."""
     ranks: Ranks = {}
-    for path in _weight_files(folder):
-        try:
-            with safetensors.safe_open(path, framework="pt") as tensors:
-                for name in tensors.keys():  # noqa: SIM118 (it is no dict)
-                    if match := _PROJECTION.fullmatch(name):
-                        weight = _matrix(path, name, tensors.get_tensor(name))
-                        ranks.setdefault(int(match[1]), {})[match[2]] = stable_rank(weight)
-        except (safetensors.SafetensorError, OSError) as error:
-            raise ConfigError(f"{path}: cannot be read as safetensors ({error})") from None
+    for path in weight_files(folder):
+        with opened(path) as tensors:
+            for name in tensors.keys():  # noqa: SIM118 (it is no dict)
+                if match := _PROJECTION.fullmatch(name):
+                    weight = _matrix(path, name, tensors.get_tensor(name))
+                    ranks.setdefault(int(match[1]), {})[match[2]] = stable_rank(weight)
     if not ranks or any(layer.keys() != set("qkv") for layer in ranks.values()):
         raise ConfigError(f"{folder}: expected layers.N.self_attn.{{q,k,v}}_proj.weight of every layer, as Llama has")
     layers = _config_layers(folder)
@@ -50,40 +46,14 @@ def checkpoint_ranks(folder: Path) -> Ranks:
     return dict(sorted(ranks.items()))
 
 
-def _weight_files(folder: Path) -> list[Path]:
-    """The files of the index, or all where there is none."""
-    index = folder / "model.safetensors.index.json"
-    if not index.is_file():
-        if files := sorted(folder.glob("*.safetensors")):
-            return files
-        raise ConfigError(f"{folder}: holds no .safetensors file; give the folder of a Hugging Face checkpoint")
-    files = sorted({folder / name for name in _read(index, _Index).weight_map.values()})
-    for path in files:
-        if not path.is_file():
-            raise ConfigError(f"{folder}: its index.json names {path.name}, which is not there; fetch all of its files")
-    return files
-
-
 def _config_layers(folder: Path) -> int | None:
     """The number of layers that the checkpoint should have, where it says so."""
     path = folder / "config.json"
-    return _read(path, _ModelConfig).num_hidden_layers if path.is_file() else None
-
-
-class _Index(msgspec.Struct):
-    weight_map: dict[str, str]
+    return read_json(path, _ModelConfig).num_hidden_layers if path.is_file() else None
 
 
 class _ModelConfig(msgspec.Struct):
     num_hidden_layers: int | None = None
-
-
-def _read(path: Path, kind: type[_Kind]) -> _Kind:
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=kind)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, OSError) as error:
-        keys = " and ".join(kind.__struct_fields__)
-        raise ConfigError(f"{path}: expected a JSON object with {keys} ({error})") from None
 
 
 def _matrix(path: Path, name: str, weight: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ from typing import Any
 from netem.config import Tree, apply_overrides, convert, load_toml, merge
 from netem.errors import ConfigError
 from node.config import Config
+from node.config.pretrained import with_folder
 from node.config.tree import with_preset
 
 DENSE, LOCAL = "dense", "local-only"
@@ -81,7 +82,7 @@ def load_study(name: str, base: str = "", overrides: Sequence[str] = (), preset:
 def _arm(study: str, name: str, shared: Tree, settings: Tree, overrides: Sequence[str]) -> Arm:
     tree = _with_steps(apply_overrides(merge(shared, settings), overrides))
     try:
-        return Arm(name, convert(Config, tree), settings, tree)
+        return Arm(name, convert(Config, with_folder(tree)), settings, tree)
     except ConfigError as error:
         raise ConfigError(f"study {study}, arm {name!r}: {error}") from None
 

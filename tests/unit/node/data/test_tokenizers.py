@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 
 from netem.errors import ConfigError
+from node.config.data import TOKENIZERS
 from node.data import embedded, tokenizers
-from node.data.tokenizers import TOKENIZERS, ByteTokenizer, Tokenizer, make_tokenizer, token_dtype
+from node.data.ids import token_dtype
+from node.data.tokenizers import ByteTokenizer, Tokenizer, make_tokenizer
 
 TRICKY = "naïve — “quotes”\n\n  two  spaces\t漢字 🙂 it's 1815!   "
 

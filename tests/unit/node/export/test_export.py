@@ -23,7 +23,8 @@ from netem.errors import ConfigError, IsthmusError
 from node.cli import main
 from node.commands.export import export
 from node.config import Config, save_config
-from node.data.tokenizers import TOKENIZERS, make_tokenizer
+from node.config.data import TOKENIZERS
+from node.data.tokenizers import make_tokenizer
 from node.exchange.chunks import ChunkExchange
 from node.exchange.payload import PayloadFormat
 from node.export import folder as export_folder
@@ -193,7 +194,7 @@ def test_the_tokenizer_gives_our_ids_and_their_text(name: str, tmp_path: Path) -
 
     config = config_of(tmp_path, compress=DENSE)
     (tmp_path / "hf").mkdir()
-    for file, content in tokenizer_files(name, config.model.context).items():
+    for file, content in tokenizer_files(make_tokenizer(name), config.model.context).items():
         (tmp_path / "hf" / file).write_text(json.dumps(content))
     ours, theirs = make_tokenizer(name), AutoTokenizer.from_pretrained(tmp_path / "hf", local_files_only=True)
     assert len(theirs) == ours.vocab_size
