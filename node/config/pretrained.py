@@ -113,9 +113,7 @@ def _rope(file: LlamaFile, path: Path) -> Tree:
     if kind == "default":
         return {"rope_theta": float(said["rope_theta"]), "rope_scaling": plain}
     if kind != "llama3":
-        raise ConfigError(
-            f"{path}: rope_type = {kind!r}: expected default or llama3; no other scaling is built in"
-        )
+        raise ConfigError(f"{path}: rope_type = {kind!r}: expected default or llama3; no other scaling is built in")
     keys = {name: name for name in ("factor", "low_freq_factor", "high_freq_factor")}
     keys["original_context"] = "original_max_position_embeddings"
     missing = [key for key in keys.values() if not isinstance(said.get(key), int | float)]

@@ -3,8 +3,8 @@
 Reading order: `config` (what can be chosen), `sources` with `documents`, `files`, `folders`, `packed`, `hub`,
 `hub_reader` (documents, one at a time), `ids`, `tokenizers`, `folder_tokenizer`, `split` (which text is held out),
 `build` and `store` (tokenised once, mapped by all processes), `batches` (contexts out of tokens), `task` (the interface
-that training uses), `recall` (a made-up task), `corpus` (all of it in one call). `embedded` holds the files that ship with the package.
-This package imports no torch, no other room but `node.config`, and nothing of training.
+that training uses), `recall` (a made-up task), `corpus` (all of it in one call). `embedded` holds the files that ship
+with the package. This package imports no torch, no other room but `node.config`, and nothing of training.
 """
 
 from node.config.data import DataConfig

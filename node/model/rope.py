@@ -10,7 +10,6 @@ from torch import Tensor
 
 from node.config.model import RopeScaling
 
-
 UNSCALED = RopeScaling()
 
 
