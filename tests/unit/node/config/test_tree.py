@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -211,12 +212,14 @@ LOCAL = {
     "coordinator.token": "secret",
     "coordinator.assignment": "zigzag",
     "coordinator.node_speeds": [1.0, 1.0, 0.5, 0.5],
+    "model.init": "./llama",
     "data.cache": "/elsewhere",
 }
 """Where a node runs, how it is reached, and what the coordinator tells it: may differ from node to node."""
 
 OTHER: dict[str, Any] = {
     "model.head_dim": 16,
+    "model.rope_scaling.factor": 2.0,
     "model.d_model": 256,
     "model.context": 2048,
     "model.chunks": 8,
@@ -262,11 +265,12 @@ def keys() -> list[str]:
 
 @pytest.mark.parametrize("key", keys())
 def test_the_digest_tells_every_setting_but_those_of_one_node(key: str) -> None:
-    section, _, name = key.partition(".")
+    *sections, name = key.split(".")
     net = {"profile": "internet-300mbps"}
     plain = convert(Config, {"coordinator": {"nodes": 4}, "net": net, "compress": SUBSPACE, "train": {"batch": 2}})
     tree = to_tree(plain)
-    tree[section][name] = other_value(key, tree[section][name])
+    section = functools.reduce(dict.__getitem__, sections, tree)
+    section[name] = other_value(key, section[name])
     changed = convert(Config, tree)
     assert changed != plain
     assert (changed.digest() == plain.digest()) == (key in LOCAL)

@@ -16,12 +16,16 @@ from node.cli import main
 from node.exchange.payload import PayloadFormat
 from node.lab.study import table
 from node.lab.study.runs import digest_of, read_result, runs_of
-from node.lab.study.table import DENSE, LOCAL, base_names, load_study, merge, study_names
+from node.lab.study.table import DENSE, LOCAL, Study, base_names, load_study, merge, study_names
 from node.lab.study.version import statements
+
+PRETRAINED = "smollm2"
+BUDGETED = ("frontier", "learned", "ranks", "sync")
+"""Studies whose arms have budgets in bytes that are for a few layers."""
 
 
 @pytest.mark.parametrize("name", study_names())
-@pytest.mark.parametrize("base", base_names())
+@pytest.mark.parametrize("base", sorted(set(base_names()) - {PRETRAINED}))
 def test_every_study_can_run_on_every_base(name: str, base: str) -> None:
     study = load_study(name, base)
     assert {DENSE, LOCAL} <= {arm.name for arm in study.arms}
@@ -29,6 +33,26 @@ def test_every_study_can_run_on_every_base(name: str, base: str) -> None:
         PayloadFormat(arm.config)
     digests = [run.digest for run in runs_of(study, 2)]
     assert len(set(digests)) == len(digests), "two arms are the same"
+
+
+@pytest.mark.parametrize("name", study_names())
+def test_the_pretrained_base_runs_every_study_but_those_with_budgets_for_few_layers(name: str) -> None:
+    """Its model need not be there to look at a study on it."""
+    study = load_study(name, PRETRAINED)
+    assert all(arm.config.model.init and arm.config.model.layers == 30 for arm in study.arms)
+    if name in BUDGETED:
+        with pytest.raises(ConfigError, match=r"arm '.*': compress.budget_bytes_per_token = .* raise it"):
+            _payloads(study)
+    else:
+        _payloads(study)
+
+
+def _payloads(study: Study) -> None:
+    for arm in study.arms:
+        try:
+            PayloadFormat(arm.config)
+        except ConfigError as error:
+            raise ConfigError(f"arm {arm.name!r}: {error}") from None
 
 
 @pytest.mark.parametrize("name", study_names())
@@ -65,6 +89,10 @@ def test_a_setting_that_does_not_exist_stops_the_study(monkeypatch: pytest.Monke
         (["control", "--checkpoint", "x"], "--checkpoint: goes with `isthmus study spectrum`"),
         (["spectrum", "--checkpoint", "."], ".: holds no .safetensors file"),
         (["--train.steps=5"], "name a study"),
+        (
+            ["control", "--base", "smollm2"],
+            "study control on smollm2 is skipped: model.init = 'outputs/smollm2' is not installed here; docs/",
+        ),
     ],
 )
 def test_a_mistake_is_one_line(
