@@ -27,7 +27,7 @@ def export(path: Path, folder: Path) -> Exported:
     checkpoint = find_checkpoint(path)
     config, step = checkpoint_config(checkpoint), step_of(checkpoint)
     # torch takes seconds to import: a mistyped path should not.
-    from node.config.data import RECALL
+    from node.config.data import RECALL, is_folder
     from node.export.folder import check_free, model_files, write_folder
     from node.export.plain import check_plain, plain_weights, rounding_note
     from node.export.tokenizer import exported_tokenizer, tokenizer_files
@@ -44,7 +44,9 @@ def export(path: Path, folder: Path) -> Exported:
     require_finite(weights, f"{checkpoint}: no export")
     speaks = config.data.corpus != RECALL
     tokenizer = exported_tokenizer(config, vocab_size) if speaks else None
-    files = model_files(config.model, vocab_size, tokenizer.eot if tokenizer else None)
+    # A folder's end of text is any of its tokens; that of our own tokenizers is the last.
+    end_of_text = tokenizer.eot if is_folder(config.data.tokenizer) and tokenizer else vocab_size - 1
+    files = model_files(config.model, vocab_size, end_of_text if speaks else None)
     files |= tokenizer_files(tokenizer, config.model.context) if tokenizer else {}
     write_folder(folder, weights, files, {"run": config.run.name, "step": str(step)})
     parameters = sum(tensor.numel() for tensor in weights.values())

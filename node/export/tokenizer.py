@@ -17,14 +17,13 @@ from node.data.tokenizers import END_OF_TEXT, Tokenizer, make_tokenizer
 
 
 def exported_tokenizer(config: Config, vocab_size: int) -> Tokenizer:
-    """The tokenizer of a run whose model embeds `vocab_size` tokens. Raises `ConfigError` where it has others,
-    or cannot be read."""
+    """The tokenizer of a run whose model embeds `vocab_size` tokens. Raises `ConfigError` where its folder has another
+    by now, or cannot be read."""
     tokenizer = make_tokenizer(config.data.tokenizer)
-    fits = tokenizer.vocab_size == vocab_size or (config.model.init and tokenizer.vocab_size < vocab_size)
-    if not fits:
+    if isinstance(tokenizer, FolderTokenizer) and tokenizer.vocab_size > vocab_size:
         raise ConfigError(
             f"data.tokenizer = {config.data.tokenizer!r}: has {tokenizer.vocab_size} tokens, and the model embeds "
-            f"{vocab_size}; give the tokenizer with which it was trained its place back"
+            f"{vocab_size}; put back the tokenizer with which it was trained"
         )
     return tokenizer
 

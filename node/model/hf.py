@@ -25,7 +25,7 @@ from node.config.pretrained import llama_file, read_json
 from node.model.exchanged import ExchangedLlama
 from node.subspace.ranks import RankTable
 
-SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+INDEX = "model.safetensors.index.json"
 READABLE = (torch.float32, torch.bfloat16, torch.float16)
 _BUFFER = "rotary_emb.inv_freq"
 """Old checkpoints keep RoPE's frequencies, which follow from the config."""
@@ -39,8 +39,6 @@ class Index(msgspec.Struct):
 
 def weight_files(folder: Path) -> list[Path]:
     """The files of the index, or all where there is none. Raises `ConfigError` where one is missing."""
-    if (folder / SINGLE).is_file():  # `transformers` looks for it first
-        return [folder / SINGLE]
     index = folder / INDEX
     if not index.is_file():
         if files := sorted(folder.glob("*.safetensors")):

@@ -121,10 +121,11 @@ def test_it_is_written_back_as_autotokenizer_reads_it(tmp_path: Path) -> None:
     assert theirs.chat_template == "{{ messages }}"
 
 
-def test_an_export_refuses_a_tokenizer_of_another_size(tmp_path: Path) -> None:
+def test_an_export_refuses_a_tokenizer_of_more_tokens_than_are_embedded(tmp_path: Path) -> None:
     from node.config import Config
 
-    config = convert(Config, {"data": {"tokenizer": "bytes"}})
-    assert exported_tokenizer(config, 257).vocab_size == 257
-    with pytest.raises(ConfigError, match=r"data.tokenizer = 'bytes': has 257 tokens, and the model embeds 300"):
-        exported_tokenizer(config, 300)
+    size = save_tokenizer(tmp_path).get_vocab_size()
+    config = convert(Config, {"data": {"tokenizer": str(tmp_path)}})
+    assert exported_tokenizer(config, size + 5).vocab_size == size
+    with pytest.raises(ConfigError, match=rf"has {size} tokens, and the model embeds {size - 1}; put back"):
+        exported_tokenizer(config, size - 1)
