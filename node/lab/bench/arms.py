@@ -77,4 +77,3 @@ QUICK_NODES = (_UNCOMPRESSED, _UNCOMPRESSED._replace(micro_batches=2), _ALL_LAYE
 
 SCALED_NODES = (_UNCOMPRESSED._replace(micro_batches=2), _ALL_LAYERS._replace(micro_batches=2))
 """Those of the scaling over nodes, context and rate; the baseline is the peer there."""
-

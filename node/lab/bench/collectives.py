@@ -155,7 +155,8 @@ class AllToAll(Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return _all_to_all(grad, *ctx.dims, ctx.wire), None, None, None
+        scatter, gather = ctx.dims
+        return _all_to_all(grad, scatter, gather, ctx.wire), None, None, None
 
 
 def _all_to_all(x: Tensor, scatter: int, gather: int, wire: torch.dtype) -> Tensor:
@@ -192,7 +193,8 @@ def _join(x_ABHnD: Tensor) -> Tensor:
 
 
 def _part(x_BHTD: Tensor, tokens: int) -> Tensor:
-    return x_BHTD.unflatten(2, (-1, tokens)).movedim(2, 0)
+    parts_BHAnD: Tensor = x_BHTD.unflatten(2, (-1, tokens))
+    return parts_BHAnD.movedim(2, 0)
 
 
 def _inverse(order: Sequence[int]) -> list[int]:

@@ -34,8 +34,10 @@ def measure_local(path: Path, chunks: int, rounds: int, folder: Path) -> Local:
     """Measure with the context in so many chunks, all of one node. Raises `IsthmusError` where a process fails."""
     config = load_config(
         path,
-        ["--coordinator.nodes=1", f"--model.chunks={chunks}", "--compress.mode=dense", "--net.profile=unshaped"]
-        + ["--coordinator.chunks_per_node=[]", "--coordinator.assignment=contiguous"],
+        [
+            *("--coordinator.nodes=1", "--coordinator.chunks_per_node=[]", "--coordinator.assignment=contiguous"),
+            *(f"--model.chunks={chunks}", "--compress.mode=dense", "--net.profile=unshaped"),
+        ],
     )
     config_path = folder / f"local-{chunks}.toml"
     save_config(config, config_path)

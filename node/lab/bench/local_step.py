@@ -63,7 +63,7 @@ def main(arguments: list[str]) -> int:
     torch.set_num_threads(1)
     task = open_data(config.data)
     model, loss = {"plain": plain, "isthmus": isthmus}[arguments[1]](config, task.vocab_size)
-    optimizer = make_optimizer(model, config.train)  # type: ignore[arg-type]
+    optimizer = make_optimizer(model, config.train)
     set_learning_rate(optimizer, config.train.lr)
     sampler = task.sampler(config.model.context, config.train.batch, config.run.seed)
     cursor = 0

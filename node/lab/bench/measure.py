@@ -93,7 +93,7 @@ def plan(config: Path, overrides: tuple[str, ...], nodes: int, rate_bps: float, 
     if quick:
         return Plan(config, overrides, nodes, rate_bps, QUICK_PEERS, QUICK_NODES, 1, 3, 5, 5, (8 * MB,), ())
     points = [Point(count, 1.0, rate_bps) for count in (2, 4) if count < nodes]
-    points += [Point(nodes, share, rate_bps) for share in (0.5, 2.0)]
+    points += [Point(nodes, 2.0, rate_bps)]
     points += [Point(nodes, 1.0, rate) for rate in (rate_bps / 3, rate_bps * 10 / 3, None)]
     return Plan(config, overrides, nodes, rate_bps, PEERS, NODES, 2, 3, 5, 9, (1 * MB, 8 * MB), tuple(points))
 

@@ -87,15 +87,13 @@ class Peer:
         contexts = self._sampler.contexts(0)
         made = Arm(self._config, self._task.vocab_size, self._rank, self._ranks, arm)
         loss = made.loss_sum(contexts)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         total = loss.detach()
         dist.all_reduce(total)
         plain = Llama(self._config.model, self._task.vocab_size, self._config.run.seed)
-        inputs, targets = own_tokens(
-            contexts, (0,), PassSpec(self._config.model.context, False), torch.device("cpu")
-        )
+        inputs, targets = own_tokens(contexts, (0,), PassSpec(self._config.model.context, False), torch.device("cpu"))
         wanted = _loss(plain, inputs, targets, (0,), self._config.model.context)
-        wanted.backward()  # type: ignore[no-untyped-call]
+        wanted.backward()
         off = 0.0
         for mine, right in zip(made.model.parameters(), plain.parameters(), strict=True):
             assert mine.grad is not None

@@ -56,13 +56,13 @@ class Peers:
 def peers(hosts: Sequence[Host], device: str, config_path: Path, log_path: Path, port: int = PORT) -> Iterator[Peers]:
     """A rank on each host, whose NIC is called `device`. Raises `IsthmusError` where one fails; its log says why."""
     environment = os.environ | {"OMP_WAIT_POLICY": "PASSIVE", "GLOO_SOCKET_IFNAME": device}
+    program = (sys.executable, "-m", "node.lab.bench.peer", str(config_path))
     store = f"tcp://{hosts[0].address}:{port}"
     with Children() as children:
         started = [
             children.start(
                 f"rank {rank} of the peers",
-                [*host.prefix, sys.executable, "-m", "node.lab.bench.peer", str(config_path), str(rank)]
-                + [str(len(hosts)), store],
+                [*host.prefix, *program, str(rank), str(len(hosts)), store],
                 log_path=log_path,
                 environment=environment,
                 talks=True,

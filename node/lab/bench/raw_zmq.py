@@ -6,7 +6,6 @@ for each peer, without acknowledgement, credit, checksum or sequence number: wha
 
 from __future__ import annotations
 
-import sys
 import threading
 import time
 
@@ -45,7 +44,7 @@ class ZmqCarrier:
         left = {part.peer: part.nbytes * part.count for part in command.receives}
         arrivals: list[Arrival] = []
         deadline = command.at + command.timeout_s
-        while left and self._pull.poll(max(0, 1000 * (deadline - time.monotonic()))):
+        while left and self._pull.poll(max(0, round(1000 * (deadline - time.monotonic())))):
             source, data = self._pull.recv_multipart(copy=False)
             peer = source.bytes.decode()
             left[peer] -= len(data)
@@ -77,4 +76,4 @@ def _total(part: Part) -> int:
 
 if __name__ == "__main__":
     end_with_parent()
-    sys.exit(serve(ZmqCarrier))
+    serve(ZmqCarrier)

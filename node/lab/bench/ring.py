@@ -7,17 +7,18 @@ fail, the bench leaves this arm out and says why. Chunks are contiguous, without
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.autograd import Function
-from torch.distributed.tensor.experimental._context_parallel import _attention as torch_ring
 
 from node.model.llama import Attention, Step
 
 _aten = torch.ops.aten
+_torch_ring: Any = import_module("torch.distributed.tensor.experimental._context_parallel._attention")
 _TOKENS = 2
 """The dimension of tokens in [B, H, n, D]."""
 
@@ -36,15 +37,15 @@ class RingAttention(Attention):
 class _Ring(Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        torch_ring._cp_options.enable_load_balance = False
-        torch_ring._cp_options.rotate_method = torch_ring._RotateMethod.ALL_TO_ALL
-        out, lse = torch_ring._templated_ring_attention(dist.group.WORLD, _TOKENS, _kernel, q, k, v, is_causal=True)
+        _torch_ring._cp_options.enable_load_balance = False
+        _torch_ring._cp_options.rotate_method = _torch_ring._RotateMethod.ALL_TO_ALL
+        out, lse = _torch_ring._templated_ring_attention(dist.group.WORLD, _TOKENS, _kernel, q, k, v, is_causal=True)
         ctx.save_for_backward(q, k, v, out, lse)
         return out  # type: ignore[no-any-return]
 
     @staticmethod
     def backward(ctx: Any, dout: Tensor) -> tuple[Tensor, ...]:
-        return torch_ring._templated_ring_attention_backward(  # type: ignore[no-any-return]
+        return _torch_ring._templated_ring_attention_backward(  # type: ignore[no-any-return]
             dist.group.WORLD, _TOKENS, _kernel_backward, dout.contiguous(), "grad_out", *ctx.saved_tensors, True
         )
 

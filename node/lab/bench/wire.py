@@ -1,7 +1,7 @@
-"""Messages alone on the kernel's wire: Isthmus's endpoint, plain ZeroMQ and plain TCP, and how much of the rate each uses.
+"""Messages alone on the kernel's wire: Isthmus's endpoint, plain ZeroMQ and plain TCP, and what each uses of the rate.
 
-What a NIC could carry is its rate times the time until the last message has arrived. Its utilisation is what the busiest
-NIC has passed of that, as the kernel's bucket counts it, with the headers of Ethernet, IP and TCP and with
+What a NIC could carry is its rate times the time until the last message has arrived. Its utilisation is what the
+busiest NIC has passed of that, as the kernel's bucket counts it, with the headers of Ethernet, IP and TCP and with
 acknowledgements; the share of payload is smaller by the headers, about 4 %. Between two hosts one NIC sends to another;
 "each to each" is the pattern of a layer's keys and values, where every NIC sends and receives at its full rate.
 """
