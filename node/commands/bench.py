@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 
-from coordinator.records.folder import make_folder, whole_file
-from netem.errors import ConfigError, IsthmusError
+from coordinator.records.folder import make_folder
+from netem.errors import ConfigError
 from netem.units import parse_rate
 from netem.verify.kernel import unavailable
 from node.commands.node import interrupt
 from node.commands.run import check_corpus
+from node.commands.written import write_text
 from node.config import load_config
 
 log = logging.getLogger("isthmus.bench")
@@ -65,21 +66,12 @@ def bench(wish: Wish) -> None:
         print(f"skipped:     {reason}")
         return
     make_folder(RESULTS)
-    make_folder(wish.out)
     signal.signal(signal.SIGTERM, interrupt)
     found = measure(wanted, RESULTS, lambda text: log.info("%s", text))
     facts = Facts(wish.command, host_line(), shape_line(config), date.today().isoformat())
-    _write(wish.out / "bench.json", json.dumps(as_object(facts, wanted, found), indent=1) + "\n")
+    write_text(wish.out / "bench.json", json.dumps(as_object(facts, wanted, found), indent=1) + "\n", "--out")
     page = document(facts, wanted, found)
-    _write(wish.out / "bench.md", page)
+    write_text(wish.out / "bench.md", page, "--out")
     draw(wanted, found, wish.out / "bench.png")
     print(page)
     print(f"everything:  {wish.out}/bench.md, bench.json, bench.png")
-
-
-def _write(path: Path, text: str) -> None:
-    try:
-        with whole_file(path) as unfinished:
-            unfinished.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise IsthmusError(f"{path}: cannot be written: {error.strerror}") from None

@@ -19,10 +19,10 @@ from pathlib import Path
 
 import msgspec
 
-from coordinator.records.folder import latest_complete, make_folder, step_of, whole_file
-from netem.errors import ConfigError
+from coordinator.records.folder import latest_complete, make_folder, step_of
 from node.commands.node import interrupt
 from node.commands.run import check_corpus, run_swarm
+from node.commands.written import write_text
 from node.config import Config, load_config, save_config
 from node.lab.experiment.arms import ARMS, arms_named, calibration, check_steps, training
 from node.lab.experiment.clock import emulated_s
@@ -146,13 +146,5 @@ def _write(wish: Wish, target: Config, curves: Sequence[Curve]) -> None:
     picture = os.path.relpath(wish.png, wish.page.parent)
     facts = Facts(wish.command, host_line(), date.today().isoformat(), target, f"{DEVICE} at MFU {MFU:g}", picture)
     draw(curves, wish.png)
-    for path, text in (
-        (wish.page, document(facts, curves)),
-        (wish.page.with_suffix(".json"), json.dumps(as_object(facts, curves)) + "\n"),
-    ):
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with whole_file(path) as unfinished:
-                unfinished.write_text(text, encoding="utf-8")
-        except OSError as error:
-            raise ConfigError(f"{path}: cannot be written ({error.strerror}); name another --page") from None
+    write_text(wish.page, document(facts, curves), "--page")
+    write_text(wish.page.with_suffix(".json"), json.dumps(as_object(facts, curves)) + "\n", "--page")

@@ -44,6 +44,8 @@ def node_config(path: Path, arm: NodeArm, common: Sequence[str], steps: int) -> 
     """The config of an arm, for so many measured steps; its address and folder are still to come."""
     settings = [
         "--compress.warmup_steps=0",
+        "--compress.dense_format=same",
+        "--compress.grad_format=same",
         "--train.eval_every=0",
         "--train.checkpoint_every=0",
         "--train.eval_batches=1",

@@ -25,8 +25,8 @@ PORT = 29_500
 class Peers:
     """All ranks of the peers."""
 
-    def __init__(self, ranks: Sequence[Child]) -> None:
-        self._ranks = ranks
+    def __init__(self, ranks: Sequence[Child], log_path: Path) -> None:
+        self._ranks, self._log_path = ranks, log_path
 
     def steps_s(self, arm: PeerArm, count: int) -> list[float]:
         """The times of so many steps of an arm: of each, that of the slowest rank."""
@@ -49,7 +49,10 @@ class Peers:
     def hear(self, timeout_s: float) -> list[Any]:
         """The next answer of every rank. Raises `IsthmusError` where one ends or is too late."""
         deadline = time.monotonic() + timeout_s
-        return [json.loads(rank.hear(max(1.0, deadline - time.monotonic()))) for rank in self._ranks]
+        try:
+            return [json.loads(rank.hear(max(1.0, deadline - time.monotonic()))) for rank in self._ranks]
+        except IsthmusError as error:
+            raise IsthmusError(f"{error} (the log of all ranks is {self._log_path})") from None
 
 
 @contextmanager
@@ -69,9 +72,6 @@ def peers(hosts: Sequence[Host], device: str, config_path: Path, log_path: Path,
             )
             for rank, host in enumerate(hosts)
         ]
-        made = Peers(started)
-        try:
-            made.hear(START_S)
-            yield made
-        except IsthmusError as error:
-            raise IsthmusError(f"{error} (the log of all ranks is {log_path})") from None
+        made = Peers(started, log_path)
+        made.hear(START_S)
+        yield made
