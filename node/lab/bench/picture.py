@@ -41,5 +41,5 @@ def draw(plan: Plan, found: Found, path: Path) -> Path:
             color=[BLUE if row.carrier == "isthmus" else GREY for row in rows],
         )
         wire.axvline(95, color=ORANGE, linewidth=1, linestyle="--")
-        wire.set(title="Messages alone", xlabel="utilisation of the busiest NIC, %")
+        wire.set(title="Messages alone", xlabel="use of a NIC, %")
         return save_png(figure, path)
