@@ -346,7 +346,7 @@ def _add_bench(bench: argparse.ArgumentParser) -> None:
 
 def _add_experiment(experiment: argparse.ArgumentParser) -> None:
     experiment.add_argument("name", choices=("figure2",), help="the experiment")
-    experiment.add_argument("--steps", type=int, default=100, help="steps of each run (default: %(default)s)")
+    experiment.add_argument("--steps", type=int, default=60, help="steps of each run (default: %(default)s)")
     experiment.add_argument("--arm", action="append", metavar="ARM", help="only this arm; several may be given")
     experiment.add_argument(
         "--runs",

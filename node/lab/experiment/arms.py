@@ -18,6 +18,8 @@ from node.lab.measured import COLD_STEPS, LEAST_STEPS
 WARMUP_SHARE, ROUNDS = 0.1, 5
 """Share of the steps before the basis is taken, and averagings of weights in a run."""
 LR = 1e-3
+PASSES = 2
+"""The contexts of a step are dealt to so many passes, of which one computes while the payloads of another travel."""
 LEAST = 20
 """Fewest steps for which these leave enough to measure."""
 
@@ -67,6 +69,7 @@ def training(small: Config, arm: Arm, profile: Path, steps: int) -> Config:
     tree["run"] |= {"name": arm.name}
     tree["compress"] |= {"mode": arm.mode, "warmup_steps": round(WARMUP_SHARE * steps), "warmup_share": 1.0}
     tree["train"] |= {"steps": steps, "lr": LR, "lr_warmup_steps": every, "sync_every": every}
+    tree["train"] |= {"micro_batches": PASSES}
     tree["train"] |= {"eval_every": every, "eval_batches": 2, "checkpoint_every": every}
     tree["net"] = {"profile": str(profile)}
     return convert(Config, tree)
@@ -79,5 +82,6 @@ def calibration(small: Config, arm: Arm, profile: Path) -> Config:
     tree["run"] |= {"name": f"calibrate-{arm.name}"}
     tree["compress"] |= {"mode": arm.mode}
     tree["train"] |= {"steps": steps, "sync_every": steps, "lr_warmup_steps": steps, "eval_batches": 1}
+    tree["train"] |= {"micro_batches": PASSES}
     tree["net"] = {"profile": str(profile)}
     return convert(Config, tree)

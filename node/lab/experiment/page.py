@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from coordinator.records.rates import Record, number
 from netem.tables import markdown_table
 from node.config import Config
-from node.lab.experiment.arms import ROUNDS
+from node.lab.experiment.arms import PASSES, ROUNDS
 from node.lab.experiment.stage import Stage
 from node.lab.plan.text import seconds
 from node.lab.tunnel.check import TOLERANCE, Verdict
@@ -66,8 +66,8 @@ def document(facts: Facts, curves: Sequence[Curve]) -> str:
     about = (
         f"Made by `{facts.command}` on {facts.date}, on {facts.host}. Each arm trains {shape_line(small)}, byte by "
         f"byte, on {small.coordinator.nodes} processes, for {steps} steps of "
-        f"{small.model.context * small.train.batch:,} tokens, one seed; all arms have the same tokens at the same "
-        f"step. The network of each is emulated, and stands to its compute as 300 Mbit/s a link (100 Gbit/s a NIC, "
+        f"{small.model.context * small.train.batch:,} tokens in {PASSES} passes that take turns, one seed; all arms "
+        f"have the same tokens at the same step. The network of each is emulated, and stands to its compute as 300 Mbit/s a link (100 Gbit/s a NIC, "
         f"centralized) stand to {facts.target.run.name} on {facts.target.coordinator.nodes} nodes, each "
         f"{facts.device}. Times and tokens/s are those of that target, by the ratio of compute: nothing runs on it."
     )
