@@ -66,10 +66,11 @@ def document(facts: Facts, curves: Sequence[Curve]) -> str:
     about = (
         f"Made by `{facts.command}` on {facts.date}, on {facts.host}. Each arm trains {shape_line(small)}, byte by "
         f"byte, on {small.coordinator.nodes} processes, for {steps} steps of "
-        f"{small.model.context * small.train.batch:,} tokens in {PASSES} passes that take turns, one seed; all arms "
-        f"have the same tokens at the same step. The network of each is emulated, and stands to its compute as 300 Mbit/s a link (100 Gbit/s a NIC, "
-        f"centralized) stand to {facts.target.run.name} on {facts.target.coordinator.nodes} nodes, each "
-        f"{facts.device}. Times and tokens/s are those of that target, by the ratio of compute: nothing runs on it."
+        f"{small.model.context * small.train.batch:,} tokens in {PASSES} passes that take turns, one seed. All arms "
+        f"have the same tokens at the same step. The network of each is emulated, and stands to its compute as "
+        f"300 Mbit/s a link (100 Gbit/s a NIC, centralized) stand to {facts.target.run.name} on "
+        f"{facts.target.coordinator.nodes} nodes, each {facts.device}. Times and tokens/s are those of that target, by "
+        f"the ratio of compute: nothing runs on it."
     )
     sections = [
         "# Loss over wall-clock: compressed, uncompressed, centralized",

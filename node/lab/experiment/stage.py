@@ -27,7 +27,7 @@ from node.lab.tunnel.small import Mode, load_target, run_config, small_config
 
 TARGET = "paper-800m"
 SETTING = ("--coordinator.nodes=4", "--net.profile=internet-300mbps", "--train.batch=2", "--train.micro_batches=1")
-"""The ratios are those of whole batches; how a run deals its contexts to passes (`arms.PASSES`) changes none of them."""
+"""The ratios are those of whole batches; how a run deals its contexts to passes (`arms.PASSES`) changes none."""
 
 
 class Stage(NamedTuple):
