@@ -44,8 +44,9 @@ def test_every_peer_has_the_loss_and_the_gradients_of_one_process(tmp_path: Path
         assert all(time_s > 0 for time_s in ranks.steps_s(PEERS[0], 2))
 
 
-@pytest.mark.skipif(unavailable() is not None, reason=str(unavailable()))
 def test_hosts_on_a_bridge_keep_to_the_rate_and_leave_nothing_behind() -> None:
+    if reason := unavailable():
+        pytest.skip(reason)
     before = subprocess.run(["ip", "netns", "list"], capture_output=True, check=True).stdout
     with lan(3, 200e6) as net:
         rows = measure_wire(net, (2_000_000,), 1)
