@@ -58,7 +58,7 @@ It writes bench.md, bench.json and bench.png. All of it takes less than 20 minut
 EXPERIMENT = """\
 figure2 trains one small model centralized, compressed, uncompressed, with 10 % of the numbers and with 4 bits, each
 under a network in the same proportion to its compute as 300 Mbit/s a link are to the paper's 800M model on four A100s.
-An arm that is complete is not run again, and one that was interrupted goes on from its checkpoint. All of it takes
+An arm that is complete is not run again, and one that was interrupted goes on from its checkpoint. Expect
 about an hour on two idle cores, most of it for the uncompressed arm. Settings change the target, as in `isthmus
 tunnel`.
 """

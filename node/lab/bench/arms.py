@@ -73,7 +73,7 @@ NODES = tuple(
 )
 
 QUICK_PEERS = (BASELINE, PeerArm("gather", "bfloat16"))
-QUICK_NODES = (_UNCOMPRESSED, _UNCOMPRESSED._replace(micro_batches=2), _ALL_LAYERS._replace(micro_batches=2))
+QUICK_NODES = tuple(arm._replace(micro_batches=count) for arm in (_UNCOMPRESSED, _ALL_LAYERS) for count in (1, 2))
 
 SCALED_NODES = (_UNCOMPRESSED._replace(micro_batches=2), _ALL_LAYERS._replace(micro_batches=2))
 """Those of the scaling over nodes, context and rate; the baseline is the peer there."""
