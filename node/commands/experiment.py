@@ -19,11 +19,13 @@ from pathlib import Path
 
 import msgspec
 
-from coordinator.records.folder import latest_complete, make_folder, step_of
+from coordinator.records.folder import CONFIG, latest_complete, make_folder, step_of
+from netem.config import flat
+from netem.errors import ConfigError
 from node.commands.node import interrupt
 from node.commands.run import check_corpus, run_swarm
 from node.commands.written import write_text
-from node.config import Config, load_config, save_config
+from node.config import Config, load_config, save_config, to_tree
 from node.lab.experiment.arms import ARMS, arms_named, calibration, check_steps, training
 from node.lab.experiment.clock import emulated_s
 from node.lab.experiment.page import Curve, Facts, as_object, document
@@ -128,6 +130,7 @@ def _profile(wish: Wish, staged: Stage, what: str) -> Path:
 def _run(config: Config) -> bool:
     """Run to the end; whether there was anything left to run."""
     folder = config.run.folder
+    _check_same(config)
     checkpoint = latest_complete(folder)
     if checkpoint is not None and step_of(checkpoint) == config.train.steps:
         log.info("%s: complete, and not run again", config.run.name)
@@ -140,6 +143,20 @@ def _run(config: Config) -> bool:
         config = msgspec.structs.replace(config, run=msgspec.structs.replace(config.run, resume=True))
     run_swarm(config)
     return True
+
+
+def _check_same(config: Config) -> None:
+    """Raise `ConfigError` where the folder holds a run of another model, method, schedule or data, network apart."""
+    path = config.run.folder / CONFIG
+    if not path.exists():
+        return
+    had, wanted = flat(to_tree(load_config(path))), flat(to_tree(config))
+    for key, value in wanted.items():
+        if not key.startswith(("run.", "net.", "coordinator.")) and had.get(key) != value:
+            raise ConfigError(
+                f"--runs {config.run.outputs}: {config.run.name} was trained with {key} = {had.get(key)!r}, and "
+                f"{value!r} is asked for; name another folder, or delete it"
+            )
 
 
 def _write(wish: Wish, target: Config, curves: Sequence[Curve]) -> None:

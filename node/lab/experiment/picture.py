@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from matplotlib.axes import Axes
+from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
 from coordinator.records.rates import number
 from node.lab.experiment.page import Curve
@@ -37,6 +38,9 @@ def draw(curves: Sequence[Curve], path: Path) -> Path:
                     color=colour,
                 )
         by_time.set(title="Loss over wall-clock", xlabel=f"emulated {unit} (logarithmic)", xscale="log")
+        by_time.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        by_time.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        by_time.xaxis.set_minor_locator(NullLocator())
         by_time.set_ylabel("loss (nats per token)")
         by_step.set(title="Loss over steps", xlabel="step")
         by_step.tick_params(labelleft=False)

@@ -197,6 +197,15 @@ def test_it_writes_the_page_and_runs_nothing_twice(runs: Runs, capsys: pytest.Ca
     assert Path("out/bench/figure2.md").read_text() == page
 
 
+def test_runs_of_other_settings_are_not_taken_for_these(runs: Runs, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(ASKED) == 0
+    path = Path("runs/compressed/config.toml")
+    path.write_text(path.read_text().replace("lr = 0.001", "lr = 0.002"))
+    capsys.readouterr()
+    assert main(ASKED) == 2
+    assert "compressed was trained with train.lr = 0.002, and 0.001 is asked for" in capsys.readouterr().err
+
+
 def test_an_interrupted_run_goes_on_from_its_checkpoint_or_begins_again(runs: Runs) -> None:
     runs.stop_at = {"compressed": 8, "uncompressed": 0}
     assert main(ASKED) == 1
