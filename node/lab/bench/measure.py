@@ -86,6 +86,7 @@ class Found(NamedTuple):
     scaled: list[Scaled]
     load: tuple[float, float]
     """The machine's load average before and after, over one minute."""
+    cores: int
 
 
 def plan(config: Path, overrides: tuple[str, ...], nodes: int, rate_bps: float, quick: bool) -> Plan:
@@ -109,7 +110,7 @@ def measure(wanted: Plan, folder: Path, say: Say) -> Found:
         wire = measure_wire(net, wanted.wire_sizes, 3)
         arms, left_out = _arms(net, wanted, folder, say)
     scaled = [_point(point, wanted, folder, say) for point in wanted.scaling]
-    return Found(arms, left_out, local, wire, scaled, (before, os.getloadavg()[0]))
+    return Found(arms, left_out, local, wire, scaled, (before, os.getloadavg()[0]), os.cpu_count() or 1)
 
 
 def common_settings(wanted: Plan, nodes: int, share: float = 1.0) -> list[str]:

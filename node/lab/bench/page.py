@@ -83,9 +83,11 @@ def document(facts: Facts, plan: Plan, found: Found) -> str:
         f"is in a network namespace, and the kernel's token bucket (tbf) shapes its NIC to {rate_text(plan.rate_bps)} "
         f"up and down. Ratios compare figures of this one call."
     )
+    busy = found.load[0] > found.cores / 2
     sections = [
         "# Isthmus beside its peers",
         about,
+        *([_BUSY] if busy else []),
         "## Targets",
         markdown_table(
             ["what", "target", "measured", "reached"],
@@ -107,6 +109,10 @@ def document(facts: Facts, plan: Plan, found: Found) -> str:
     return "\n\n".join(sections) + "\n"
 
 
+_BUSY = (
+    "**This machine had other work before the benchmark began, and probably during it: the figures are noisy, and say "
+    "little about an idle one.**"
+)
 _ARMS = (
     "A step is forward, backward, clipping and the optimizer on the slowest node; no weights are averaged in it. Arms "
     "take turns; the figure is the median over all steps after the cold ones, with the middle half beside it. "
@@ -204,6 +210,7 @@ def as_object(facts: Facts, plan: Plan, found: Found) -> dict[str, Any]:
         "nodes": plan.nodes,
         "rate_bps": plan.rate_bps,
         "load_average": found.load,
+        "cores": found.cores,
         "targets": [row._asdict() for row in targets(found)],
         "arms": [arm._asdict() | {"step_s": arm.step_s} for arm in found.arms],
         "left_out": found.left_out,

@@ -38,7 +38,7 @@ def found(ours_s: float = 1.3, compressed_s: float = 0.5) -> Found:
         Carried("isthmus", "one to one", 1_000_000, 0.04, 0.7, 0.7),
     ]
     scaled = [Scaled(Point(2, 1.0, None), 1024, {BASELINE.name: 1.0, NODES[0].name: 0.5})]
-    return Found(arms, {"torch ring": "gone"}, [Local(4, 0.1, 0.102, 100, 103)], wire, scaled, (0.5, 4.0))
+    return Found(arms, {"torch ring": "gone"}, [Local(4, 0.1, 0.102, 100, 103)], wire, scaled, (0.5, 4.0), 2)
 
 
 def test_targets_compare_equal_numbers_on_the_wire_and_say_what_was_missed() -> None:
@@ -61,6 +61,8 @@ def test_the_page_has_every_figure_and_what_was_left_out(tmp_path: Path) -> None
     assert "Left out: torch ring, since it does not work here: gone." in page
     assert "0.5 and 4.0" in page
     assert "300 Mbit/s" in page
+    assert "had other work" not in page
+    assert "had other work" in document(FACTS, wanted, found()._replace(load=(1.5, 4.0)))
     assert json.loads(json.dumps(as_object(FACTS, wanted, found())))["arms"][1]["step_s"] == 1.3
     assert draw(wanted, found(), tmp_path / "a.png").stat().st_size > 10_000
 
