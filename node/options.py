@@ -354,12 +354,8 @@ def _add_experiment(experiment: argparse.ArgumentParser) -> None:
         default=Path("outputs/figure2"),
         help="folder of the runs, kept between calls (%(default)s)",
     )
-    experiment.add_argument(
-        "--png", type=Path, default=Path("docs/figure.png"), help="the picture to write (default: %(default)s)"
-    )
-    experiment.add_argument(
-        "--page", type=Path, default=Path("docs/bench/figure2.md"), help="the page to write (default: %(default)s)"
-    )
+    experiment.add_argument("--png", type=Path, default=Path("docs/figure.png"), help="the picture (%(default)s)")
+    experiment.add_argument("--page", type=Path, default=Path("docs/bench/figure2.md"), help="the page (%(default)s)")
 
 
 def _command(

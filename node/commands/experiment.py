@@ -33,10 +33,10 @@ from node.lab.experiment.picture import draw
 from node.lab.experiment.stage import Stage, keep, kept, load_arm_target, small_of, stage, with_compress
 from node.lab.measured import read_measured
 from node.lab.plan.costs import stated
-from node.lab.plan.devices import device
 from node.lab.study.trial import host_line
 from node.lab.tunnel.bench import Bench, measure
 from node.lab.tunnel.network import profile_toml
+from node.measure.devices import device
 from node.watch.report import read_run
 
 log = logging.getLogger("isthmus.experiment")
