@@ -58,7 +58,7 @@ class GatheredAttention(Attention):
     def forward(self, x_CBnd: Tensor, step: Step) -> Tensor:
         q_CBHnD, k_CBGnD, v_CBGnD = _heads(self, x_CBnd, step)
         both_ABGnD = GatherChunks.apply(torch.stack((k_CBGnD, v_CBGnD), 1), self._layout, self._wire)
-        k_ABHnD, v_ABHnD = both_ABGnD.repeat_interleave(self._groups, -3).unbind(1)
+        k_ABHnD, v_ABHnD = both_ABGnD.repeat_interleave(_groups(self), -3).unbind(1)
         out_CBHnD = CausalChunks.apply(q_CBHnD, k_ABHnD, v_ABHnD, self._layout.own_R[self._rank])
         return self.o_proj(out_CBHnD.transpose(-3, -2).flatten(-2))  # type: ignore[no-any-return]
 
@@ -73,7 +73,7 @@ class UlyssesAttention(Attention):
     def forward(self, x_CBnd: Tensor, step: Step) -> Tensor:
         q_CBHnD, k_CBGnD, v_CBGnD = _heads(self, x_CBnd, step)
         if self._kv_heads % dist.get_world_size():  # too few heads to share out: repeat them before they travel
-            k_CBGnD, v_CBGnD = (x.repeat_interleave(self._groups, -3) for x in (k_CBGnD, v_CBGnD))
+            k_CBGnD, v_CBGnD = (x.repeat_interleave(_groups(self), -3) for x in (k_CBGnD, v_CBGnD))
         q_BHTD = AllToAll.apply(q_CBHnD[0], 1, 2, self._wire)
         k_BHTD, v_BHTD = AllToAll.apply(torch.stack((k_CBGnD[0], v_CBGnD[0])), 2, 3, self._wire)
         groups = q_BHTD.shape[1] // k_BHTD.shape[1]
@@ -175,6 +175,11 @@ def _heads(attention: Attention, x_CBnd: Tensor, step: Step) -> tuple[Tensor, Te
     )
     q, k = step.rope(q, step.positions), step.rope(k, step.positions)
     return q.transpose(-3, -2), k.transpose(-3, -2), v.transpose(-3, -2)
+
+
+def _groups(attention: Attention) -> int:
+    """Query heads for each key/value head."""
+    return attention.q_proj.out_features // attention.k_proj.out_features
 
 
 def _own(k_BHTD: Tensor, v_BHTD: Tensor, chunk: int, q_BHnD: Tensor) -> tuple[Tensor, Tensor]:

@@ -29,8 +29,9 @@ class RingAttention(Attention):
     def forward(self, x_CBnd: Tensor, step: Step) -> Tensor:
         x_Bnd, positions = x_CBnd[0], step.positions[0]
         q_BHnD = step.rope(self.q_proj(x_Bnd).unflatten(-1, (-1, self.head_dim)), positions).transpose(-3, -2)
-        k_BHnD, v_BHnD = self.heads(self.k_proj(x_Bnd), self.v_proj(x_Bnd), positions, step.rope)
-        out_BHnD = _Ring.apply(q_BHnD, k_BHnD, v_BHnD)
+        k_BGnD, v_BGnD = self.heads(self.k_proj(x_Bnd), self.v_proj(x_Bnd), positions, step.rope)
+        groups = q_BHnD.shape[-3] // k_BGnD.shape[-3]
+        out_BHnD = _Ring.apply(q_BHnD, *(x.repeat_interleave(groups, -3) for x in (k_BGnD, v_BGnD)))
         return self.o_proj(out_BHnD.transpose(-3, -2).flatten(-2))[None]  # type: ignore[no-any-return]
 
 
