@@ -1,4 +1,4 @@
-"""The command line: `isthmus run | coordinator | node | eval | export | report | trace | study | plan | tunnel | …`.
+"""The command line: `isthmus run | coordinator | node | eval | export | report | study | plan | tunnel | bench | …`.
 
 `node.options` says what can be typed, and `node.commands` what a command does; this joins the two. Exit codes: 0 done,
 1 the run failed, 2 a mistake that the user can mend, 3 a plan does not fit its device, 130 interrupted, 141 nobody
@@ -260,6 +260,19 @@ def _tunnel(options: argparse.Namespace, overrides: list[str]) -> int:
     return tunnel(wish)
 
 
+def _bench(options: argparse.Namespace, overrides: list[str]) -> None:
+    from node.commands.bench import Wish, bench
+
+    bench(Wish(options.config, options.nodes, options.rate, options.quick, options.out, tuple(overrides)))
+
+
+def _experiment(options: argparse.Namespace, overrides: list[str]) -> None:
+    from node.commands.experiment import Wish, experiment
+
+    arms = tuple(options.arm or ())
+    experiment(Wish(options.steps, arms, options.runs, options.png, options.page, tuple(overrides)))
+
+
 def _settings(options: argparse.Namespace, _rest: list[str]) -> None:
     from node.commands.settings import show_settings
 
@@ -322,6 +335,8 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace, list[str]], int | None]] = {
     "study": _study,
     "plan": _plan,
     "tunnel": _tunnel,
+    "bench": _bench,
+    "experiment": _experiment,
     "net": _net,
     "settings": _settings,
     "completion": _completion,

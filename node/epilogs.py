@@ -48,6 +48,21 @@ Settings change the target. The small model has the target's layers, chunks, own
 Exit code 1: in some run the ratio of communication to compute, the latency or the averaging was more than 10 % off.
 """
 
+BENCH = """\
+Each node is a process in a network namespace; without root, Linux or iproute2 it says so and measures nothing. Settings
+change the model for all arms:
+  isthmus bench --quick --train.batch 2 --out outputs/quick
+It writes bench.md, bench.json and bench.png. All of it takes less than 20 minutes on two cores.
+"""
+
+EXPERIMENT = """\
+figure2 trains one small model centralized, compressed, uncompressed, with 10 % of the numbers and with 4 bits, each
+under a network in the same proportion to its compute as 300 Mbit/s a link are to the paper's 800M model on four A100s.
+An arm that is complete is not run again, and one that was interrupted goes on from its checkpoint. Expect
+about an hour on two idle cores, most of it for the uncompressed arm. Settings change the target, as in `isthmus
+tunnel`.
+"""
+
 COMPLETION = """\
 Options, settings, presets and files are completed. To set it up:
   bash:  isthmus completion bash > ~/.local/share/bash-completion/completions/isthmus
@@ -67,6 +82,7 @@ examples:
   isthmus study control                                    a study: how much the far context is worth
   isthmus plan configs/paper-800m.toml --nodes 8           how long a step would take elsewhere; runs nothing
   isthmus tunnel --target paper-800m --net lte --run       a small run here with the same ratios as a large one
+  isthmus bench --quick                                    beside all-gather over gloo, on a wire shaped by the kernel
   isthmus run configs/demo.toml --preset home              as between homes: `isthmus settings` lists the presets
 
 on several machines:

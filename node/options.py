@@ -14,7 +14,7 @@ from typing import Any
 
 from netem.errors import ConfigError
 from node.config import TOKEN_VARIABLE
-from node.epilogs import COMPLETION, EVAL, LIVE, NET, OVERVIEW, PLAN, SETTINGS, TRACE, TUNNEL
+from node.epilogs import BENCH, COMPLETION, EVAL, EXPERIMENT, LIVE, NET, OVERVIEW, PLAN, SETTINGS, TRACE, TUNNEL
 
 _SETTING = re.compile(r"--[^=.\s-][^=.\s]*\.[^=]*(?P<value>=.*)?", re.DOTALL)
 
@@ -127,6 +127,26 @@ def parser() -> argparse.ArgumentParser:
 
     _add_tunnel(
         _command(commands, "tunnel", "a small run that behaves like a large one elsewhere", TUNNEL, takes_settings=True)
+    )
+
+    _add_bench(
+        _command(
+            commands,
+            "bench",
+            "measure Isthmus and its peers on one wire, shaped by the kernel (Linux, root)",
+            BENCH,
+            takes_settings=True,
+        )
+    )
+
+    _add_experiment(
+        _command(
+            commands,
+            "experiment",
+            "train a named set of runs in the wind tunnel, and draw them",
+            EXPERIMENT,
+            takes_settings=True,
+        )
     )
 
     _add_plan(
@@ -305,6 +325,37 @@ def _add_tunnel(tunnel: argparse.ArgumentParser) -> None:
     tunnel.add_argument("--run", action="store_true", help="also run each mode, and check that its ratios are right")
     tunnel.add_argument("--steps", type=int, default=12, help="steps of each run (default: %(default)s)")
     tunnel.add_argument("--out", type=Path, default=Path("outputs/tunnel"), help="folder to write to (%(default)s)")
+
+
+def _add_bench(bench: argparse.ArgumentParser) -> None:
+    bench.add_argument(
+        "config",
+        type=Path,
+        nargs="?",
+        default=Path("configs/figure.toml"),
+        metavar="CONFIG",
+        help="the model and its data (default: %(default)s)",
+    )
+    bench.add_argument("--nodes", type=int, default=4, help="the number of nodes (default: %(default)s)")
+    bench.add_argument(
+        "--rate", default="300 Mbit/s", help="the rate of each node's NIC, up and down (default: %(default)s)"
+    )
+    bench.add_argument("--quick", action="store_true", help="fewer arms and repeats, and no scaling: about 3 minutes")
+    bench.add_argument("--out", type=Path, default=Path("docs/bench"), help="folder to write to (default: %(default)s)")
+
+
+def _add_experiment(experiment: argparse.ArgumentParser) -> None:
+    experiment.add_argument("name", choices=("figure2",), help="the experiment")
+    experiment.add_argument("--steps", type=int, default=60, help="steps of each run (default: %(default)s)")
+    experiment.add_argument("--arm", action="append", metavar="ARM", help="only this arm; several may be given")
+    experiment.add_argument(
+        "--runs",
+        type=Path,
+        default=Path("outputs/figure2"),
+        help="folder of the runs, kept between calls (%(default)s)",
+    )
+    experiment.add_argument("--png", type=Path, default=Path("docs/figure.png"), help="the picture (%(default)s)")
+    experiment.add_argument("--page", type=Path, default=Path("docs/bench/figure2.md"), help="the page (%(default)s)")
 
 
 def _command(

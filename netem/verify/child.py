@@ -13,6 +13,7 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Callable
 from typing import Protocol
 
 import msgspec
@@ -139,7 +140,7 @@ class EndpointCarrier:
 
     def transfer(self, command: Transfer) -> Transferred:
         before_bytes, before_resent_bytes = self._counted()
-        _sleep_until(command.at)
+        sleep_until(command.at)
         for round_ in range(max((part.count for part in command.sends), default=0)):
             for part in command.sends:
                 if round_ < part.count:
@@ -200,7 +201,7 @@ class TcpCarrier:
             connection.settimeout(command.timeout_s)
             try:
                 if sending:
-                    _sleep_until(command.at)
+                    sleep_until(command.at)
                     connection.sendall(self._payload[: part.nbytes])
                 else:
                     _read(connection, part.nbytes)
@@ -231,6 +232,11 @@ def main() -> None:
         _spin()
         return
     carriers: dict[str, type[EndpointCarrier] | type[TcpCarrier]] = {"endpoint": EndpointCarrier, "tcp": TcpCarrier}
+    serve(carriers[kind])
+
+
+def serve(make: Callable[[Open], Carrier]) -> None:
+    """Carry out commands until the input ends; `make` makes the carrier that the first command opens."""
     carrier: Carrier | None = None
     try:
         for line in sys.stdin.buffer:
@@ -238,7 +244,7 @@ def main() -> None:
             answer: Answer
             try:
                 if isinstance(command, Open):
-                    carrier = carriers[kind](command)
+                    carrier = make(command)
                     answer = Opened(carrier.address)
                 elif carrier is None:
                     raise IsthmusError("the first command has to be open")
@@ -261,7 +267,8 @@ def _spin() -> None:
         pass
 
 
-def _sleep_until(at: float) -> None:
+def sleep_until(at: float) -> None:
+    """Wait until a time of the monotonic clock, to some microseconds."""
     time.sleep(max(0.0, at - time.monotonic() - _SPIN_S))
     while time.monotonic() < at:
         pass

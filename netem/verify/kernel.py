@@ -41,11 +41,10 @@ class Kernel:
 
     def sent_bytes(self) -> int:
         """Bytes that the bucket has let through so far, with headers down to Ethernet's."""
-        shown = json.loads(_run("tc", "-n", self.device, "-s", "-j", "qdisc", "show", "dev", self.device))
-        bucket = next(entry for entry in shown if entry["kind"] == "tbf")
-        if bucket["drops"]:
-            raise IsthmusError(f"the kernel's token bucket dropped {bucket['drops']} packets, so it is no reference")
-        return int(bucket["bytes"])
+        sent_bytes, drops = bucket_of(self.device, self.device)
+        if drops:
+            raise IsthmusError(f"the kernel's token bucket dropped {drops} packets, so it is no reference")
+        return sent_bytes
 
 
 def unavailable() -> str | None:
@@ -71,34 +70,56 @@ def kernel(rate_bps: float) -> Iterator[Kernel]:
     name = f"isthmus-{secrets.token_hex(3)}"  # a device's name has at most 15 characters
     source, target = f"{name}a", f"{name}b"
     subnet = f"10.{128 + secrets.randbelow(64)}.{secrets.randbelow(256)}"
-    burst_bytes = max(_LEAST_BURST_BYTES, round(rate_bps / 8 * _BURST_S))
     try:
-        _run("ip", "netns", "add", source)
-        _run("ip", "netns", "add", target)
-        _run("ip", "-n", source, "link", "add", source, "type", "veth", "peer", "name", target, "netns", target)
+        iproute("ip", "netns", "add", source)
+        iproute("ip", "netns", "add", target)
+        iproute("ip", "-n", source, "link", "add", source, "type", "veth", "peer", "name", target, "netns", target)
         for end, host in ((source, 1), (target, 2)):
-            _run("ip", "-n", end, "addr", "add", f"{subnet}.{host}/30", "dev", end)
-            _run("ip", "-n", end, "link", "set", end, "up")
-        _run(
-            *("tc", "-n", source, "qdisc", "add", "dev", source, "root", "tbf"),
-            *("rate", f"{round(rate_bps)}bit", "burst", f"{burst_bytes}b", "limit", f"{_QUEUE_BYTES}b"),
-        )
+            iproute("ip", "-n", end, "addr", "add", f"{subnet}.{host}/30", "dev", end)
+            iproute("ip", "-n", end, "link", "set", end, "up")
+        shape(source, source, rate_bps)
         yield Kernel(
             ("ip", "netns", "exec", source),
             ("ip", "netns", "exec", target),
             f"{subnet}.1",
             f"{subnet}.2",
-            Promise(rate_bps, 0.0, burst_bytes),
+            Promise(rate_bps, 0.0, burst_of(rate_bps)),
             source,
         )
     except IsthmusError as error:
         raise IsthmusError(f"{format_rate(rate_bps)}: {error}") from None
     finally:
-        for namespace in (source, target):
-            subprocess.run(["ip", "netns", "del", namespace], capture_output=True, timeout=_TIMEOUT_S, check=False)
+        remove_namespaces(source, target)
 
 
-def _run(*command: str) -> str:
+def shape(namespace: str, device: str, rate_bps: float) -> None:
+    """Give a device a token bucket for what it sends. Raises `IsthmusError` with the tool's message."""
+    iproute(
+        *("tc", "-n", namespace, "qdisc", "add", "dev", device, "root", "tbf"),
+        *("rate", f"{round(rate_bps)}bit", "burst", f"{burst_of(rate_bps)}b", "limit", f"{_QUEUE_BYTES}b"),
+    )
+
+
+def bucket_of(namespace: str, device: str) -> tuple[int, int]:
+    """Bytes that the device's token bucket has let through, with headers down to Ethernet's, and packets dropped."""
+    shown = json.loads(iproute("tc", "-n", namespace, "-s", "-j", "qdisc", "show", "dev", device))
+    bucket = next(entry for entry in shown if entry["kind"] == "tbf")
+    return int(bucket["bytes"]), int(bucket["drops"])
+
+
+def burst_of(rate_bps: float) -> int:
+    """Bytes that the bucket lets through at once after a rest."""
+    return max(_LEAST_BURST_BYTES, round(rate_bps / 8 * _BURST_S))
+
+
+def remove_namespaces(*names: str) -> None:
+    """Delete namespaces, and their devices with them; those that do not exist are passed over."""
+    for name in names:
+        subprocess.run(["ip", "netns", "del", name], capture_output=True, timeout=_TIMEOUT_S, check=False)
+
+
+def iproute(*command: str) -> str:
+    """Run `ip` or `tc`; what it prints. Raises `IsthmusError` with its message."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:

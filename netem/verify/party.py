@@ -27,7 +27,8 @@ _PATIENCE_S = 30.0
 
 
 class Party:
-    """One process that carries messages. `prefix` is a command that starts it, such as in a network namespace."""
+    """One process that carries messages. `prefix` is a command that starts it, such as in a network namespace; `module`
+    is its program."""
 
     def __init__(
         self,
@@ -38,10 +39,11 @@ class Party:
         *,
         host: str = "127.0.0.1",
         prefix: Sequence[str] = (),
+        module: str = "netem.verify.child",
     ) -> None:
         self.name = name
         self._children = Children()
-        command = [*prefix, sys.executable, "-m", "netem.verify.child", kind]
+        command = [*prefix, sys.executable, "-m", module, kind]
         try:
             self._process = self._children.start(f"the measuring process {name}", command, talks=True)
             answer = self._ask(Open(name, host, profile, largest_bytes), _PATIENCE_S)
