@@ -178,7 +178,7 @@ def test_a_run_resumed_at_the_border_goes_on_bit_for_bit(
     assert rest.losses() == whole.losses()[start:]
     for one, other in zip(resumed, straight, strict=True):
         assert all(torch.equal(weights(one)[name], weights(other)[name]) for name in weights(other))
-    assert rest.said[0][start][1].keys() == {"corpus", "weights", "basis"}
+    assert rest.said[0][start][1].keys() == {"assignment", "corpus", "weights", "basis"}
 
 
 def test_evaluations_are_in_the_mode_of_their_step(tmp_path: Path) -> None:
