@@ -13,7 +13,7 @@ ARGS ?=
 BIN := $(VENV)/bin
 PIP_INSTALL = $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt \
 	$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
-FIGURE_RUN = $(BIN)/isthmus run configs/figure.toml --run.outputs outputs/figure $(ARGS)
+FIGURE_RUN = $(BIN)/isthmus run configs/figure.toml --run.outputs outputs/figure --train.micro_batches 2 $(ARGS)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:

@@ -66,7 +66,7 @@ def test_four_processes_equal_one(tmp_path: Path, cache: Path, mode: str) -> Non
     """c = 1: losses of every step, and every gradient of the first: AdamW's first moment is 0.1 × gradient then."""
     exact = ["--train.sync_every", "1", "--train.grad_clip", "0", "--train.checkpoint_every", "1"]
     exact += ["--compress.mode", mode, "--compress.warmup_steps", "0", "--compress.basis", "weights"]
-    exact += ["--train.steps", "3"]
+    exact += ["--train.steps", "3", "--compress.format", "float32"]
     for nodes in ("1", "4"):
         where = ["--run.outputs", tmp_path, "--run.name", f"of-{nodes}", "--coordinator.nodes", nodes]
         done = isthmus(cache, "run", TINY, *QUICK, *exact, *where)
