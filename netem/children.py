@@ -1,8 +1,9 @@
 """Child processes that are never left behind.
 
-`Children` starts processes in sessions of their own, so that Ctrl-C reaches only the process that started them. When
-its `with` ends, it ends them all: it closes their input, terminates those that still run, and kills those that do not
-obey in time. If the parent itself is killed, a pipe that only the parent holds open is closed, and each child ends:
+`Children` starts processes in process groups of their own, so that Ctrl-C reaches only the process that started them.
+They share its session, since Linux gives each session an equal part of the cores, and priorities count only within one.
+When its `with` ends, it ends them all: it closes their input, terminates those that still run, and kills those that do
+not obey in time. If the parent itself is killed, a pipe that only the parent holds open is closed, and each child ends:
 `end_with_parent`, which a child calls first, watches that pipe. A process that was started by hand has no such pipe,
 and does not depend on the shell that started it.
 """
@@ -196,7 +197,7 @@ class Children:
                 stderr=out if talks or out is None else subprocess.STDOUT,
                 env={**own, LIFELINE: str(self._watched)},
                 pass_fds=(self._watched,),
-                start_new_session=True,
+                process_group=0,
             )
         finally:
             if out is not None:

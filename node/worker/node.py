@@ -8,6 +8,9 @@ receiver is the inbox.
 from __future__ import annotations
 
 import logging
+import os
+import sys
+import threading
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -36,6 +39,12 @@ from node.worker.machine import Machine
 from node.worker.world_builder import WorldBuilder
 
 log = logging.getLogger("isthmus.node")
+
+SWITCH_S = 0.0005
+"""How long a thread may keep the interpreter while another one waits for it; Python's default is ten times that."""
+
+TRAINER_NICE = 10
+"""The nice value of the thread that trains."""
 
 FAREWELL_S = 2.0
 """How long the coordinator may take to acknowledge that this node leaves. It may have gone already."""
@@ -127,12 +136,25 @@ def _train(trainer: Trainer, session: Session, builder: WorldBuilder, place: Pla
     """Train in the world of each generation, until the run is over."""
     for rank, roster in _rosters(session, place):
         log.info("joined as rank %d of %d, generation %d", rank, len(roster.members), roster.generation)
+        yield_to_the_network()
         world, meter = builder.build(rank, roster)
         if roster.start_step != trainer.done:
             trainer.resume(world, roster.start_step)
             log.info("resumed after step %d", roster.start_step)
         with suppress(GenerationOver):  # the next roster is here
             trainer.run(world, session, meter)
+
+
+def yield_to_the_network() -> None:
+    """Let other threads, above all those that move messages, go before this one, which trains.
+
+    Where several nodes share the cores, a message would otherwise wait until a step's compute leaves a core or the
+    interpreter to it, and the emulated network would be late by that. On Linux a nice value belongs to a thread, and
+    the threads that torch starts from this one inherit it.
+    """
+    sys.setswitchinterval(SWITCH_S)
+    if sys.platform == "linux":
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), TRAINER_NICE)
 
 
 def _rosters(session: Session, place: Place) -> Iterator[tuple[int, Roster]]:
