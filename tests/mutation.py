@@ -54,8 +54,19 @@ GUARDS = {
     "netem/trace.py": [f"{NETEM}/test_trace.py"],
     "node/data": [f"{NODE}/data"],
     "node/exchange": [f"{NODE}/exchange"],
+    "node/exchange/formats.py": [f"{NODE}/exchange/test_formats.py"],
+    "node/exchange/inbox.py": [f"{NODE}/exchange/test_inbox.py", f"{NODE}/exchange/test_wire.py"],
+    "node/exchange/payload.py": [f"{NODE}/exchange/test_payload.py"],
+    "node/exchange/tags.py": [f"{NODE}/exchange/test_tags.py", f"{NODE}/exchange/test_inbox.py"],
     "node/subspace": [f"{NODE}/subspace"],
+    "node/subspace/basis.py": [f"{NODE}/subspace/test_basis.py", f"{NODE}/train/test_basis_stage.py"],
+    "node/subspace/codec.py": [f"{NODE}/subspace/test_codec.py"],
+    "node/subspace/rotation.py": [f"{NODE}/subspace/test_rotation.py", f"{NODE}/subspace/test_codec.py"],
     "node/train": [f"{NODE}/train"],
+    "node/train/head.py": [f"{NODE}/train/test_head.py"],
+    "node/train/optimizer.py": [f"{NODE}/train/test_optimizer.py"],
+    "node/train/outer.py": [f"{NODE}/train/test_outer.py"],
+    "node/train/schedule.py": [f"{NODE}/train/test_schedule.py"],
 }
 """The tests that guard a module, or all modules of a folder. The closest entry holds; what is not there is left out."""
 
