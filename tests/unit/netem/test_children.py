@@ -23,14 +23,15 @@ def shell(script: str) -> list[str]:
     return ["sh", "-c", script]
 
 
-def test_a_child_runs_in_a_session_of_its_own_and_writes_its_log(tmp_path: Path) -> None:
+def test_a_child_runs_in_a_process_group_of_its_own_and_writes_its_log(tmp_path: Path) -> None:
     with Children() as children:
         log = tmp_path / "a.log"
         log.write_text("before\n")
         child = children.start("a", shell("echo out; echo error >&2"), log_path=log)
         assert child.wait(WAIT_S)
         sleeper = children.start("b", SLEEPS)
-        assert os.getsid(sleeper.pid) == sleeper.pid
+        assert os.getpgid(sleeper.pid) == sleeper.pid
+        assert os.getsid(sleeper.pid) == os.getsid(0)
     assert log.read_text().splitlines() == ["before", "out", "error"]
     assert child.code == 0
     assert not child.failed
