@@ -7,12 +7,23 @@ full disk ends in a traceback that its caller never hears of.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, cast
 
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.summary import scalar
+# tensorboardX imports torch where there is one, which takes a second and serves nothing here. It can do without, and so
+# can the coordinator: torch is hidden while it is imported, unless it is loaded already.
+_HIDES_TORCH = "torch" not in sys.modules
+if _HIDES_TORCH:
+    cast(dict[str, Any], sys.modules)["torch"] = None
+try:
+    from tensorboardX.event_file_writer import EventsWriter
+    from tensorboardX.proto.event_pb2 import Event, SessionLog
+    from tensorboardX.summary import scalar
+finally:
+    if _HIDES_TORCH:
+        del sys.modules["torch"]
 
 FLUSH_S = 10.0
 """Events reach the disk after this time at the latest, if others follow them."""

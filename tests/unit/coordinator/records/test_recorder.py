@@ -5,11 +5,14 @@ from __future__ import annotations
 import errno
 import json
 import shutil
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import ROOT
 from tensorboardX.proto.event_pb2 import Event
 
 from coordinator.events import NetworkChange, Record
@@ -192,3 +195,9 @@ def test_values_that_are_not_finite_or_too_large_to_add_are_null(tmp_path: Path)
         recorder.record(Record(1, 1, {"x": huge | {"c_sum": float("inf")}, "y": inf}))
     (line,) = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
     assert (line["a_sum"], line["b_s"], line["c_sum"]) == (None, None, None)
+
+
+def test_records_are_written_without_loading_torch() -> None:
+    """The coordinator needs no torch, and tensorboardX would load it."""
+    script = "import sys, coordinator.records.recorder; assert 'torch' not in sys.modules; import torch; torch.zeros(1)"
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=ROOT, timeout=60)
