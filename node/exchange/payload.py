@@ -178,7 +178,7 @@ class PayloadFormat:
 
 
 class StepBytes(NamedTuple):
-    """Payload bytes that one node sends in one step's exchange, by kind of layer and direction."""
+    """Payload bytes that one node sends in the exchange of one pass, by kind of layer and direction."""
 
     compressed_forward: int
     compressed_backward: int
@@ -191,7 +191,8 @@ class StepBytes(NamedTuple):
 
 
 def step_bytes(payload: PayloadFormat, assignment: Assignment, rank: int, spec: PassSpec) -> StepBytes:
-    """The bytes that `rank` sends in one training step: payloads of its chunks to their readers, gradients to owners.
+    """The bytes that `rank` sends in one training pass: payloads of its chunks to their readers, gradients to owners.
+    A step has `PayloadFormat.micro_batches` passes.
 
     The test of the wire compares this with what the links counted, and allows no difference.
     """

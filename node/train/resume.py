@@ -13,6 +13,7 @@ from typing import Any
 from coordinator.records.folder import CONFIG, METRICS, latest_complete, read_mark
 from coordinator.records.lock import check_unlocked
 from coordinator.records.metrics import read_records
+from netem.config import flat
 from netem.errors import ConfigError
 from node.config import Config, load_config, to_tree
 
@@ -90,7 +91,7 @@ def _check_same(config: Config, done: int) -> None:
 
 def _changes(config: Config) -> dict[str, tuple[Any, Any]]:
     """What the run was recorded with, and what is asked for now, of each key where they differ."""
-    before, now = _flat(to_tree(load_config(config.run.folder / CONFIG))), _flat(to_tree(config))
+    before, now = flat(to_tree(load_config(config.run.folder / CONFIG))), flat(to_tree(config))
     return {key: (before.get(key), value) for key, value in now.items() if before.get(key) != value}
 
 
@@ -101,10 +102,3 @@ def _may_change(key: str) -> bool:
 def _unplugs_later(key: str, before: Any, now: Any, done: int) -> bool:
     """Whether `key` is the step of unplugging and every step done so far is the same with both values."""
     return key == UNPLUG_STEP and all(step == 0 or step >= done for step in (before, now))
-
-
-def _flat(tree: dict[str, Any], path: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= _flat(value, f"{path}{key}.") if isinstance(value, dict) else {f"{path}{key}": value}
-    return flat
