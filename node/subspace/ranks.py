@@ -30,6 +30,8 @@ class RankTable:
 
     def __init__(self, shapes: Mapping[Key, CodecShape]) -> None:
         self._shapes = dict(sorted(shapes.items()))
+        self.layers = tuple(sorted({layer for layer, _ in shapes}))
+        """The layers that compress, in order."""
 
     def __getitem__(self, key: Key) -> CodecShape:
         return self._shapes[key]
@@ -41,11 +43,6 @@ class RankTable:
     def keys(self) -> tuple[Key, ...]:
         """Each (layer, "k" or "v") that is compressed, in order."""
         return tuple(self._shapes)
-
-    @property
-    def layers(self) -> tuple[int, ...]:
-        """The layers that compress, in order."""
-        return tuple(sorted({layer for layer, _ in self._shapes}))
 
     @property
     def chosen(self) -> bool:
