@@ -30,7 +30,7 @@ def read_records(path: Path) -> list[dict[str, Any]]:
         raise ConfigError(f"{path}: is a folder in place of the metrics file; {_MEND}") from None
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
-    return [_record(path, number, line) for number, line in enumerate(lines[:-1], start=1)]
+    return [parse_record(path, number, line) for number, line in enumerate(lines[:-1], start=1)]
 
 
 def without_repeats(records: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -66,7 +66,8 @@ def cut_torn_line(path: Path) -> bool:
     return whole_bytes < len(content)
 
 
-def _record(path: Path, number: int, line: bytes) -> dict[str, Any]:
+def parse_record(path: Path, number: int, line: bytes) -> dict[str, Any]:
+    """The record in line `number` of `path`. Raises `ConfigError` where it is none."""
     where = f"{path}, line {number}"
     try:
         record = json.loads(line.decode("utf-8"), parse_int=float)  # float: an integer may be too long for one

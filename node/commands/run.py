@@ -7,7 +7,6 @@ Ctrl-C reaches only the parent, which ends the run in good order. However the ru
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import secrets
@@ -16,8 +15,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import msgspec
 
@@ -31,6 +29,7 @@ from coordinator.records.folder import (
     latest_complete,
     make_folder,
 )
+from coordinator.records.follow import Follower
 from coordinator.records.lock import STARTING, locked
 from coordinator.records.secret import drop_secret, keep_secret
 from netem import host
@@ -174,7 +173,7 @@ class Swarm:
 
     def follow(self, view: View) -> None:
         """Show what the coordinator records until all have ended. Raises `RunAborted` where the run fails."""
-        records = _follow_lines(self._folder / METRICS, skip=_lines(self._folder / METRICS))
+        records = Follower(self._folder / METRICS, from_end=True)
         while not self._over():
             self._show(records, view)
             view.tick()
@@ -194,8 +193,8 @@ class Swarm:
         self._children.end()
         drop_secret(self._folder)
 
-    def _show(self, records: Iterator[dict[str, Any] | None], view: View) -> None:
-        while (record := next(records)) is not None:
+    def _show(self, records: Follower, view: View) -> None:
+        for record in records.read():
             view.feed(record)
 
     def _over(self) -> bool:
@@ -250,25 +249,3 @@ class Swarm:
         if lines := culprit.tail():
             log.error("the last lines of %s:%s", culprit.log_path, "".join(f"\n    {line}" for line in lines))
         raise RunAborted(f"{culprit.describe()}; logs are in {logs}")
-
-
-def _lines(path: Path) -> int:
-    return path.read_bytes().count(b"\n") if path.exists() else 0  # the recorder drops one that is torn
-
-
-def _follow_lines(path: Path, skip: int) -> Iterator[dict[str, Any] | None]:
-    """Records as they are written; None where there is none just now. Only whole lines count."""
-    handle: IO[str] | None = None
-    pending = ""
-    while True:
-        if handle is None and path.exists():
-            handle = path.open(encoding="utf-8")
-        pending += handle.readline() if handle else ""
-        if not pending.endswith("\n"):
-            yield None
-            continue
-        line, pending = pending, ""
-        if skip:
-            skip -= 1
-        else:
-            yield json.loads(line)
