@@ -11,20 +11,16 @@ import argparse
 import atexit
 import gc
 import logging
-import os
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from netem.children import end_with_parent
-from netem.config import flat, load_toml, toml_value
 from netem.errors import ConfigError, IsthmusError
-from node.config import TOKEN_VARIABLE, Config, load_config, public_toml, to_tree
-from node.config.presets import load_preset
+from node.commands.load import load
+from node.commands.questions import bench, experiment, given, net, plan, plan_config_of, study, tunnel
+from node.config import public_toml
 from node.options import parse
 from node.terminal import make_readable, reader_has_gone
-
-log = logging.getLogger("isthmus.config")
 
 FAILED, MISTAKE, INTERRUPTED, OUTPUT_CLOSED = 1, 2, 130, 141
 """Exit codes; the last two are those that a shell gives for SIGINT and SIGPIPE."""
@@ -82,7 +78,7 @@ def _run(options: argparse.Namespace, overrides: list[str]) -> None:
     from node.lab.verdict import network_cost, next_steps
     from node.watch.report import draw_report, read_run
 
-    config = run_swarm(_load(options, overrides))
+    config = run_swarm(load(options, overrides))
     folder = config.run.folder
     print(f"report:      {draw_report(folder)}")
     result = evaluate(folder, batches=max(1, FINAL_EVALUATION_TOKENS // (config.model.context * config.train.batch)))
@@ -101,7 +97,7 @@ def _run(options: argparse.Namespace, overrides: list[str]) -> None:
 def _coordinator(options: argparse.Namespace, overrides: list[str]) -> None:
     from node.commands.coordinator import run_coordinator
 
-    run_coordinator(_load(options, overrides))
+    run_coordinator(load(options, overrides))
 
 
 def _node(options: argparse.Namespace, overrides: list[str]) -> None:
@@ -109,7 +105,7 @@ def _node(options: argparse.Namespace, overrides: list[str]) -> None:
 
     if not options.join:
         raise ConfigError("--join: give the coordinator's address, such as tcp://10.0.0.5:7070")
-    config = _load(options, overrides)
+    config = load(options, overrides)
     run_node(config, options.join, options.bind, options.advertise, options.name, options.rank)
 
 
@@ -157,122 +153,6 @@ def _trace(options: argparse.Namespace, _rest: list[str]) -> None:
     print("open it:     https://ui.perfetto.dev, Open trace file; nothing leaves your machine")
 
 
-def _study(options: argparse.Namespace, overrides: list[str]) -> None:
-    from node.commands.study import Wish, redraw, run_study, show_checkpoint, show_studies
-    from node.lab.study.record import Recipe
-
-    recipe = Recipe(options.name, options.base, options.seeds, tuple(overrides), options.preset)
-    if options.redraw:
-        if overrides or options.preset or options.checkpoint is not None:
-            raise ConfigError("--redraw: takes a study's name, --base and --out, and nothing else")
-        for page in redraw(recipe.stem, options.out):
-            print(f"study:       {page}")
-    elif options.checkpoint is not None:
-        if options.name != "spectrum" or overrides:
-            raise ConfigError("--checkpoint: goes with `isthmus study spectrum`, and with nothing else")
-        show_checkpoint(options.checkpoint)
-    elif not options.name:
-        if overrides:
-            raise ConfigError(f"{' '.join(overrides)}: name a study; `isthmus study` lists them")
-        show_studies()
-    else:
-        print(f"study:       {run_study(Wish(recipe, options.jobs, options.out))}")
-
-
-def _net(options: argparse.Namespace, overrides: list[str]) -> int:
-    if options.net_command != "verify":
-        return _change_net(options)
-    from node.commands.net import Wish, verify
-
-    wish = Wish(
-        tuple(options.profile or ()), options.suite, options.quick, options.json, options.markdown, tuple(overrides)
-    )
-    return verify(wish)
-
-
-def _change_net(options: argparse.Namespace) -> int:
-    from netem.changes import ChangeConfig
-    from node.commands.change import change_network
-
-    ends = tuple(getattr(options, "ends", ()))
-    if len(ends) not in (0, 2):
-        raise ConfigError(f"heal {' '.join(ends)}: expected two nodes, or none to heal all")
-    change = None
-    if options.net_command == "set":
-        if options.rate is None and options.latency is None:
-            raise ConfigError("set: expected --rate or --latency, or both")
-        pair = tuple(options.pair) if options.pair else None
-        change = ChangeConfig(rate=options.rate, latency=options.latency, node=options.node, pair=pair)
-    elif options.net_command == "cut":
-        change = ChangeConfig(cut=ends)
-    elif options.net_command == "heal":
-        change = ChangeConfig(heal=ends or True)
-    elif options.net_command == "reset":
-        change = ChangeConfig(reset=True)
-    return change_network(options.coordinator, options.token, change)
-
-
-def _plan(options: argparse.Namespace, overrides: list[str]) -> int:
-    from node.commands.plan import Question, check_against, plan_config
-    from node.lab.plan.costs import MFU
-
-    if options.validate:
-        if options.config is not None or overrides:
-            raise ConfigError("--validate: takes folders of runs, and their configs with them; give it nothing else")
-        check_against(options.validate)
-        return 0
-    if options.fit and options.mfu is not None:
-        raise ConfigError("--mfu: a fit to runs takes its place; give one of the two")
-    config = _plan_config(options, overrides)
-    mfu = MFU if options.mfu is None else options.mfu
-    contexts, runs = tuple(options.contexts), tuple(options.fit)
-    return plan_config(config, Question(options.device, mfu, runs, contexts, options.json, options.png))
-
-
-def _plan_config(options: argparse.Namespace, overrides: list[str]) -> Config:
-    # A plan listens nowhere, so it needs no token.
-    if options.config is None:
-        raise ConfigError("CONFIG: give a TOML file, such as configs/demo.toml, or --validate with folders of runs")
-    return _load(options, [*_given(options), "--coordinator.address=tcp://127.0.0.1:0", *overrides])
-
-
-def _given(options: argparse.Namespace) -> list[str]:
-    """The settings for which `plan` and `tunnel` have short options."""
-    nodes = [] if options.nodes is None else [f"--coordinator.nodes={options.nodes}"]
-    return nodes + ([] if options.net is None else [f"--net.profile={options.net}"])
-
-
-def _tunnel(options: argparse.Namespace, overrides: list[str]) -> int:
-    from node.commands.tunnel import Wish, tunnel
-
-    wish = Wish(
-        target=options.target,
-        preset=options.preset,
-        device=options.device,
-        mfu=options.mfu,
-        small=options.small,
-        modes=tuple(options.mode or ()),
-        steps=options.steps,
-        run=options.run,
-        out=options.out,
-        overrides=(*_given(options), *overrides),
-    )
-    return tunnel(wish)
-
-
-def _bench(options: argparse.Namespace, overrides: list[str]) -> None:
-    from node.commands.bench import Wish, bench
-
-    bench(Wish(options.config, options.nodes, options.rate, options.quick, options.out, tuple(overrides)))
-
-
-def _experiment(options: argparse.Namespace, overrides: list[str]) -> None:
-    from node.commands.experiment import Wish, experiment
-
-    arms = tuple(options.arm or ())
-    experiment(Wish(options.steps, arms, options.runs, options.png, options.page, tuple(overrides)))
-
-
 def _settings(options: argparse.Namespace, _rest: list[str]) -> None:
     from node.commands.settings import show_settings
 
@@ -299,28 +179,8 @@ def _resolved(options: argparse.Namespace, overrides: list[str]) -> str:
     if options.command == "tunnel":
         from node.lab.tunnel.small import load_target
 
-        return public_toml(load_target(options.target, (*_given(options), *overrides), options.preset))
-    return public_toml(_plan_config(options, overrides) if options.command == "plan" else _load(options, overrides))
-
-
-def _load(options: argparse.Namespace, overrides: list[str]) -> Config:
-    """The config of the preset, the file and the command line; the token may come from the environment, out of sight of
-    `ps`."""
-    token = os.environ.get(TOKEN_VARIABLE)
-    secret = [f"--coordinator.token={token}"] if token else []
-    config = load_config(options.config, [*overrides, *secret], options.preset)
-    if options.preset and options.config:
-        _say_overruled(options.preset, config, options.config)
-    return config
-
-
-def _say_overruled(preset: str, config: Config, path: Path) -> None:
-    """Log which settings of the preset the file changes: who asks for `exact` should know where it is not."""
-    wanted, given, resolved = flat(load_preset(preset).tree), flat(load_toml(path)), flat(to_tree(config))
-    differing = [key for key in wanted if key in given and given[key] == resolved.get(key) != wanted[key]]
-    if differing:
-        values = ", ".join(f"{key} = {toml_value(given[key])}, not {toml_value(wanted[key])}" for key in differing)
-        log.info("preset %s: %s takes precedence with %s", preset, path, values)
+        return public_toml(load_target(options.target, (*given(options), *overrides), options.preset))
+    return public_toml(plan_config_of(options, overrides) if options.command == "plan" else load(options, overrides))
 
 
 # A command that has an answer of its own (`net verify`, `plan`, `tunnel`) returns its exit code.
@@ -332,12 +192,12 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace, list[str]], int | None]] = {
     "export": _export,
     "report": _report,
     "trace": _trace,
-    "study": _study,
-    "plan": _plan,
-    "tunnel": _tunnel,
-    "bench": _bench,
-    "experiment": _experiment,
-    "net": _net,
+    "study": study,
+    "plan": plan,
+    "tunnel": tunnel,
+    "bench": bench,
+    "experiment": experiment,
+    "net": net,
     "settings": _settings,
     "completion": _completion,
 }

@@ -1,0 +1,77 @@
+"""The options of the commands that do the job: run, coordinator, node; eval, export, report, trace."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from node.epilogs import EVAL, SETTINGS, TRACE
+from node.options.common import Commands, add_command, add_config, add_print_config
+
+
+def add_training(commands: Commands) -> None:
+    """The commands that train."""
+    run = add_command(
+        commands, "run", "a whole run on this machine: a coordinator and its nodes", SETTINGS, takes_settings=True
+    )
+    add_config(run)
+
+    lead = add_command(
+        commands,
+        "coordinator",
+        "the coordinator of a run: rendezvous, barriers, records",
+        SETTINGS,
+        takes_settings=True,
+    )
+    add_config(lead)
+
+    _add_node(
+        add_command(
+            commands,
+            "node",
+            "one worker: joins a coordinator and trains until the run ends",
+            SETTINGS,
+            takes_settings=True,
+        )
+    )
+
+
+def add_results(commands: Commands) -> None:
+    """The commands that look at a run, or take something out of it."""
+    evaluation = add_command(commands, "eval", "the held-out loss of a checkpoint", EVAL, takes_settings=True)
+    evaluation.add_argument("checkpoint", type=Path, help="outputs/RUN, or outputs/RUN/checkpoint/step-N")
+    evaluation.add_argument(
+        "--batches", type=int, default=0, help="the number of held-out batches (default: 0, which is all of them)"
+    )
+    add_print_config(evaluation)
+
+    export = add_command(commands, "export", "a checkpoint as a Hugging Face folder: a plain Llama and its tokenizer")
+    export.add_argument("checkpoint", type=Path, help="outputs/RUN, or outputs/RUN/checkpoint/step-N")
+    export.add_argument("folder", type=Path, help="the folder to write; it must not exist yet, or be empty")
+
+    report = add_command(commands, "report", "a picture of one run, or of several together")
+    report.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="a run's folder, such as outputs/demo")
+    report.add_argument("--out", type=Path, help="the PNG to write (default: report.png in the run's folder)")
+
+    trace = add_command(commands, "trace", "one step of a run, node by node, as a file for Perfetto's viewer", TRACE)
+    trace.add_argument("run", type=Path, metavar="RUN", help="a run's folder, such as outputs/demo")
+    trace.add_argument("--step", type=int, required=True, help="the step; the run must have recorded it")
+    trace.add_argument("--out", type=Path, help="the file to write (default: trace/step-N.json in the run's folder)")
+
+
+def _add_node(node: argparse.ArgumentParser) -> None:
+    add_config(node)
+    node.add_argument("--join", default="", metavar="ADDRESS", help="the coordinator's address: tcp://HOST:PORT")
+    node.add_argument(
+        "--bind",
+        default="tcp://127.0.0.1:0",
+        metavar="ADDRESS",
+        help="where peers reach this node: tcp://INTERFACE:PORT; port 0 takes a free one (default: %(default)s)",
+    )
+    node.add_argument(
+        "--advertise", default="", metavar="HOST", help="the host name that peers are told (default: that of --bind)"
+    )
+    node.add_argument(
+        "--name", default="", help="the node's name (default: node-RANK, or its host's name and some digits)"
+    )
+    node.add_argument("--rank", type=int, default=-1, help="the rank that the node asks for (default: any)")
