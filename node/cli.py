@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 
 from netem.children import end_with_parent
 from netem.errors import ConfigError, IsthmusError
+from node.commands.dashboard import PageWish
 from node.commands.load import load
 from node.commands.questions import bench, experiment, given, net, plan, plan_config_of, study, tunnel
 from node.config import public_toml
@@ -78,7 +79,7 @@ def _run(options: argparse.Namespace, overrides: list[str]) -> None:
     from node.lab.verdict import network_cost, next_steps
     from node.watch.report import draw_report, read_run
 
-    config = run_swarm(load(options, overrides))
+    config = run_swarm(load(options, overrides), _page(options))
     folder = config.run.folder
     print(f"report:      {draw_report(folder)}")
     result = evaluate(folder, batches=max(1, FINAL_EVALUATION_TOKENS // (config.model.context * config.train.batch)))
@@ -97,7 +98,17 @@ def _run(options: argparse.Namespace, overrides: list[str]) -> None:
 def _coordinator(options: argparse.Namespace, overrides: list[str]) -> None:
     from node.commands.coordinator import run_coordinator
 
-    run_coordinator(load(options, overrides))
+    run_coordinator(load(options, overrides), _page(options))
+
+
+def _page(options: argparse.Namespace) -> PageWish | None:
+    return PageWish(options.dashboard, tuple(options.dashboard_host)) if options.dashboard else None
+
+
+def _dashboard(options: argparse.Namespace, _rest: list[str]) -> None:
+    from node.commands.dashboard import dashboard
+
+    dashboard(options.run, options.bind, options.host)
 
 
 def _node(options: argparse.Namespace, overrides: list[str]) -> None:
@@ -191,6 +202,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace, list[str]], int | None]] = {
     "eval": _eval,
     "export": _export,
     "report": _report,
+    "dashboard": _dashboard,
     "trace": _trace,
     "study": study,
     "plan": plan,

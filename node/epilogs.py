@@ -35,6 +35,15 @@ With --coordinator.assignment auto it compares ways to give chunks to nodes, and
 Exit code 3: the config does not fit the memory of --device.
 """
 
+DASHBOARD = """\
+While a run goes on, or afterwards; `isthmus run CONFIG --dashboard 127.0.0.1:7080` serves it from the start:
+  isthmus dashboard outputs/demo
+The addresses to open, with their secrets, are in dashboard.links in the run's folder. With one a browser may look, with
+the other it may also change the network. The page is served without encryption: leave it on 127.0.0.1, and reach it
+from elsewhere through a tunnel, such as ssh -L 7080:127.0.0.1:7080 HOST.
+It needs pip install 'isthmus[web]'.
+"""
+
 TRACE = """\
 A run records the steps that it is asked for:
   isthmus run configs/demo.toml --run.trace 40..42

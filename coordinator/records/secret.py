@@ -14,14 +14,18 @@ SECRET = "coordinator.token"
 
 
 def keep_secret(folder: Path, token: str) -> None:
-    """Write the token, readable by its owner only. A file system that cannot keep it so gets none."""
-    path = folder / SECRET
+    """Write the token, readable by its owner only."""
+    keep_file(folder / SECRET, token + "\n")
+
+
+def keep_file(path: Path, text: str) -> None:
+    """Write a secret, readable by its owner only. A file system that cannot keep it so gets none."""
     path.unlink(missing_ok=True)  # an earlier run's; and whatever else is there under this name is not written through
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "w") as file:
         private = not os.fstat(descriptor).st_mode & 0o077
         if private:
-            file.write(token + "\n")
+            file.write(text)
     if not private:
         path.unlink()
 

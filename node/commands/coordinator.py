@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 
 from coordinator.plan import RunPlan
@@ -10,9 +11,11 @@ from coordinator.records.folder import ADDRESS, CONFIG, METRICS, discard_unstart
 from coordinator.records.lock import SERVING, locked
 from coordinator.records.recorder import Recorder
 from coordinator.server import CoordinatorServer
+from netem.children import Children
 from netem.errors import ConfigError, RunAborted
 from netem.profile import resolve_schedule
-from node.config import Config, save_config
+from node.commands.dashboard import PageWish, start_page
+from node.config import TOKEN_VARIABLE, Config, save_config
 from node.train.resume import check_can_start, log_changes, start_step
 from node.train.schedule import begins_for, ends_for, rounds_for
 
@@ -32,7 +35,7 @@ def settle_assignment(config: Config) -> Config:
     return config
 
 
-def run_coordinator(config: Config) -> None:
+def run_coordinator(config: Config, page: PageWish | None = None) -> None:
     """Serve one run to its end. Raises `RunAborted` where it does not reach its last step.
 
     The run's folder is locked meanwhile: `ConfigError` where another process serves it.
@@ -44,7 +47,7 @@ def run_coordinator(config: Config) -> None:
     make_folder(folder)
     with locked(folder, SERVING):
         try:
-            _serve(config)
+            _serve(config, page)
         except OSError as error:
             raise RunAborted(f"the coordinator cannot write its files: {error}") from None
         except ConfigError:
@@ -53,7 +56,7 @@ def run_coordinator(config: Config) -> None:
             raise
 
 
-def _serve(config: Config) -> None:
+def _serve(config: Config, page: PageWish | None) -> None:
     folder = config.run.folder
     done = start_step(config)
     log_changes(config)
@@ -85,7 +88,11 @@ def _serve(config: Config) -> None:
         (folder / ADDRESS).write_text(server.address + "\n")
         log.info("run %s: waiting for %d nodes at %s", config.run.name, config.coordinator.nodes, server.address)
         _stop_on_signals(server)
-        outcome = server.serve()
+        with Children() as children:
+            if page is not None:
+                environment = os.environ | {TOKEN_VARIABLE: config.coordinator.token}
+                start_page(children, folder, page, None, environment)
+            outcome = server.serve()
     if not outcome.ok:
         raise RunAborted(f"the run ended before its last step: {outcome.reason}")
     log.info("run %s: done after %d steps", config.run.name, config.train.steps)

@@ -37,6 +37,7 @@ from netem.children import USER_ERROR, Child, Children, failed_first
 from netem.errors import ConfigError, RunAborted
 from netem.profile import resolve, resolve_schedule
 from node.commands.coordinator import settle_assignment
+from node.commands.dashboard import PageWish, start_page
 from node.commands.node import interrupt
 from node.config import TOKEN_VARIABLE, Config, save_config
 from node.data import open_data
@@ -54,7 +55,7 @@ GRACE_S = 10.0
 POLL_S = 0.2
 
 
-def run_swarm(config: Config) -> Config:
+def run_swarm(config: Config, page: PageWish | None = None) -> Config:
     """Run to the end; the config as run (its name may have got a number). Raises `RunAborted` where it fails."""
     # Several processes share the cores here: a thread that spins while it waits takes them from the others.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -64,12 +65,12 @@ def run_swarm(config: Config) -> Config:
     if text := host.warning(resolve(config.net), config.coordinator.nodes):
         log.warning("%s", text)
     with prepared(config) as config:
-        _run(config)
+        _run(config, page)
     return config
 
 
-def _run(config: Config) -> None:
-    swarm = Swarm(config)
+def _run(config: Config, page: PageWish | None) -> None:
+    swarm = Swarm(config, page)
     signal.signal(signal.SIGTERM, interrupt)
     try:
         swarm.start()
@@ -150,8 +151,9 @@ def _with_run(config: Config, **changes: Any) -> Config:
 class Swarm:
     """The child processes of one run."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, page: PageWish | None = None) -> None:
         self._config = config
+        self._page = page
         self._folder = config.run.folder
         self._children = Children()
         self._coordinator: Child | None = None
@@ -168,6 +170,10 @@ class Swarm:
             keep_secret(self._folder, self._environment[TOKEN_VARIABLE])
         self._coordinator = self._spawn("coordinator", "coordinator", config_path)
         address = self._await_address(self._coordinator)
+        if self._page is not None:
+            start_page(
+                self._children, self._folder, self._page, self._folder / LOGS / "dashboard.log", self._environment
+            )
         for rank in range(self._config.coordinator.nodes):
             self._nodes.append(self._spawn(f"node-{rank}", "node", config_path, "--join", address, "--rank", str(rank)))
 

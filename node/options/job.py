@@ -1,11 +1,11 @@
-"""The options of the commands that do the job: run, coordinator, node; eval, export, report, trace."""
+"""The options of the commands that do the job: run, coordinator, node; eval, export, report, dashboard, trace."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
-from node.epilogs import EVAL, SETTINGS, TRACE
+from node.epilogs import DASHBOARD, EVAL, SETTINGS, TRACE
 from node.options.common import Commands, add_command, add_config, add_print_config
 
 
@@ -15,6 +15,7 @@ def add_training(commands: Commands) -> None:
         commands, "run", "a whole run on this machine: a coordinator and its nodes", SETTINGS, takes_settings=True
     )
     add_config(run)
+    _add_page(run)
 
     lead = add_command(
         commands,
@@ -24,6 +25,7 @@ def add_training(commands: Commands) -> None:
         takes_settings=True,
     )
     add_config(lead)
+    _add_page(lead)
 
     _add_node(
         add_command(
@@ -53,10 +55,32 @@ def add_results(commands: Commands) -> None:
     report.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="a run's folder, such as outputs/demo")
     report.add_argument("--out", type=Path, help="the PNG to write (default: report.png in the run's folder)")
 
+    page = add_command(commands, "dashboard", "the live page of a run, for a browser", DASHBOARD)
+    page.add_argument("run", type=Path, metavar="RUN", help="a run's folder, such as outputs/demo")
+    page.add_argument(
+        "--bind", default="127.0.0.1:7080", metavar="HOST:PORT", help="where the page is served (default: %(default)s)"
+    )
+    page.add_argument(
+        "--host", action="append", default=[], metavar="NAME", help="another name under which browsers reach the page"
+    )
+
     trace = add_command(commands, "trace", "one step of a run, node by node, as a file for Perfetto's viewer", TRACE)
     trace.add_argument("run", type=Path, metavar="RUN", help="a run's folder, such as outputs/demo")
     trace.add_argument("--step", type=int, required=True, help="the step; the run must have recorded it")
     trace.add_argument("--out", type=Path, help="the file to write (default: trace/step-N.json in the run's folder)")
+
+
+def _add_page(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--dashboard", default="", metavar="HOST:PORT", help="serve the run's live page there, such as 127.0.0.1:7080"
+    )
+    parser.add_argument(
+        "--dashboard-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="another name under which browsers reach the page",
+    )
 
 
 def _add_node(node: argparse.ArgumentParser) -> None:
