@@ -13,8 +13,6 @@ much as the subspace has moved. `node.subspace.basis.align` keeps the coordinate
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import torch
 from torch import nn
 
@@ -40,9 +38,9 @@ def weight_moments(model: ExchangedLlama) -> Moments:
 
 
 def activation_moments(
-    model: ExchangedLlama, exchange: ChunkExchange, sampler: Sampler, cursors: Iterable[int]
+    model: ExchangedLlama, exchange: ChunkExchange, sampler: Sampler, cursor: int, batches: int
 ) -> Moments:
-    """ΣzᵀZ of this node's K and V over the calibration batches that begin at `cursors`, uncompressed.
+    """ΣzᵀZ of this node's K and V over the calibration batches that begin at `cursor`, uncompressed.
 
     `sampler` draws other contexts than those of training: a basis fitted to what the next steps train on would look
     better than it is.
@@ -50,9 +48,10 @@ def activation_moments(
     spec = PassSpec(sampler.context // exchange.payload.chunks, compressed=False)
     total: Moments = {}
     with torch.no_grad():
-        for cursor in cursors:
-            probe = MomentProbe(model.ranks.groups)
-            loss_sum(model, exchange, sampler.contexts(cursor), spec, probe)
+        for _ in range(batches):
+            probe, contexts = MomentProbe(model.ranks.groups), sampler.contexts(cursor)
+            loss_sum(model, exchange, contexts, spec, probe)
+            cursor += len(contexts)
             total = {key: total[key] + moment if total else moment for key, moment in probe.moments.items()}
     return total
 

@@ -172,8 +172,8 @@ class Trainer:
         else:
             tokens = config.compress.warm_start_tokens(config.model.chunk_tokens)
             sampler = self._sampler(tokens, derive(config.run.seed, "calibration"))
-            cursors = [cursor + batch * config.train.batch for batch in range(config.compress.calibration_batches)]
-            moments = basis.activation_moments(self.model, world.exchange, sampler, cursors)
+            batches = config.compress.calibration_batches
+            moments = basis.activation_moments(self.model, world.exchange, sampler, cursor, batches)
         named = {f"the second moment of layer {layer}'s {kind}": moment for (layer, kind), moment in moments.items()}
         require_finite(named, f"step {number}: no basis")
         if MOMENTS in rounds:

@@ -183,7 +183,7 @@ def test_what_follows_from_the_settings() -> None:
     assert len(config.compressed) == 3
     assert config.compress.warm_start_tokens(config.model.chunk_tokens) == 3
     assert convert(Config, {"model": {"d_model": 96, "head_dim": 8}}).model.head_size == 8
-    assert convert(Config, {"compress": {"warmup_share": 1e-9}}).warmup_chunk_tokens == 1
+    assert convert(Config, {"compress": {"warmup_share": 1e-9}}).compress.warm_start_tokens(12) == 1
     assert config.run.folder == Path("outputs/run")
 
 

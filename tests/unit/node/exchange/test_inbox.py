@@ -228,6 +228,18 @@ def test_what_comes_too_late_is_dropped() -> None:
     assert admit(make_inbox(), "ann", tag(pass_no=FULL - 1)) is None
 
 
+def test_a_layer_sends_only_what_its_mode_has() -> None:
+    """No theta where none is handed on, and no keys and values of a layer that sees its own chunk alone."""
+    with pytest.raises(ProtocolError, match="ann: sent theta, which layer 0 does not send in this pass"):
+        admit(make_inbox(), "ann", tag("theta"))
+    inbox = Inbox(payload_format(tiny_config(compress={"remote_last_layers": 2})), RING_CAP_BYTES)
+    inbox.enter(Members(1, WORLD, ME, NAMES))
+    inbox.begin(FULL)
+    arrive(inbox, "ann", tag(layer=1))
+    with pytest.raises(ProtocolError, match="ann: sent kv, which layer 0 does not send in this pass"):
+        admit(inbox, "ann", tag(layer=0))
+
+
 def test_a_pass_that_has_ended_is_forgotten_and_those_in_flight_are_not() -> None:
     inbox = make_inbox()
     for pass_no in (FULL, FULL + 1, FULL + 2):

@@ -33,7 +33,7 @@ class Agreed:
 def moments_of(rank: int, wire: ThreadWire, world: str) -> Moments:
     sampler = BatchSampler(corpus().train, 16, CONFIG.train.batch, CONFIG.run.seed)
     exchange = exchange_of(CONFIG, WORLDS[world], rank, wire)
-    return basis.activation_moments(CONFIG, small_model(CONFIG), exchange, sampler, cursor=10)
+    return basis.activation_moments(small_model(CONFIG), exchange, sampler, cursor=10, batches=3)
 
 
 def test_moments_summed_over_ranks_are_those_of_one() -> None:
@@ -55,9 +55,8 @@ def test_calibration_walks_on_from_the_cursor() -> None:
     """Three batches of two contexts: the sum of three walks of one batch."""
     sampler = BatchSampler(corpus().train, 16, 2, CONFIG.run.seed)
     exchange, model = exchange_of(CONFIG, WORLDS["1"], 0, None), small_model(CONFIG)
-    one = tiny_config(compress={"calibration_batches": 1})
-    parts = [basis.activation_moments(one, model, exchange, sampler, 10 + 2 * number)[0, "k"] for number in range(3)]
-    whole = basis.activation_moments(CONFIG, model, exchange, sampler, 10)[0, "k"]
+    parts = [basis.activation_moments(model, exchange, sampler, 10 + 2 * number, 1)[0, "k"] for number in range(3)]
+    whole = basis.activation_moments(model, exchange, sampler, 10, 3)[0, "k"]
     torch.testing.assert_close(whole, parts[0] + parts[1] + parts[2])
     assert not torch.equal(parts[0], parts[1])
 

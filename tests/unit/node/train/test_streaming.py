@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from helpers.coordinated import Coordinator, Session, Still, make_trainer, make_world, train
-from helpers.small import VOCAB
+from helpers.small import VOCAB, schedule_of
 from helpers.threads import ThreadWire, run_ranks
 from helpers.worlds import WORLDS, Loop, tiny_config
 from safetensors.torch import load_file
@@ -119,7 +119,7 @@ def test_agreed_weights_are_mixed_with_what_the_own_have_become_under_way() -> N
 
     def work(rank: int, wire: ThreadWire) -> tuple[Tensor, Tensor, Tensor]:
         model = drawn_model(config, VOCAB)
-        agreed, averager = AgreedWeights(config, model), Averager(rank, 2, wire, Agreed())
+        agreed, averager = AgreedWeights(config.train, schedule_of(config), model), Averager(rank, 2, wire, Agreed())
         start = agreed.own()
         with torch.no_grad():
             for parameter in model.parameters():

@@ -54,7 +54,7 @@ def test_the_phases_of_a_run() -> None:
     assert [config.compress.is_unplugged_at(step) for step in range(1, 7)] == [False] * 4 + [True] * 2
     names = ["warm start, uncompressed"] * 2 + [""] * 2 + ["unplugged, uncompressed"] * 2
     assert [schedule_of(config).phase(step) for step in range(1, 7)] == names
-    assert not any(unplugging(unplug_step=0).is_unplugged_at(step) for step in range(1, 7))
+    assert not any(unplugging(unplug_step=0).compress.is_unplugged_at(step) for step in range(1, 7))
 
 
 def test_no_basis_is_refreshed_that_will_not_be_used() -> None:
