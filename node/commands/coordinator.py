@@ -14,7 +14,7 @@ from netem.errors import ConfigError, RunAborted
 from netem.profile import resolve_schedule
 from node.config import Config, save_config
 from node.train.resume import check_can_start, log_changes, start_step
-from node.train.schedule import begins_for, ends_for, rounds_for
+from node.train.schedule import StepSchedule
 
 log = logging.getLogger("isthmus.coordinator")
 
@@ -59,21 +59,21 @@ def _serve(config: Config) -> None:
     log_changes(config)
     (folder / ADDRESS).unlink(missing_ok=True)
     save_config(config, folder / CONFIG)
-    schedule = resolve_schedule(config.net)
+    network, steps = resolve_schedule(config.net), StepSchedule(config.model, config.compress, config.train)
     plan = RunPlan(
         run_name=config.run.name,
         chunks=config.model.chunks,
         steps=config.train.steps,
         batch=config.train.batch,
         config_digest=config.digest(),
-        rounds_for=lambda done: rounds_for(config, done + 1),
-        begins_for=lambda done: begins_for(config, done + 1),
-        ends_for=lambda done: ends_for(config, done + 1),
+        rounds_for=lambda done: steps.rounds(done + 1),
+        begins_for=lambda done: steps.begins(done + 1),
+        ends_for=lambda done: steps.ends(done + 1),
         start_step=done,
         start_cursor=done * config.train.batch,
-        schedule=schedule,
+        schedule=network,
     )
-    with Recorder(folder, done=done, dilation=schedule.profile.dilation) as recorder:
+    with Recorder(folder, done=done, dilation=network.profile.dilation) as recorder:
         if recorder.missing:
             log.warning("%s: steps without a record: %s; they are not done again", folder / METRICS, recorder.missing)
         server = CoordinatorServer(

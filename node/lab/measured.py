@@ -60,9 +60,8 @@ def read_measured(path: Path) -> Measured:
     records = read_run(folder).records
     config = convert(Config, load_toml(folder / CONFIG))
     # The step after the warm start takes the basis; those after unplugging send K and V whole again.
-    usual = [
-        step for step in range(config.warmup_steps + 2, config.train.steps + 1) if not config.is_unplugged_at(step)
-    ]
+    compress, steps = config.compress, config.train.steps
+    usual = [step for step in range(compress.warm_start_steps + 2, steps + 1) if not compress.is_unplugged_at(step)]
     warm = [record for record in records if number(record, "step") in usual and _is_timed(record)]
     averaged = [record for record in warm if number(record, "averaging_s") > 0]
     exact = config.train.sync_every == 1

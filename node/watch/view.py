@@ -27,7 +27,7 @@ from netem.profile import Profile, resolve_schedule
 from netem.schedule import Schedule
 from netem.units import format_size
 from node.config import Config
-from node.train.schedule import phase
+from node.train.schedule import StepSchedule
 
 WINDOW_S = 20.0
 PLAIN_INTERVAL_S = 5.0
@@ -45,6 +45,7 @@ class View:
         self, config: Config, *, console: Console | None = None, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._config = config
+        self._schedule = StepSchedule(config.model, config.compress, config.train)
         self._title, self._subtitle = title(config), subtitle(config)
         self._console = console or Console()
         self._clock = clock
@@ -120,7 +121,7 @@ class View:
         """The same in one line; something has been fed."""
         records, steps = list(self._window), self._config.train.steps
         step = int(number(records[-1], "step"))
-        now = phase(self._config, step)
+        now = self._schedule.phase(step)
         parts = [f"step {step}/{steps}", *([now] if now else []), f"loss {_loss(records[-1].get('loss'))}"]
         if self._heldout:
             parts.append(f"held-out {self._heldout[1]:.3f} (step {self._heldout[0]})")
@@ -150,7 +151,7 @@ class View:
     def _progress(self) -> list[RenderableType]:
         records, steps = list(self._window), self._config.train.steps
         step = int(number(records[-1], "step"))
-        now = phase(self._config, step)
+        now = self._schedule.phase(step)
         elapsed = format_duration(self._clock() - self._began_s)
         done = Text.assemble((f"step {step}", "bold"), f" of {steps}", (f"  {now}" if now else "", "yellow"))
         left = Text.assemble(f"{elapsed} gone, ", (f"{format_duration(rates.eta_s(records, steps))} to go", "bold"))

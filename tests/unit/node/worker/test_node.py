@@ -13,7 +13,7 @@ from coordinator.messages import Roster, RosterEntry
 from netem.counters import LinkCounters
 from netem.errors import ConfigError, GenerationOver, ProtocolError, RunAborted
 from node.exchange.inbox import Inbox
-from node.exchange.payload import PayloadFormat
+from node.train.from_config import payload_format
 from node.train.ring_formats import FLOAT32
 from node.worker.machine import Machine
 from node.worker.node import Place, _train
@@ -59,7 +59,7 @@ class Agreed:
 
 def test_each_world_has_its_own_members_and_what_lasts_is_told_of_the_change() -> None:
     config = tiny_config()
-    payload, endpoint = PayloadFormat(config), Endpoint()
+    payload, endpoint = payload_format(config), Endpoint()
     inbox = Inbox(payload, 1 << 20)
     machine = Machine(torch.device("cpu"))
     builder = WorldBuilder(
@@ -93,7 +93,7 @@ def test_each_world_has_its_own_members_and_what_lasts_is_told_of_the_change() -
 def test_a_world_is_built_once_no_thread_of_the_one_before_is_left() -> None:
     """It could send shards of its own round as messages of the new generation."""
     config = tiny_config()
-    payload, endpoint = PayloadFormat(config), Endpoint()
+    payload, endpoint = payload_format(config), Endpoint()
     inbox = Inbox(payload, 1 << 20)
     machine = Machine(torch.device("cpu"))
     builder = WorldBuilder(
