@@ -139,8 +139,9 @@ class Membership:
             generation=self.generation,
             start_step=start_step,
             members=[
-                RosterEntry(name=plain(peer), peer=peer, rank=rank, address=self._seats[peer].join.address)
+                RosterEntry(name=plain(peer), peer=peer, rank=rank, address=join.address, cores=join.cores)
                 for rank, peer in enumerate(order)
+                for join in (self._seats[peer].join,)
             ],
             assignment=assignment.to_lists(),
         )

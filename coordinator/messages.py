@@ -18,7 +18,7 @@ from netem.changes import Change
 from netem.errors import ProtocolError
 from netem.schedule import Timed
 
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 4
 COORDINATOR = "coordinator"  # the coordinator's name as an endpoint; no node may bear it
 RUN_ID = "isthmus"  # the same for all runs, so that a coordinator can tell a node that it has asked at the wrong run
 NODE_NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"
@@ -50,7 +50,7 @@ class Join(Message, frozen=True, kw_only=True):
     """A request to join. `rank` is the rank that the node asks for, −1 for none.
 
     `config_digest` covers all settings that must be equal on all nodes. `name` is the plain part of the name of the
-    sender's endpoint (`netem.names`).
+    sender's endpoint (`netem.names`). `cores` names the CPU cores that it runs on (`netem.cores`).
     """
 
     name: Name
@@ -61,6 +61,7 @@ class Join(Message, frozen=True, kw_only=True):
     address: Address
     host: Text = ""
     pid: Count = 0
+    cores: Text = ""
     rank: Annotated[int, msgspec.Meta(ge=-1, le=1 << 20)] = -1
 
 
@@ -153,12 +154,14 @@ class Refused(Message, frozen=True, kw_only=True):
 
 
 class RosterEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One member. It listens at `address`; `peer` is the name of its endpoint."""
+    """One member. It listens at `address`; `peer` is the name of its endpoint. Members with the same `cores` share
+    them."""
 
     name: Name
     peer: Peer
     rank: Count
     address: Address
+    cores: Text = ""
 
 
 class Roster(Message, frozen=True, kw_only=True):
