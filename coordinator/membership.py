@@ -16,7 +16,7 @@ import msgspec
 
 from coordinator.assignment import Assignment
 from coordinator.config import CoordinatorConfig
-from coordinator.messages import COORDINATOR, PROTOCOL_VERSION, Ask, Join, Peer, Roster, RosterEntry, Welcome
+from coordinator.messages import COORDINATOR, PROTOCOL_VERSION, Ask, Join, Peer, Roster, RosterEntry, Watch, Welcome
 from netem.names import plain
 
 
@@ -83,7 +83,7 @@ class Membership:
             )
         return self._clash(join)
 
-    def refusal_to_talk(self, name: str, opening: Join | Ask) -> str | None:
+    def refusal_to_talk(self, name: str, opening: Join | Ask | Watch) -> str | None:
         """Why the sender of this first message gets no further answer; None where it gets one."""
         if opening.version != PROTOCOL_VERSION:
             return (

@@ -120,6 +120,25 @@ class Ask(Message, frozen=True, kw_only=True):
     change: Change | None = None
 
 
+class Watch(Message, frozen=True, kw_only=True):
+    """A request for what the run has recorded after the line of this number. `token` is as in `Join`."""
+
+    token: Text
+    version: Count
+    after: Count = 0
+
+
+class Watched(Message, frozen=True, kw_only=True):
+    """What the run has recorded: its `config` as TOML without secrets, lines of metrics.jsonl, the number of the last
+    one, the seconds since the coordinator started, and in words where the run is."""
+
+    config: Annotated[str, msgspec.Meta(max_length=1 << 16)]
+    lines: Annotated[list[str], msgspec.Meta(max_length=1000)]
+    number: Count
+    elapsed_s: Annotated[float, msgspec.Meta(ge=0)]
+    state: Text
+
+
 class Answer(Message, frozen=True, kw_only=True):
     """The network at `step`, `at_s` emulated seconds after the run's start, and which nodes have confirmed the change.
 
@@ -226,8 +245,8 @@ class Stop(Message, frozen=True, kw_only=True):
     reason: Reason = ""
 
 
-NodeMessage = Join | Ready | Vote | Saved | Changed | Leave | Failed | Heartbeat | Ask
-CoordinatorMessage = Welcome | Refused | Roster | Go | Alter | Commit | Abort | Stop | Heartbeat | Answer
+NodeMessage = Join | Ready | Vote | Saved | Changed | Leave | Failed | Heartbeat | Ask | Watch
+CoordinatorMessage = Welcome | Refused | Roster | Go | Alter | Commit | Abort | Stop | Heartbeat | Answer | Watched
 
 Send = Callable[[bytes], None]
 

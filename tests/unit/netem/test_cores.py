@@ -36,9 +36,7 @@ def tree(root: Path, group: str, **files: str) -> tuple[Path, Path]:
         ("0::/\n", {}, None),
     ],
 )
-def test_the_limit_of_a_control_group(
-    tmp_path: Path, group: str, files: dict[str, str], limit: float | None
-) -> None:
+def test_the_limit_of_a_control_group(tmp_path: Path, group: str, files: dict[str, str], limit: float | None) -> None:
     assert cores.time_limit(*tree(tmp_path, group, **files)) == limit
 
 
