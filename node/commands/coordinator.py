@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import logging
 import signal
+import time
 
+from coordinator.events import Record
+from coordinator.messages import Watched
 from coordinator.plan import RunPlan
 from coordinator.records.folder import ADDRESS, CONFIG, METRICS, discard_unstarted, make_folder, mark_complete
 from coordinator.records.lock import SERVING, locked
 from coordinator.records.recorder import Recorder
+from coordinator.records.tail import Tail
 from coordinator.server import CoordinatorServer
 from netem.errors import ConfigError, RunAborted
 from netem.profile import resolve_schedule
-from node.config import Config, save_config
+from node.config import Config, public_toml, save_config
 from node.train.resume import check_can_start, log_changes, start_step
 from node.train.schedule import StepSchedule
+from node.watch.view import View
 
 log = logging.getLogger("isthmus.coordinator")
 
@@ -73,14 +78,27 @@ def _serve(config: Config) -> None:
         start_cursor=done * config.train.batch,
         schedule=network,
     )
-    with Recorder(folder, done=done, dilation=network.profile.dilation) as recorder:
+    view, tail, began_s = View(config, say=log.info), Tail(), time.monotonic()
+
+    def record(measured: Record) -> None:
+        line = recorder.record(measured)
+        tail.add(line)
+        view.feed(line)
+
+    def show(after: int, state: str) -> Watched:
+        lines, number = tail.after(after)
+        elapsed_s = time.monotonic() - began_s
+        return Watched(config=public_toml(config), lines=lines, number=number, elapsed_s=elapsed_s, state=state)
+
+    with Recorder(folder, done=done, dilation=network.profile.dilation) as recorder, view:
         if recorder.missing:
             log.warning("%s: steps without a record: %s; they are not done again", folder / METRICS, recorder.missing)
         server = CoordinatorServer(
             config.coordinator,
             plan,
-            record=recorder.record,
+            record=record,
             checkpoint_complete=lambda step: mark_complete(folder, step, config.coordinator.nodes),
+            show=show,
         )
         (folder / ADDRESS).write_text(server.address + "\n")
         log.info("run %s: waiting for %d nodes at %s", config.run.name, config.coordinator.nodes, server.address)

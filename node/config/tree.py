@@ -142,6 +142,13 @@ def load_config(path: Path | None, overrides: Sequence[str] = (), preset: str = 
     return convert(Config, with_folder(apply_overrides(tree, overrides, text_keys())))
 
 
+def recorded_config(tree: Tree) -> Config:
+    """The config that a run has recorded, for reading. The record has no secrets, so nothing may listen by it: the
+    address of its coordinator is left out too."""
+    coordinator = {key: value for key, value in tree.get("coordinator", {}).items() if key != "address"}
+    return convert(Config, tree | {"coordinator": coordinator})
+
+
 def with_preset(tree: Tree, preset: str = "") -> Tree:
     """`tree` laid over the preset called `preset`, or else over the one that it names itself."""
     own = tree.get("preset", "")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 import threading
 from collections.abc import Iterator
@@ -59,7 +60,7 @@ class Place:
 
     join: str  # the coordinator's address
     bind: str  # "tcp://INTERFACE:PORT" on which this node listens
-    advertise: str  # the host under which peers dial this node; empty: the host in `bind`
+    advertise: str  # HOST or HOST:PORT at which peers dial this node; empty: as in `bind`
     name: str
     rank: int  # the rank that it asks for, −1 for none
 
@@ -167,12 +168,15 @@ def _rosters(session: Session, place: Place) -> Iterator[tuple[int, Roster]]:
         raise ConfigError(f"--join {place.join}: {error}") from None
 
 
-def _advertised(bound: str, host: str) -> str:
-    """The address for the peers: the bound one, or the same port at `host` (behind NAT, in a container)."""
-    if not host:
+def _advertised(bound: str, place: str) -> str:
+    """The address for the peers: the bound one, or that of `place`, HOST or HOST:PORT (behind NAT, in a container)."""
+    if not place:
         return bound
-    address = f"tcp://{host}:{bound.rpartition(':')[2]}"
-    parse_address(address, "--advertise", dial=True)
+    address = f"tcp://{place}" if re.search(r":\d+$", place) else f"tcp://{place}:{bound.rpartition(':')[2]}"
+    try:
+        parse_address(address, "--advertise", dial=True)
+    except ConfigError:
+        raise ConfigError(f"--advertise {place!r}: expected HOST or HOST:PORT, such as 203.0.113.7:7071") from None
     return address
 
 
