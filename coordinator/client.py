@@ -37,6 +37,7 @@ from coordinator.messages import (
     encode,
     shorten,
 )
+from netem import cores
 from netem.endpoint import Endpoint
 from netem.errors import ConfigError, GenerationOver, IsthmusError, ProtocolError, RunAborted
 from netem.schedule import Timed
@@ -88,6 +89,7 @@ class Session:
             address=address,
             host=socket.gethostname(),
             pid=os.getpid(),
+            cores=cores.name(),
             rank=rank,
         )
         self._member = Member(config)

@@ -95,7 +95,7 @@ class CoordinatorConfig(Section, frozen=True, kw_only=True):
         if not self.token and not _is_loopback(host):
             raise ConfigError(
                 f'{path}token = "": {host} can be reached from other machines; give a secret token, '
-                "the same to the coordinator and to every node"
+                "the same to the coordinator and to every node (ISTHMUS_TOKEN in the environment)"
             )
         if self.heartbeat_timeout_s < 2 * self.heartbeat_interval_s:
             raise ConfigError(

@@ -16,7 +16,7 @@ import msgspec
 
 from coordinator.assignment import Assignment
 from coordinator.config import CoordinatorConfig
-from coordinator.messages import COORDINATOR, PROTOCOL_VERSION, Ask, Join, Peer, Roster, RosterEntry, Welcome
+from coordinator.messages import COORDINATOR, PROTOCOL_VERSION, Ask, Join, Peer, Roster, RosterEntry, Watch, Welcome
 from netem.names import plain
 
 
@@ -83,7 +83,7 @@ class Membership:
             )
         return self._clash(join)
 
-    def refusal_to_talk(self, name: str, opening: Join | Ask) -> str | None:
+    def refusal_to_talk(self, name: str, opening: Join | Ask | Watch) -> str | None:
         """Why the sender of this first message gets no further answer; None where it gets one."""
         if opening.version != PROTOCOL_VERSION:
             return (
@@ -139,8 +139,9 @@ class Membership:
             generation=self.generation,
             start_step=start_step,
             members=[
-                RosterEntry(name=plain(peer), peer=peer, rank=rank, address=self._seats[peer].join.address)
+                RosterEntry(name=plain(peer), peer=peer, rank=rank, address=join.address, cores=join.cores)
                 for rank, peer in enumerate(order)
+                for join in (self._seats[peer].join,)
             ],
             assignment=assignment.to_lists(),
         )

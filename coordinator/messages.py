@@ -18,7 +18,7 @@ from netem.changes import Change
 from netem.errors import ProtocolError
 from netem.schedule import Timed
 
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 4
 COORDINATOR = "coordinator"  # the coordinator's name as an endpoint; no node may bear it
 RUN_ID = "isthmus"  # the same for all runs, so that a coordinator can tell a node that it has asked at the wrong run
 NODE_NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"
@@ -50,7 +50,7 @@ class Join(Message, frozen=True, kw_only=True):
     """A request to join. `rank` is the rank that the node asks for, −1 for none.
 
     `config_digest` covers all settings that must be equal on all nodes. `name` is the plain part of the name of the
-    sender's endpoint (`netem.names`).
+    sender's endpoint (`netem.names`). `cores` names the CPU cores that it runs on (`netem.cores`).
     """
 
     name: Name
@@ -61,6 +61,7 @@ class Join(Message, frozen=True, kw_only=True):
     address: Address
     host: Text = ""
     pid: Count = 0
+    cores: Text = ""
     rank: Annotated[int, msgspec.Meta(ge=-1, le=1 << 20)] = -1
 
 
@@ -119,6 +120,25 @@ class Ask(Message, frozen=True, kw_only=True):
     change: Change | None = None
 
 
+class Watch(Message, frozen=True, kw_only=True):
+    """A request for what the run has recorded after the line of this number. `token` is as in `Join`."""
+
+    token: Text
+    version: Count
+    after: Count = 0
+
+
+class Watched(Message, frozen=True, kw_only=True):
+    """What the run has recorded: its `config` as TOML without secrets, lines of metrics.jsonl, the number of the last
+    one, the seconds since the coordinator started, and in words where the run is."""
+
+    config: Annotated[str, msgspec.Meta(max_length=1 << 16)]
+    lines: Annotated[list[str], msgspec.Meta(max_length=1000)]
+    number: Count
+    elapsed_s: Annotated[float, msgspec.Meta(ge=0)]
+    state: Text
+
+
 class Answer(Message, frozen=True, kw_only=True):
     """The network at `step`, `at_s` emulated seconds after the run's start, and which nodes have confirmed the change.
 
@@ -153,12 +173,14 @@ class Refused(Message, frozen=True, kw_only=True):
 
 
 class RosterEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One member. It listens at `address`; `peer` is the name of its endpoint."""
+    """One member. It listens at `address`; `peer` is the name of its endpoint. Members with the same `cores` share
+    them."""
 
     name: Name
     peer: Peer
     rank: Count
     address: Address
+    cores: Text = ""
 
 
 class Roster(Message, frozen=True, kw_only=True):
@@ -223,8 +245,8 @@ class Stop(Message, frozen=True, kw_only=True):
     reason: Reason = ""
 
 
-NodeMessage = Join | Ready | Vote | Saved | Changed | Leave | Failed | Heartbeat | Ask
-CoordinatorMessage = Welcome | Refused | Roster | Go | Alter | Commit | Abort | Stop | Heartbeat | Answer
+NodeMessage = Join | Ready | Vote | Saved | Changed | Leave | Failed | Heartbeat | Ask | Watch
+CoordinatorMessage = Welcome | Refused | Roster | Go | Alter | Commit | Abort | Stop | Heartbeat | Answer | Watched
 
 Send = Callable[[bytes], None]
 

@@ -1,12 +1,13 @@
-"""A person's request to the coordinator of a running run: one question and one answer, within a time limit.
+"""A person's requests to the coordinator of a running run, each with one answer within a time limit.
 
-It changes or describes the run's network (`live`). Its endpoint is not part of the emulated network, so cuts do not
-affect it.
+They change or describe the run's network (`live`), or ask for what the run has recorded. The endpoint is not part of
+the emulated network, so cuts do not affect it.
 """
 
 from __future__ import annotations
 
 import queue
+from typing import TypeVar
 
 from coordinator.messages import (
     CONTROL_TAG,
@@ -16,6 +17,8 @@ from coordinator.messages import (
     Answer,
     Ask,
     Refused,
+    Watch,
+    Watched,
     control_buffer,
     decode_from_coordinator,
     encode,
@@ -27,35 +30,71 @@ from netem.limits import Limits
 from netem.names import OPERATOR
 from netem.network import UNSHAPED
 
+_Kind = TypeVar("_Kind", Answer, Watched)
 
-def ask(address: str, token: str, change: Change | None, timeout_s: float = 15.0) -> Answer:
-    """Change the network of the run whose coordinator is at `address`, or only describe it.
+TIMEOUT_S = 15.0
 
-    Raises `ConfigError` where no coordinator answers there, or it refuses.
+
+class Operator:
+    """A connection to the coordinator at `address`. Close it, or use it as a context.
+
+    Its methods raise `ConfigError` where no coordinator answers there within `timeout_s`, or it refuses.
     """
-    inbox = _Inbox()
-    endpoint = Endpoint(unique(OPERATOR), RUN_ID, UNSHAPED, inbox, bind=None, limits=Limits(max_strangers=0))
-    try:
-        endpoint.connect(COORDINATOR, address, answers_only=True)
-        question = Ask(token=token, version=PROTOCOL_VERSION, change=change)
-        endpoint.send(COORDINATOR, CONTROL_TAG, [encode(question)], urgent=True)
-        message = inbox.said.get(timeout=timeout_s)
-    except queue.Empty:
-        raise ConfigError(f"nobody answers at {address}; is the run going on, and is that its address?") from None
-    finally:
-        endpoint.close()
-    if isinstance(message, IsthmusError):
-        raise message
-    if isinstance(message, Refused):
-        raise ConfigError(f"the coordinator refuses: {message.reason}")
-    return message
+
+    def __init__(self, address: str, token: str, timeout_s: float = TIMEOUT_S) -> None:
+        self._address, self._token, self._timeout_s = address, token, timeout_s
+        self._inbox = _Inbox()
+        self._endpoint = Endpoint(
+            unique(OPERATOR), RUN_ID, UNSHAPED, self._inbox, bind=None, limits=Limits(max_strangers=0)
+        )
+        self._endpoint.connect(COORDINATOR, address, answers_only=True)
+
+    def __enter__(self) -> Operator:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the connection."""
+        self._endpoint.close()
+
+    def ask(self, change: Change | None) -> Answer:
+        """Change the run's network, or only describe it."""
+        return self._exchange(Ask(token=self._token, version=PROTOCOL_VERSION, change=change), Answer)
+
+    def watch(self, after: int) -> Watched:
+        """What the run has recorded after the line of this number."""
+        return self._exchange(Watch(token=self._token, version=PROTOCOL_VERSION, after=after), Watched)
+
+    def _exchange(self, question: Ask | Watch, kind: type[_Kind]) -> _Kind:
+        self._endpoint.send(COORDINATOR, CONTROL_TAG, [encode(question)], urgent=True)
+        try:
+            message = self._inbox.said.get(timeout=self._timeout_s)
+        except queue.Empty:
+            raise ConfigError(
+                f"nobody answers at {self._address}; is the run going on, and is that its address?"
+            ) from None
+        if isinstance(message, IsthmusError):
+            raise message
+        if isinstance(message, Refused):
+            raise ConfigError(f"the coordinator refuses: {message.reason}")
+        if not isinstance(message, kind):
+            raise ProtocolError(f"a {type(message).__name__} in answer to a {type(question).__name__}")
+        return message
+
+
+def ask(address: str, token: str, change: Change | None) -> Answer:
+    """Change the network of the run whose coordinator is at `address`, or only describe it."""
+    with Operator(address, token) as operator:
+        return operator.ask(change)
 
 
 class _Inbox:
-    """A `netem.endpoint.Receiver` for one answer."""
+    """A `netem.endpoint.Receiver` for answers."""
 
     def __init__(self) -> None:
-        self.said: queue.SimpleQueue[Answer | Refused | IsthmusError] = queue.SimpleQueue()
+        self.said: queue.SimpleQueue[Answer | Watched | Refused | IsthmusError] = queue.SimpleQueue()
 
     def admit(self, peer: str, generation: int, tag: bytes, total_bytes: int) -> memoryview | None:
         return control_buffer(tag, total_bytes, peer)
@@ -66,7 +105,7 @@ class _Inbox:
         except ProtocolError as error:
             self.said.put(error)
             return
-        if isinstance(message, Answer | Refused):
+        if isinstance(message, Answer | Watched | Refused):
             self.said.put(message)
 
     def failed(self, error: IsthmusError) -> None:

@@ -7,6 +7,7 @@ strangers, that is, peers that are not members: to a few at once, and to a few s
 
 from __future__ import annotations
 
+import logging
 import queue
 import threading
 import time
@@ -37,16 +38,21 @@ from coordinator.messages import (
     RUN_ID,
     CoordinatorMessage,
     Refused,
+    Watch,
+    Watched,
     control_buffer,
     decode_from_node,
     encode,
     shorten,
 )
 from coordinator.plan import RunPlan
-from coordinator.run import Run
+from coordinator.run import Phase, Run
 from netem.endpoint import Endpoint
 from netem.errors import IsthmusError, PeerSilent, ProtocolError
 from netem.limits import Limits
+from netem.names import plain
+
+log = logging.getLogger("isthmus.coordinator")
 
 _FLUSH_TIMEOUT_S = 2.0
 _MAX_BATCH = 10_000  # arrivals between two ticks; a flood must not stop the clock
@@ -120,7 +126,8 @@ class _Inbox:
 class CoordinatorServer:
     """One run's coordinator. It listens at `address` at once; `serve` blocks until the run is over.
 
-    `record` and `checkpoint_complete` are called on the serving thread; an `OSError` from them ends the run. Raises
+    `record` and `checkpoint_complete` are called on the serving thread; an `OSError` from them ends the run. `show`
+    gives the records after a line's number to those who watch, with where the run is in words. Raises
     `ConfigError` where the chunks cannot be assigned or the address cannot be bound.
     """
 
@@ -131,13 +138,16 @@ class CoordinatorServer:
         *,
         record: Callable[[Record], None],
         checkpoint_complete: Callable[[int], None],
+        show: Callable[[int, str], Watched] | None = None,
     ) -> None:
         self._record = record
         self._checkpoint_complete = checkpoint_complete
+        self._show = show
         self._tick_s = min(0.25, config.heartbeat_interval_s / 2)
         self._run = Run(config, plan, time.monotonic())
         self._inbox = _Inbox()
         self._generation = 0
+        self._nodes = config.nodes
         self._outcome: RunOutcome | None = None
         profile = plan.schedule.profile
         self._endpoint = Endpoint(COORDINATOR, RUN_ID, profile, self._inbox, bind=config.address, limits=_LIMITS)
@@ -182,7 +192,20 @@ class CoordinatorServer:
                 self._send(item.peer, Refused(reason=shorten(f"not understood: {error}; is it the same isthmus?")))
                 return
             event = Faulted(item.peer, str(error))
-        self._handle(event, item.arrived_s)
+        if isinstance(event, Received) and isinstance(event.message, Watch):
+            self._send(item.peer, self._watched(event.message))
+        else:
+            self._handle(event, item.arrived_s)
+
+    def _watched(self, watch: Watch) -> Watched | Refused:
+        """What a person who watches the run is told. It does not touch the machine."""
+        membership = self._run.membership
+        if (reason := membership.refusal_to_talk("this command", watch)) is not None:
+            return Refused(reason=shorten(reason))
+        if self._show is None:
+            return Refused(reason="this coordinator keeps no records that could be watched")
+        joining = self._run.phase is Phase.JOINING
+        return self._show(watch.after, membership.waiting_text() if joining else self._run.phase.value)
 
     def _handle(self, event: Event, now_s: float) -> None:
         """Hand the event to the machine and carry out its actions, and so for the events that follow from that."""
@@ -208,6 +231,11 @@ class CoordinatorServer:
             before, self._inbox.members = self._inbox.members, frozenset(membership.peers)
             for peer in self._inbox.members - before:
                 self._endpoint.trust(peer)
+                here = f"{len(membership)} of {self._nodes} nodes are here"
+                log.info("%s joined; %s", membership.describe([peer]), here)
+            if self._run.phase not in (Phase.STOPPING, Phase.FINISHED):
+                for peer in before - self._inbox.members:
+                    log.info("%s has gone; %d of %d nodes are here", plain(peer), len(membership), self._nodes)
 
     def _carry_out(self, action: Action) -> Event | None:
         """Carry out one action. Returns an event where that fails."""

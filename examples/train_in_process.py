@@ -11,9 +11,9 @@ import torch
 
 from node.config import load_config
 from node.data import open_data
-from node.exchange.payload import PayloadFormat
 from node.lab.in_process import train_in_process
 from node.model.exchanged import ExchangedLlama
+from node.train.from_config import payload_format
 from node.train.trainer import Metrics
 
 STEPS = 8
@@ -38,7 +38,7 @@ def losses(nodes: int) -> list[float]:
         if metrics:
             found.append(sum(part["loss_sum"] for part in metrics) / sum(part["tokens"] for part in metrics))
 
-    train_in_process(config, open_data(config.data), [PayloadFormat(config) for _ in range(nodes)], watch)
+    train_in_process(config, open_data(config.data), [payload_format(config) for _ in range(nodes)], watch)
     return found
 
 

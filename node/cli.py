@@ -1,4 +1,4 @@
-"""The command line: `isthmus run | coordinator | node | eval | export | report | study | plan | tunnel | bench | …`.
+"""The command line: `isthmus run | coordinator | node | eval | export | report | watch | study | plan | tunnel | …`.
 
 `node.options` says what can be typed, and `node.commands` what a command does; this joins the two. Exit codes: 0 done,
 1 the run failed, 2 a mistake that the user can mend, 3 a plan does not fit its device, 130 interrupted, 141 nobody
@@ -154,6 +154,12 @@ def _report(options: argparse.Namespace, _rest: list[str]) -> None:
         print(draw_comparison(options.runs, options.out))
 
 
+def _watch(options: argparse.Namespace, _rest: list[str]) -> None:
+    from node.commands.watch import watch
+
+    watch(options.run, options.token)
+
+
 def _trace(options: argparse.Namespace, _rest: list[str]) -> None:
     from node.commands.trace import write_step
 
@@ -203,6 +209,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace, list[str]], int | None]] = {
     "export": _export,
     "report": _report,
     "dashboard": _dashboard,
+    "watch": _watch,
     "trace": _trace,
     "study": study,
     "plan": plan,

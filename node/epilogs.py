@@ -29,6 +29,13 @@ While `isthmus run configs/demo.toml` goes on in another terminal:
 Nothing in flight is lost. A cut only delays the run if it is shorter than the time that nodes may be silent.
 """
 
+WATCH = """\
+It shows what `isthmus run` shows, and disturbs nothing; Ctrl-C ends only the view:
+  isthmus watch outputs/demo
+  isthmus watch tcp://10.0.0.5:7070
+The second needs the run's secret, in ISTHMUS_TOKEN or by --token.
+"""
+
 PLAN = f"""\
 {SETTINGS.rstrip()}
 With --coordinator.assignment auto it compares ways to give chunks to nodes, and plans the one that a run would take.

@@ -66,7 +66,9 @@ GUARDS = {
     "node/train/head.py": [f"{NODE}/train/test_head.py"],
     "node/train/optimizer.py": [f"{NODE}/train/test_optimizer.py"],
     "node/train/outer.py": [f"{NODE}/train/test_outer.py"],
-    "node/train/schedule.py": [f"{NODE}/train/test_schedule.py"],
+    "node/train/schedule.py": [
+        *(f"{NODE}/train/test_{name}.py" for name in ("schedule", "finite", "refresh", "unplug"))
+    ],
 }
 """The tests that guard a module, or all modules of a folder. The closest entry holds; what is not there is left out."""
 

@@ -42,3 +42,16 @@ def check_unlocked(run_folder: Path) -> None:
     if run_folder.is_dir():
         with locked(run_folder, SERVING):
             pass
+
+
+def is_locked(run_folder: Path) -> bool:
+    """Whether a coordinator serves this run now, as far as its lock tells: one on another machine may not be seen. No
+    file is made, so that the folder may be readable only."""
+    path = run_folder / SERVING
+    if not path.exists():
+        return False
+    try:
+        check_unlocked(run_folder)
+    except ConfigError:
+        return True
+    return False

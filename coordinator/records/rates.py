@@ -164,32 +164,55 @@ def saved_in_all_steps(records: Sequence[Record]) -> float | None:
     return 1 - (total(records, "compressed_bytes") + total(records, "dense_bytes")) / uncompressed_bytes
 
 
+Link = tuple[str, str]
+"""One direction of a pair: who sends, who receives."""
+
+
+def link_times_s(record: Record) -> dict[Link, tuple[float, float]]:
+    """For each link of a record: how long its messages take by the profile, and by how much longer they took."""
+    found: dict[Link, tuple[float, float]] = {}
+    for name, values in nodes_of(record).items():
+        for key in values:
+            if key.startswith(PER_LINK):
+                peer, _, what = key.removeprefix(PER_LINK).rpartition("/")
+                promised_s, missed_s = found.get((name, peer), (0.0, 0.0))
+                seconds = number(values, key)
+                is_promise = what == "promised_s"
+                found[name, peer] = (promised_s + seconds, missed_s) if is_promise else (promised_s, missed_s + seconds)
+    return found
+
+
 def missed_links(records: Sequence[Record]) -> list[MissedLink]:
     """The links whose emulated rate this host did not keep, worst first; empty where the run can be trusted.
 
     A link's share is taken over all records: by how much longer its messages took than the profile says, divided by
     the time that they took. A link that was late by less than `LEAST_MISSED_S` in all is left out.
     """
-    promised_s: dict[tuple[str, str], float] = {}
-    missed_s: dict[tuple[str, str], float] = {}
+    sums: dict[Link, tuple[float, float]] = {}
     for record in records:
-        for name, values in nodes_of(record).items():
-            for key in values:
-                if key.startswith(PER_LINK):
-                    peer, _, what = key.removeprefix(PER_LINK).rpartition("/")
-                    sums = promised_s if what == "promised_s" else missed_s
-                    sums[name, peer] = sums.get((name, peer), 0.0) + number(values, key)
+        for link, (promised_s, missed_s) in link_times_s(record).items():
+            before = sums.get(link, (0.0, 0.0))
+            sums[link] = before[0] + promised_s, before[1] + missed_s
+    return missed_of(sums)
+
+
+def missed_of(times_s: Mapping[Link, tuple[float, float]]) -> list[MissedLink]:
+    """`missed_links` from the sums of `link_times_s`."""
     found = [
-        MissedLink(*link, late_s / (promised_s.get(link, 0.0) + late_s))
-        for link, late_s in missed_s.items()
-        if late_s >= LEAST_MISSED_S
+        MissedLink(*link, missed_s / (promised_s + missed_s))
+        for link, (promised_s, missed_s) in times_s.items()
+        if missed_s >= LEAST_MISSED_S
     ]
     return sorted((link for link in found if link.share > TOLERANCE), key=lambda link: -link.share)
 
 
 def untrusted(records: Sequence[Record]) -> str | None:
     """Why the run's times are this host's rather than the profile's, in a few words; None where they are not."""
-    missed = missed_links(records)
+    return untrusted_for(missed_links(records))
+
+
+def untrusted_for(missed: Sequence[MissedLink]) -> str | None:
+    """The same for the links that were missed, worst first."""
     if not missed:
         return None
     worst = missed[0]

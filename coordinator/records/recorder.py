@@ -88,8 +88,8 @@ class Recorder:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def record(self, record: Record) -> None:
-        """Write one step."""
+    def record(self, record: Record) -> dict[str, Any]:
+        """Write one step. Returns what the line holds."""
         totals = aggregate(record.nodes)
         if self._dilation != 1:
             totals |= {"dilation": self._dilation}
@@ -113,6 +113,7 @@ class Recorder:
         except OSError as error:  # one of a write names no file
             raise OSError(error.errno, error.strerror, str(self._path.parent)) from None
         self._failed = False
+        return line
 
     def close(self) -> None:
         """Flush and close both. A failure that `record` has raised is not raised again."""

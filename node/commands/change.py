@@ -24,7 +24,7 @@ def change_network(where: str, token: str | None, config: ChangeConfig | None) -
     `ConfigError`.
     """
     change = None if config is None else change_of(config, "--")
-    answer = ask(_address(where), _token(where) if token is None else token, change)
+    answer = ask(address_of(where, "--coordinator"), token_of(where) if token is None else token, change)
     print(as_text(answer, change))
     return 1 if answer.silent else 0
 
@@ -43,18 +43,20 @@ def as_text(answer: Answer, change: Change | None) -> str:
     return "\n".join(lines)
 
 
-def _token(where: str) -> str:
+def token_of(where: str) -> str:
+    """The secret of the run at `where`: the one in its folder, or else the environment's."""
     kept = None if where.startswith("tcp://") else read_secret(Path(where))
     return kept or os.environ.get(TOKEN_VARIABLE, "")
 
 
-def _address(where: str) -> str:
+def address_of(where: str, key: str) -> str:
+    """The coordinator's address, which `where` is or which its folder holds. Raises `ConfigError` that names `key`."""
     if not where.startswith("tcp://"):
         if not (Path(where) / ADDRESS).exists():
             raise ConfigError(
-                f"--coordinator {where}: expected the coordinator's address, such as tcp://10.0.0.5:7070, "
+                f"{key} {where}: expected the coordinator's address, such as tcp://10.0.0.5:7070, "
                 "or the folder of a run that goes on here, such as outputs/demo"
             )
         where = read_address(Path(where))
-    check_host(parse_address(where, "--coordinator", dial=True), f"--coordinator {where}")
+    check_host(parse_address(where, key, dial=True), f"{key} {where}")
     return where

@@ -5,19 +5,24 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import time
 
+from coordinator.events import Record
+from coordinator.messages import Watched
 from coordinator.plan import RunPlan
 from coordinator.records.folder import ADDRESS, CONFIG, METRICS, discard_unstarted, make_folder, mark_complete
 from coordinator.records.lock import SERVING, locked
 from coordinator.records.recorder import Recorder
+from coordinator.records.tail import Tail
 from coordinator.server import CoordinatorServer
 from netem.children import Children
 from netem.errors import ConfigError, RunAborted
 from netem.profile import resolve_schedule
 from node.commands.dashboard import PageWish, start_page
-from node.config import TOKEN_VARIABLE, Config, save_config
+from node.config import TOKEN_VARIABLE, Config, public_toml, save_config
 from node.train.resume import check_can_start, log_changes, start_step
-from node.train.schedule import begins_for, ends_for, rounds_for
+from node.train.schedule import StepSchedule
+from node.watch.view import View
 
 log = logging.getLogger("isthmus.coordinator")
 
@@ -62,28 +67,41 @@ def _serve(config: Config, page: PageWish | None) -> None:
     log_changes(config)
     (folder / ADDRESS).unlink(missing_ok=True)
     save_config(config, folder / CONFIG)
-    schedule = resolve_schedule(config.net)
+    network, steps = resolve_schedule(config.net), StepSchedule(config.model, config.compress, config.train)
     plan = RunPlan(
         run_name=config.run.name,
         chunks=config.model.chunks,
         steps=config.train.steps,
         batch=config.train.batch,
         config_digest=config.digest(),
-        rounds_for=lambda done: rounds_for(config, done + 1),
-        begins_for=lambda done: begins_for(config, done + 1),
-        ends_for=lambda done: ends_for(config, done + 1),
+        rounds_for=lambda done: steps.rounds(done + 1),
+        begins_for=lambda done: steps.begins(done + 1),
+        ends_for=lambda done: steps.ends(done + 1),
         start_step=done,
         start_cursor=done * config.train.batch,
-        schedule=schedule,
+        schedule=network,
     )
-    with Recorder(folder, done=done, dilation=schedule.profile.dilation) as recorder:
+    view, tail, began_s = View(config, say=log.info), Tail(), time.monotonic()
+
+    def record(measured: Record) -> None:
+        line = recorder.record(measured)
+        tail.add(line)
+        view.feed(line)
+
+    def show(after: int, state: str) -> Watched:
+        lines, number = tail.after(after)
+        elapsed_s = time.monotonic() - began_s
+        return Watched(config=public_toml(config), lines=lines, number=number, elapsed_s=elapsed_s, state=state)
+
+    with Recorder(folder, done=done, dilation=network.profile.dilation) as recorder, view:
         if recorder.missing:
             log.warning("%s: steps without a record: %s; they are not done again", folder / METRICS, recorder.missing)
         server = CoordinatorServer(
             config.coordinator,
             plan,
-            record=recorder.record,
+            record=record,
             checkpoint_complete=lambda step: mark_complete(folder, step, config.coordinator.nodes),
+            show=show,
         )
         (folder / ADDRESS).write_text(server.address + "\n")
         log.info("run %s: waiting for %d nodes at %s", config.run.name, config.coordinator.nodes, server.address)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import NamedTuple
 from coordinator.records.secret import read_secret
 from netem.children import Child, Children
 from netem.errors import ConfigError, RunAborted
+from node.commands.node import interrupt
 from node.config import TOKEN_VARIABLE
 from node.watch.page import LINKS
 
@@ -36,6 +38,7 @@ def dashboard(folder: Path, bind: str, names: Sequence[str]) -> None:
     except ModuleNotFoundError as error:
         raise ConfigError(f"the page needs {error.name}: pip install '{EXTRA}'") from None
 
+    signal.signal(signal.SIGTERM, interrupt)  # uvicorn raises it again at its end; the links are to go then too
     serve(folder, parse_place(bind), names, lambda: read_secret(folder) or os.environ.get(TOKEN_VARIABLE, ""))
 
 

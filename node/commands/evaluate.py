@@ -77,20 +77,19 @@ def _evaluate(config: Config, checkpoint: Path, batches: int) -> Evaluation:
     from coordinator.assignment import assign
     from node.data import open_data
     from node.exchange.chunks import ChunkExchange
-    from node.exchange.payload import PayloadFormat
-    from node.model.exchanged import ExchangedLlama
     from node.train.checkpoint import load_model, vocab_size_of
     from node.train.evaluate import heldout_loss
-    from node.train.schedule import pass_spec
+    from node.train.from_config import drawn_model, payload_format
+    from node.train.schedule import StepSchedule
     from node.worker.node import choose_device
 
-    device = choose_device(config)
+    device = choose_device(config.run)
     task = open_data(config.data)
     # A folder that a run began from may embed more tokens than its tokenizer has.
     vocab_size = vocab_size_of(checkpoint) if config.model.init else task.vocab_size
-    model = ExchangedLlama(config, vocab_size).to(device)
+    model = drawn_model(config, vocab_size).to(device)
     load_model(checkpoint, model, task.fingerprint)
-    exchange = ChunkExchange(assign(config.model.chunks, 1), 0, PayloadFormat(config, model.ranks))
-    spec = pass_spec(config, step_of(checkpoint))
+    exchange = ChunkExchange(assign(config.model.chunks, 1), 0, payload_format(config, model.ranks))
+    spec = StepSchedule(config.model, config.compress, config.train).pass_spec(step_of(checkpoint))
     total, tokens = heldout_loss(model, exchange, task, spec, config.train.batch, batches or 1 << 60)
     return Evaluation(step_of(checkpoint), total / tokens, tokens, config.leaks and spec.compressed)

@@ -31,14 +31,14 @@ def export(path: Path, folder: Path) -> Exported:
     from node.export.folder import check_free, model_files, write_folder
     from node.export.plain import check_plain, plain_weights, rounding_note
     from node.export.tokenizer import exported_tokenizer, tokenizer_files
-    from node.model.exchanged import ExchangedLlama
     from node.train.checkpoint import load_model, vocab_size_of
     from node.train.finite import require_finite
+    from node.train.from_config import drawn_model
 
     check_free(folder)
     check_plain(config, step)
     vocab_size = vocab_size_of(checkpoint)
-    model = ExchangedLlama(config, vocab_size)
+    model = drawn_model(config, vocab_size)
     load_model(checkpoint, model)
     weights = plain_weights(config, model, step)
     require_finite(weights, f"{checkpoint}: no export")

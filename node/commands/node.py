@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import secrets
 import signal
@@ -25,6 +26,8 @@ def run_node(config: Config, join: str, bind: str, advertise: str, name: str, ra
             f"--name {name!r}: expected 1 to 64 letters, digits, '_', '.' and '-', the first a letter or a digit, "
             f"and not {COORDINATOR!r}"
         )
+    # A thread that spins while it waits takes its core from the node's network, and from other nodes of the machine.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from node.worker.node import Place, run_node  # torch takes seconds to import: a mistyped option should not
 
     signal.signal(signal.SIGTERM, interrupt)

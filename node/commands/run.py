@@ -57,8 +57,6 @@ POLL_S = 0.2
 
 def run_swarm(config: Config, page: PageWish | None = None) -> Config:
     """Run to the end; the config as run (its name may have got a number). Raises `RunAborted` where it fails."""
-    # Several processes share the cores here: a thread that spins while it waits takes them from the others.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     config = settle_assignment(config)
     check_network(config)
     check_corpus(config)
@@ -121,9 +119,6 @@ def _prepare(config: Config) -> Config:
         check_can_start(config)
         log_changes(config)
         make_folder(config.run.folder / LOGS)
-    if not config.run.threads:
-        threads = max(1, (os.cpu_count() or 1) // config.coordinator.nodes)
-        config = _with_run(config, threads=threads)
     save_config(config, config.run.folder / CONFIG)
     (config.run.folder / ADDRESS).unlink(missing_ok=True)
     return config

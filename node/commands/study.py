@@ -87,7 +87,7 @@ def show_checkpoint(folder: Path) -> None:
 
 def _check(study: Study) -> None:
     """Raise `ConfigError` for faults that only the shapes of payloads show, and for a model that is not there."""
-    from node.exchange.payload import PayloadFormat
+    from node.train.from_config import payload_format
 
     for arm in study.arms:
         if arm.config.model.init and not user_path(arm.config.model.init, "model.init").is_dir():
@@ -96,7 +96,7 @@ def _check(study: Study) -> None:
                 f"installed here; docs/pretrained.md says how to get it"
             )
         try:
-            PayloadFormat(arm.config)
+            payload_format(arm.config)
         except ConfigError as error:
             raise ConfigError(f"study {study.name}, arm {arm.name!r}: {error}") from None
 

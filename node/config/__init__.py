@@ -10,7 +10,7 @@ from node.config.data import DataConfig
 from node.config.model import ModelConfig
 from node.config.run import RunConfig
 from node.config.train import TrainConfig
-from node.config.tree import TOKEN_VARIABLE, Config, load_config, public_toml, save_config, to_tree
+from node.config.tree import TOKEN_VARIABLE, Config, load_config, public_toml, recorded_config, save_config, to_tree
 
 __all__ = [
     "TOKEN_VARIABLE",
@@ -23,6 +23,7 @@ __all__ = [
     "TrainConfig",
     "load_config",
     "public_toml",
+    "recorded_config",
     "save_config",
     "to_tree",
 ]

@@ -184,3 +184,35 @@ class CompressConfig(Section, frozen=True, kw_only=True):
     def learns_theta(self) -> bool:
         """Whether theta comes from the data, not from the seed."""
         return self.rotation not in ("fixed", "random")
+
+    @property
+    def compresses(self) -> bool:
+        """Whether there are layers that compress what they send. `Config` refuses a subspace mode without any."""
+        return self.mode == "subspace"
+
+    def local_of(self, layers: int) -> int:
+        """How many of a model's layers, from the first, see no chunk but their own, and send nothing."""
+        return layers if self.mode == "local" else layers - (self.remote_last_layers or layers)
+
+    def compressed_of(self, layers: int) -> range:
+        """Those of a model's layers that compress what they send."""
+        return range(self.local_of(layers), layers - self.dense_last_layers) if self.compresses else range(0)
+
+    @property
+    def hands_theta_on(self) -> bool:
+        """Whether the owner of a chunk sends its theta to the owner of the next."""
+        return self.compresses and self.theta == "previous"
+
+    @property
+    def warm_start_steps(self) -> int:
+        """Steps before compression starts: none unless the mode compresses."""
+        return self.warmup_steps if self.compresses else 0
+
+    def warm_start_tokens(self, chunk_tokens: int) -> int:
+        """Tokens in a chunk during the warm start: the chunks stay as many, and become shorter."""
+        return max(1, round(chunk_tokens * self.warmup_share))
+
+    def is_unplugged_at(self, step: int) -> bool:
+        """Whether compression was taken off before `step`: from then on the model is a plain decoder without theta and
+        bases, which sends K and V whole."""
+        return self.compresses and 0 < self.unplug_step < step

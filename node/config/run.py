@@ -30,7 +30,8 @@ class RunConfig(Section, frozen=True, kw_only=True):
     threads: Annotated[
         int,
         Meta(
-            description="CPU threads of each node. 0: isthmus run shares out the cores; otherwise torch decides.", ge=0
+            description="CPU threads of each node. 0: the nodes of one machine share out the cores that they may use.",
+            ge=0,
         ),
     ] = 0
     recompute: Annotated[

@@ -81,11 +81,12 @@ class Config(Section, frozen=True, kw_only=True):
                 f"compress.unplug_step = {compress.unplug_step}: expected more than compress.warmup_steps = "
                 f"{compress.warmup_steps} and less than train.steps = {steps}, or 0 for never"
             )
-        if not self.compressed_layers:
+        layers = self.model.layers
+        if not compress.compressed_of(layers):
             key = "compress.remote_last_layers" if compress.remote_last_layers else "model.layers"
             raise ConfigError(
                 f"compress.dense_last_layers = {compress.dense_last_layers}: leaves none of "
-                f"{key} = {self.model.layers - self.local_layers} to compress"
+                f"{key} = {layers - compress.local_of(layers)} to compress"
             )
         if compress.refresh_every % self.train.sync_every:
             raise ConfigError(
@@ -101,46 +102,19 @@ class Config(Section, frozen=True, kw_only=True):
     @property
     def local_layers(self) -> int:
         """How many layers, from the first, see no chunk but their own, and send nothing."""
-        layers = self.model.layers
-        return layers if self.compress.mode == "local" else layers - (self.compress.remote_last_layers or layers)
+        return self.compress.local_of(self.model.layers)
 
     @property
     def compressed(self) -> range:
         """The layers that compress what they send."""
-        end = self.model.layers - self.compress.dense_last_layers
-        return range(self.local_layers, end) if self.compress.mode == "subspace" else range(0)
-
-    @property
-    def compressed_layers(self) -> int:
-        """How many layers compress what they send."""
-        return len(self.compressed)
-
-    def is_unplugged_at(self, step: int) -> bool:
-        """Whether compression was taken off before `step`: from then on the model is a plain decoder without theta and
-        bases, which sends K and V whole."""
-        return self.compressed_layers > 0 and 0 < self.compress.unplug_step < step
-
-    @property
-    def hands_theta_on(self) -> bool:
-        """Whether the owner of a chunk sends its theta to the owner of the next."""
-        return self.compressed_layers > 0 and self.compress.theta == "previous"
+        return self.compress.compressed_of(self.model.layers)
 
     @property
     def leaks(self) -> bool:
         """Whether early tokens of a chunk depend on later ones, through a theta that is a mean over the whole chunk."""
         compress = self.compress
         own_mean = compress.theta == "chunk" and compress.learns_theta and compress.clip > 0
-        return compress.mode == "subspace" and compress.own == "projected" and own_mean and self.model.chunk_tokens > 1
-
-    @property
-    def warmup_steps(self) -> int:
-        """Steps before compression starts: none unless the mode compresses."""
-        return self.compress.warmup_steps if self.compress.mode == "subspace" else 0
-
-    @property
-    def warmup_chunk_tokens(self) -> int:
-        """Tokens in a chunk during the warm start: the chunks stay as many, and become shorter."""
-        return max(1, round(self.model.chunk_tokens * self.compress.warmup_share))
+        return compress.compresses and compress.own == "projected" and own_mean and self.model.chunk_tokens > 1
 
     def digest(self) -> str:
         """Digest of what must be equal on all nodes before they join. Where a node runs and how it is reached may
@@ -166,6 +140,13 @@ def load_config(path: Path | None, overrides: Sequence[str] = (), preset: str = 
     """
     tree = with_preset(load_toml(path) if path else {}, preset)
     return convert(Config, with_folder(apply_overrides(tree, overrides, text_keys())))
+
+
+def recorded_config(tree: Tree) -> Config:
+    """The config that a run has recorded, for reading. The record has no secrets, so nothing may listen by it: the
+    address of its coordinator is left out too."""
+    coordinator = {key: value for key, value in tree.get("coordinator", {}).items() if key != "address"}
+    return convert(Config, tree | {"coordinator": coordinator})
 
 
 def with_preset(tree: Tree, preset: str = "") -> Tree:

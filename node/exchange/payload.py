@@ -21,7 +21,7 @@ from torch import Tensor
 
 from coordinator.assignment import Assignment
 from netem.errors import ConfigError
-from node.config import CompressConfig, Config, FormatName
+from node.config import CompressConfig, FormatName, ModelConfig, TrainConfig
 from node.exchange.formats import FORMATS, Draws, Format, Packed, TensorSpec
 from node.exchange.passes import PassSpec
 from node.subspace.codec import CodecShape, Key
@@ -47,31 +47,41 @@ class PayloadFormat:
     Without it, the table is the one that the config gives. Where ranks are chosen in the run, no compressed payload is
     expected before they are."""
 
-    def __init__(self, config: Config, ranks: RankTable | None = None) -> None:
-        self.ranks = rank_table(config) if ranks is None else ranks
-        self.layers = config.model.layers
-        self._local_layers = config.local_layers
-        self.chunks = config.model.chunks
-        self.batch = config.train.batch // config.train.micro_batches
+    def __init__(
+        self,
+        model: ModelConfig,
+        compress: CompressConfig,
+        train: TrainConfig,
+        seed: int,
+        ranks: RankTable | None = None,
+    ) -> None:
+        self.ranks = rank_table(model, compress) if ranks is None else ranks
+        self.layers = model.layers
+        self._local_layers = compress.local_of(model.layers)
+        self.chunks = model.chunks
+        self.batch = train.batch // train.micro_batches
         """Contexts in one pass."""
-        self.micro_batches = config.train.micro_batches
+        self.micro_batches = train.micro_batches
         """Training passes that are in flight together."""
-        self.seed = config.run.seed
-        self._d_kv = config.model.d_kv
-        self._format, self._dense_format = formats_of(config.compress)
-        self._grad_format = None if config.compress.grad_format == "same" else config.compress.grad_format
-        self._full = PassSpec(config.model.chunk_tokens, config.compressed_layers > 0)
-        self._hands_on = config.hands_theta_on
-        self.budget_bytes = config.compress.budget_bytes_per_token * self.batch * config.model.chunk_tokens
+        self.seed = seed
+        """The run's, from which roundings at random are drawn."""
+        self._d_kv = model.d_kv
+        self._format, self._dense_format = formats_of(compress)
+        self._grad_format = None if compress.grad_format == "same" else compress.grad_format
+        self._full = PassSpec(model.chunk_tokens, compress.compresses)
+        self._hands_on = compress.hands_theta_on
+        self.budget_bytes = compress.budget_bytes_per_token * self.batch * model.chunk_tokens
         """Bytes of one chunk of all compressed layers, to one reader; 0 where ranks go by share."""
         self._others: set[PassSpec] = set()
         if self.ranks:
             # The warm start, and the calibration that ends it.
-            self._others.add(PassSpec(config.warmup_chunk_tokens, False))
-        if config.is_unplugged_at(config.train.steps):
+            self._others.add(PassSpec(compress.warm_start_tokens(model.chunk_tokens), False))
+        if compress.is_unplugged_at(train.steps):
             self._others.add(self._full._replace(compressed=False))
+        self.rank_bounds = rank_bounds(model, compress)
+        """The least and the greatest rank that a budget may give."""
         if self.ranks and self.budget_bytes:
-            self._check_budget(config)
+            self._check_budget(compress.budget_bytes_per_token)
         used = {self._dense_format, self._grad_format or self._dense_format} | ({self._format} if self.ranks else set())
         self._plain = FORMATS["float32" if used == {"float32"} else "bfloat16"]
 
@@ -164,14 +174,14 @@ class PayloadFormat:
         formats = (format, FORMATS["float32"])
         return [Part(*pair) for pair in zip(shape.payload_shapes(self.batch, tokens), formats, strict=False)]
 
-    def _check_budget(self, config: Config) -> None:
+    def _check_budget(self, budget_bytes_per_token: float) -> None:
         """Refuse a budget that is too small before the warm start, not after it."""
-        least, greatest = rank_bounds(config)
+        least, greatest = self.rank_bounds
         least_bytes = sum(self.codec_bytes(key, least) for key in self.ranks.keys)
         if greatest < least or least_bytes > self.budget_bytes:
             tokens = self.batch * self._full.tokens
             raise ConfigError(
-                f"compress.budget_bytes_per_token = {config.compress.budget_bytes_per_token:g}: rank {least} in each "
+                f"compress.budget_bytes_per_token = {budget_bytes_per_token:g}: rank {least} in each "
                 f"of {len(self.ranks.layers)} layers takes {least_bytes / tokens:.4g}; raise it, or compress fewer "
                 f"layers"
             )

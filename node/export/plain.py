@@ -29,15 +29,17 @@ ROUNDING = ("bfloat16", "int8", "fp8")
 def compresses(config: Config, step: int) -> bool:
     """Whether K and V of a checkpoint after `step` steps go through subspaces."""
     meets_it = config.model.chunks > 1 or config.compress.own == "projected"
-    return config.compressed_layers > 0 and meets_it and not config.is_unplugged_at(step)
+    return config.compress.compresses and meets_it and not config.compress.is_unplugged_at(step)
 
 
 def check_plain(config: Config, step: int) -> None:
     """Raise `ConfigError`, with the reason and the mend, where a checkpoint after `step` steps is no plain Llama."""
-    if step <= config.warmup_steps:
+    warm_start = config.compress.warm_start_steps
+    if step <= warm_start:
+        saw = config.model.chunks * config.compress.warm_start_tokens(config.model.chunk_tokens)
         raise ConfigError(
-            f"step {step}: lies in the warm start (compress.warmup_steps = {config.warmup_steps}), which saw "
-            f"{config.model.chunks * config.warmup_chunk_tokens} of {config.model.context} tokens; "
+            f"step {step}: lies in the warm start (compress.warmup_steps = {warm_start}), which saw "
+            f"{saw} of {config.model.context} tokens; "
             f"export a later checkpoint"
         )
     if config.local_layers and config.model.chunks > 1:

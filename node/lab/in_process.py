@@ -27,8 +27,8 @@ from node.exchange.inbox import Members
 from node.exchange.passes import PassKey
 from node.exchange.payload import PayloadFormat
 from node.model.exchanged import ExchangedLlama
-from node.model.hf import pretrained
-from node.train.schedule import begins_for, ends_for, rounds_for
+from node.train.from_config import first_model
+from node.train.schedule import StepSchedule
 from node.train.trainer import Metrics, Trainer
 from node.train.world import World, build_world
 
@@ -128,19 +128,19 @@ _ROUNDS, _BEGUN = 16, 8
 
 def go(config: Config, assignment: Assignment, done: int) -> Go:
     """The step after `done` steps, as a coordinator would begin it."""
-    step, weights = done + 1, assignment.weights()
+    schedule, step, weights = StepSchedule(config.model, config.compress, config.train), done + 1, assignment.weights()
 
     def numbered(kinds: list[str], first: int) -> list[Round]:
         return [Round(round_id=first + place, kind=kind, weights=weights) for place, kind in enumerate(kinds)]
 
     # A round that travels has the number that the step gave it in which it began.
-    ends = numbered(ends_for(config, step), _ROUNDS * (step - config.train.sync_delay) + _BEGUN)
+    ends = numbered(schedule.ends(step), _ROUNDS * (step - config.train.sync_delay) + _BEGUN)
     return Go(
         step=done,
         generation=1,
         cursor=done * config.train.batch,
-        rounds=numbered(rounds_for(config, step), _ROUNDS * done) + ends,
-        begins=numbered(begins_for(config, step), _ROUNDS * done + _BEGUN),
+        rounds=numbered(schedule.rounds(step), _ROUNDS * done) + ends,
+        begins=numbered(schedule.begins(step), _ROUNDS * done + _BEGUN),
     )
 
 
@@ -210,7 +210,7 @@ def train_in_process(
     Checkpoints are not kept. Raises what the first rank to fail raised.
     """
     ranks, post = len(payloads), Post()
-    models = [pretrained(config, task.vocab_size, payload.ranks) for payload in payloads]
+    models = [first_model(config, task.vocab_size, payload.ranks) for payload in payloads]
     trainers = [Trainer(config, task, model) for model in models]
     coordinator = Coordinator(config, config.assignment(), lambda step, metrics: watch(models[0], step, metrics))
     sessions = [Session(coordinator, rank) for rank in range(ranks)]

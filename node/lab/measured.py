@@ -16,9 +16,9 @@ from coordinator.events import PER_LINK
 from coordinator.records import rates
 from coordinator.records.folder import CONFIG, METRICS
 from coordinator.records.rates import Record, nodes_of, number
-from netem.config import convert, load_toml
+from netem.config import load_toml
 from netem.errors import ConfigError
-from node.config import Config
+from node.config import Config, recorded_config
 from node.watch.report import read_run
 
 COLD_STEPS = 3
@@ -58,11 +58,10 @@ def read_measured(path: Path) -> Measured:
     """Read a run's folder, or the metrics.jsonl in it. Raises `ConfigError` where it holds too few ordinary steps."""
     folder = path.parent if path.name == METRICS else path
     records = read_run(folder).records
-    config = convert(Config, load_toml(folder / CONFIG))
+    config = recorded_config(load_toml(folder / CONFIG))
     # The step after the warm start takes the basis; those after unplugging send K and V whole again.
-    usual = [
-        step for step in range(config.warmup_steps + 2, config.train.steps + 1) if not config.is_unplugged_at(step)
-    ]
+    compress, steps = config.compress, config.train.steps
+    usual = [step for step in range(compress.warm_start_steps + 2, steps + 1) if not compress.is_unplugged_at(step)]
     warm = [record for record in records if number(record, "step") in usual and _is_timed(record)]
     averaged = [record for record in warm if number(record, "averaging_s") > 0]
     exact = config.train.sync_every == 1

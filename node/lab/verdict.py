@@ -37,7 +37,7 @@ def network_cost(folder: Path) -> list[tuple[str, str]]:
             f"(planned from this run), so {plan.network} cost {1 - free_s / measured.step_s:.0%} of it",
         )
     ]
-    if config.compressed_layers:
+    if config.compress.compresses:
         whole = predict(_uncompressed(config), costs, on)
         times = whole.exchange_step_s / plan.exchange_step_s
         lines.append(
@@ -53,9 +53,9 @@ def next_steps(config: Config, config_path: Path) -> list[str]:
     """Commands to try after a run of `config_path`."""
     folder = config.run.folder
     steps = []
-    if not config.compressed_layers or config.is_unplugged_at(config.train.steps):
+    if not config.compress.compresses or config.compress.is_unplugged_at(config.train.steps):
         steps.append(f"isthmus export {folder} {config.run.name}-hf")
-    if config.compressed_layers:
+    if config.compress.compresses:
         steps.append(f"isthmus run {config_path} --compress.mode dense --run.name {config.run.name}-dense")
     steps.append(f"isthmus plan {config_path} --fit {folder} --net home-cable")
     return steps

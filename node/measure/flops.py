@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from node.config import Config, ModelConfig
+from node.config import CompressConfig, ModelConfig
 from node.exchange.passes import PassSpec
 
 ATTENTION_BACKWARD = 2.5
@@ -46,15 +46,17 @@ def head_flops(model: ModelConfig, vocabulary: int) -> float:
     return 2.0 * model.d_model * vocabulary
 
 
-def step_flops(config: Config, own: Sequence[int], spec: PassSpec, vocabulary: int) -> float:
+def step_flops(
+    model: ModelConfig, compress: CompressConfig, batch: int, own: Sequence[int], spec: PassSpec, vocabulary: int
+) -> float:
     """The model's FLOPs in a training step, forward and backward, of a node that owns the chunks `own`.
 
-    `vocabulary` is the number of rows of the output head. Layers that see no other chunk count no attention to others.
+    `batch` is the number of contexts in the step, and `vocabulary` that of rows of the output head. Layers that see no
+    other chunk count no attention to others.
     """
-    model, batch = config.model, config.train.batch
     chunk = chunk_flops(model, spec.tokens, batch)
     matrices = len(own) * model.layers * (chunk.key_value + chunk.query + chunk.after)
     matrices += len(own) * batch * spec.tokens * head_flops(model, vocabulary)
-    far_layers = model.layers - config.local_layers
+    far_layers = model.layers - compress.local_of(model.layers)
     attention = chunk.pair * (model.layers * len(own) / 2 + far_layers * sum(own))  # chunk c has c chunks before it
     return matrices * (1 + MATRIX_BACKWARD) + attention * (1 + ATTENTION_BACKWARD)

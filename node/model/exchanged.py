@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from node.config import Config, ModelConfig
+from node.config import CompressConfig, ModelConfig, RunConfig
 from node.exchange.chunks import Pass, Replay
 from node.exchange.payload import Payload
 from node.measure.spans import DECODE, ENCODE
@@ -143,17 +143,24 @@ class ExchangedLlama(Llama):
     """The model that a config describes, over exchanged chunks. Weights are drawn from `run.seed`, the same on every
     node. Its codecs read their ranks from `ranks`; without it, from the table that the config gives."""
 
-    def __init__(self, config: Config, vocab_size: int, ranks: RankTable | None = None) -> None:
-        table = rank_table(config) if ranks is None else ranks
-        projects_own = config.compress.own == "projected"
+    def __init__(
+        self,
+        model: ModelConfig,
+        compress: CompressConfig,
+        run: RunConfig,
+        vocab_size: int,
+        ranks: RankTable | None = None,
+    ) -> None:
+        table = rank_table(model, compress) if ranks is None else ranks
+        projects_own = compress.own == "projected"
 
         def attention(layer: int) -> ExchangedAttention:
-            codecs = key_value_codecs(config, table, layer) if layer in table.layers else None
-            return ExchangedAttention(config.model, layer, codecs, projects_own)
+            codecs = key_value_codecs(compress, run.seed, table, layer) if layer in table.layers else None
+            return ExchangedAttention(model, layer, codecs, projects_own)
 
-        super().__init__(config.model, vocab_size, config.run.seed, attention)
+        super().__init__(model, vocab_size, run.seed, attention)
         self.ranks = table
-        self._recompute = config.run.recompute
+        self._recompute = run.recompute
 
     def hidden(self, tokens_CBn: Tensor, handle: Pass, probe: Probe | None = None) -> Tensor:
         """What the output head reads of the own chunks' tokens, [C, B, n, d]."""

@@ -17,13 +17,10 @@ import safetensors
 import torch
 from torch import Tensor, nn
 
-from netem.config import user_path
 from netem.errors import ConfigError
-from node.config import Config
 from node.config.data import is_folder
 from node.config.pretrained import llama_file, read_json
 from node.model.exchanged import ExchangedLlama
-from node.subspace.ranks import RankTable
 
 INDEX = "model.safetensors.index.json"
 READABLE = (torch.float32, torch.bfloat16, torch.float16)
@@ -71,26 +68,13 @@ def from_hf(name: str) -> str:
     return name.removeprefix("model.")
 
 
-def pretrained(config: Config, vocab_size: int, ranks: RankTable | None = None) -> ExchangedLlama:
-    """The model at the start of a run: with the weights of `model.init` where it is given, or else drawn from the seed.
-
-    `vocab_size` is that of the data; a folder may embed more tokens than its tokenizer has. Raises `ConfigError` for a
-    folder that is not a whole Llama of the config's shape.
-    """
-    if not config.model.init:
-        return ExchangedLlama(config, vocab_size, ranks)
-    folder = user_path(config.model.init, "model.init")
-    model = ExchangedLlama(config, embedded_tokens(config, folder, vocab_size), ranks)
-    init_weights(model, folder)
-    return model
-
-
-def embedded_tokens(config: Config, folder: Path, vocab_size: int) -> int:
-    """How many tokens the Llama in `folder` embeds. Raises `ConfigError` where the data's tokens are not its own."""
+def embedded_tokens(folder: Path, tokenizer: str, vocab_size: int) -> int:
+    """How many tokens the Llama in `folder` embeds. Raises `ConfigError` where the data's tokens, `vocab_size` of
+    `tokenizer`, are not its own."""
     embedded = llama_file(folder).vocab_size
-    if vocab_size > embedded or (vocab_size < embedded and not is_folder(config.data.tokenizer)):
+    if vocab_size > embedded or (vocab_size < embedded and not is_folder(tokenizer)):
         raise ConfigError(
-            f"data.tokenizer = {config.data.tokenizer!r}: makes data of {vocab_size} tokens, and {folder} embeds "
+            f"data.tokenizer = {tokenizer!r}: makes data of {vocab_size} tokens, and {folder} embeds "
             f"{embedded}; set data.tokenizer to the folder that holds its tokenizer.json"
         )
     return embedded

@@ -15,7 +15,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from node.config import CompressConfig, Config
+from node.config import CompressConfig
 from node.config.seeds import derive
 from node.exchange.chunks import Pass
 from node.exchange.payload import Payload
@@ -110,10 +110,10 @@ class KeyValueCodecs(nn.Module):
         return self.k.decode(payload[:half], dtype, k), self.v.decode(payload[half:], dtype, v)
 
 
-def key_value_codecs(config: Config, ranks: RankTable, layer: int) -> KeyValueCodecs:
-    """The codecs of a layer that compresses, as the config sets them."""
-    k, v = (_codec(config.compress, config.run.seed, ranks, layer, kind) for kind in "kv")
-    return KeyValueCodecs(k, v, layer, config.hands_theta_on)
+def key_value_codecs(compress: CompressConfig, seed: int, ranks: RankTable, layer: int) -> KeyValueCodecs:
+    """The codecs of a layer that compresses. `seed` is the run's."""
+    k, v = (_codec(compress, seed, ranks, layer, kind) for kind in "kv")
+    return KeyValueCodecs(k, v, layer, compress.hands_theta_on)
 
 
 def _codec(compress: CompressConfig, seed: int, ranks: RankTable, layer: int, kind: str) -> Codec:

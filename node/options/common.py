@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import TypeAlias
 
+from node.config import TOKEN_VARIABLE
+
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 """What commands are added to; argparse has no public name for it."""
 
@@ -52,4 +54,12 @@ def add_print_config(parser: argparse.ArgumentParser) -> None:
     """`--print-config`."""
     parser.add_argument(
         "--print-config", action="store_true", help="print the resolved config as TOML, without secrets, and exit"
+    )
+
+
+def add_token(parser: argparse.ArgumentParser) -> None:
+    """`--token`, of commands that speak to a running run."""
+    parser.add_argument(
+        "--token",
+        help=f"the run's secret (default: the one in the run's folder, or else the environment's {TOKEN_VARIABLE})",
     )

@@ -1,12 +1,12 @@
-"""The options of the commands that do the job: run, coordinator, node; eval, export, report, dashboard, trace."""
+"""The options of the commands that do the job (run, coordinator, node), and that look at a run or use its results."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
-from node.epilogs import DASHBOARD, EVAL, SETTINGS, TRACE
-from node.options.common import Commands, add_command, add_config, add_print_config
+from node.epilogs import DASHBOARD, EVAL, SETTINGS, TRACE, WATCH
+from node.options.common import Commands, add_command, add_config, add_print_config, add_token
 
 
 def add_training(commands: Commands) -> None:
@@ -64,6 +64,12 @@ def add_results(commands: Commands) -> None:
         "--host", action="append", default=[], metavar="NAME", help="another name under which browsers reach the page"
     )
 
+    watch = add_command(
+        commands, "watch", "the live view of a run, from any machine that reaches its coordinator", WATCH
+    )
+    watch.add_argument("run", metavar="RUN", help="the coordinator's address, tcp://HOST:PORT, or the run's folder")
+    add_token(watch)
+
     trace = add_command(commands, "trace", "one step of a run, node by node, as a file for Perfetto's viewer", TRACE)
     trace.add_argument("run", type=Path, metavar="RUN", help="a run's folder, such as outputs/demo")
     trace.add_argument("--step", type=int, required=True, help="the step; the run must have recorded it")
@@ -93,7 +99,10 @@ def _add_node(node: argparse.ArgumentParser) -> None:
         help="where peers reach this node: tcp://INTERFACE:PORT; port 0 takes a free one (default: %(default)s)",
     )
     node.add_argument(
-        "--advertise", default="", metavar="HOST", help="the host name that peers are told (default: that of --bind)"
+        "--advertise",
+        default="",
+        metavar="HOST[:PORT]",
+        help="where peers are told to reach this node, behind NAT or in a container (default: as bound)",
     )
     node.add_argument(
         "--name", default="", help="the node's name (default: node-RANK, or its host's name and some digits)"

@@ -5,9 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from node.config import TOKEN_VARIABLE
 from node.epilogs import LIVE, NET
-from node.options.common import Commands, add_command
+from node.options.common import Commands, add_command, add_token
 
 
 def add_net(commands: Commands) -> None:
@@ -59,8 +58,5 @@ def _live(commands: Commands, name: str, text: str) -> argparse.ArgumentParser:
         metavar="ADDRESS",
         help="tcp://HOST:PORT, or the folder of a run on this machine",
     )
-    parser.add_argument(
-        "--token",
-        help=f"the run's secret (default: the one in the run's folder, or else the environment's {TOKEN_VARIABLE})",
-    )
+    add_token(parser)
     return parser

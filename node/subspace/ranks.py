@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from netem.errors import ConfigError
-from node.config import CompressConfig, Config
+from node.config import CompressConfig, ModelConfig
 from node.subspace.basis import rank_of
 from node.subspace.codec import CodecShape, Key
 from node.subspace.rotation import Rotation, make_rotation
@@ -70,23 +70,22 @@ def rotation_of(compress: CompressConfig, seed: int) -> Rotation:
     return make_rotation(compress.rotation, seed, compress.generator_norm, compress.generators, compress.clip)
 
 
-def rank_table(config: Config) -> RankTable:
+def rank_table(model: ModelConfig, compress: CompressConfig) -> RankTable:
     """The table that the config gives. Raises `ConfigError` where a rank leaves no room.
 
     The model's last layer, where it compresses at all, has shares of its own. With a budget all ranks are still 0.
     """
     shapes: dict[Key, CodecShape] = {}
-    for layer in config.compressed:
-        prefix = "last_" if layer == config.model.layers - 1 else ""
-        shapes |= {(layer, kind): _shape(config, f"{prefix}{kind}_share") for kind in "kv"}
+    for layer in compress.compressed_of(model.layers):
+        prefix = "last_" if layer == model.layers - 1 else ""
+        shapes |= {(layer, kind): _shape(model, compress, f"{prefix}{kind}_share") for kind in "kv"}
     return RankTable(shapes)
 
 
-def rank_bounds(config: Config) -> tuple[int, int]:
+def rank_bounds(model: ModelConfig, compress: CompressConfig) -> tuple[int, int]:
     """The least and the greatest rank that the rotation can turn: one column an angle, and room for all its columns."""
-    rotation = rotation_of(config.compress, 0)
-    width = _width(config)
-    least = rotation.parameters if config.compress.rotation == "geodesic" else 1
+    rotation, width = rotation_of(compress, 0), _width(model, compress)
+    least = rotation.parameters if compress.rotation == "geodesic" else 1
     greatest = max((rank for rank in range(1, width + 1) if rotation.columns(rank) <= width), default=0)
     return least, greatest
 
@@ -131,14 +130,13 @@ def choose_ranks(
     return ranks
 
 
-def _shape(config: Config, key: str) -> CodecShape:
-    compress, width = config.compress, _width(config)
-    share = float(getattr(compress, key))
+def _shape(model: ModelConfig, compress: CompressConfig, key: str) -> CodecShape:
+    width, share = _width(model, compress), float(getattr(compress, key))
     rotation, rank = rotation_of(compress, 0), rank_of(share, width)
-    groups = config.model.d_kv // width
+    groups = model.d_kv // width
     if compress.budget_bytes_per_token:
         return CodecShape(groups, width, 0, rotation.parameters)
-    least, _ = rank_bounds(config)
+    least, _ = rank_bounds(model, compress)
     if rotation.columns(rank) > width:
         raise ConfigError(
             f"compress.{key} = {share}: rotation {compress.rotation!r} wants {rotation.columns(rank)} directions "
@@ -152,6 +150,6 @@ def _shape(config: Config, key: str) -> CodecShape:
     return CodecShape(groups, width, rank, rotation.parameters)
 
 
-def _width(config: Config) -> int:
+def _width(model: ModelConfig, compress: CompressConfig) -> int:
     """Width of a group: one for all heads of a layer, or one for each."""
-    return config.model.head_size if config.compress.scope == "head" else config.model.d_kv
+    return model.head_size if compress.scope == "head" else model.d_kv

@@ -17,14 +17,14 @@ from torch import Tensor, nn
 
 from coordinator.messages import Round
 from netem.errors import ConfigError
-from node.config import Config
+from node.config import TrainConfig
 from node.subspace.basis import digest
 from node.train.averaging import Averager, Flight, flatten, unflatten_into
 from node.train.finite import require_finite
 from node.train.fragments import cut
 from node.train.outer import OuterStep
 from node.train.ring_formats import RING_FORMATS
-from node.train.schedule import WEIGHTS, format_of, fragment_kinds
+from node.train.schedule import WEIGHTS, StepSchedule
 
 _VELOCITY, _AGREED, _RESIDUAL = "outer.velocity", "outer.agreed", "outer.residual"
 """Names in a checkpoint: the outer step's momentum, the agreed weights where the own are others, and what formats with
@@ -55,10 +55,10 @@ class AgreedWeights:
 
     vector: Tensor
 
-    def __init__(self, config: Config, model: nn.Module) -> None:
-        self.outer = OuterStep(config.train)
+    def __init__(self, train: TrainConfig, schedule: StepSchedule, model: nn.Module) -> None:
+        self.outer = OuterStep(train)
         self.residual: Tensor | None = None
-        self._config = config
+        self._train, self._schedule = train, schedule
         self._named = dict(model.named_parameters())
         self._begun: _Begun | None = None
         self.restart()
@@ -67,11 +67,11 @@ class AgreedWeights:
         """The weights, which are now equal on all nodes, are the agreed ones. Momentum and residual are of weights
         before them, and do not fit any more."""
         sizes = {name: tensor.numel() for name, tensor in self._named.items()}
-        fragments = cut(sizes, self._config.train.sync_fragments)
+        fragments = cut(sizes, self._train.sync_fragments)
         self._order = [name for names in fragments for name in names]
         self._parts = {WEIGHTS: _Part([self._named[name] for name in self._order], slice(0, sum(sizes.values())))}
         start = 0
-        for kind, names in zip(fragment_kinds(self._config), fragments, strict=True):
+        for kind, names in zip(self._schedule.fragment_kinds(), fragments, strict=True):
             stop = start + sum(sizes[name] for name in names)
             self._parts[kind] = _Part([self._named[name] for name in names], slice(start, stop))
             start = stop
@@ -90,7 +90,7 @@ class AgreedWeights:
         """Send a fragment on its way as `step` begins."""
         assert self._begun is None, "one fragment is under way at a time"
         change = self._change(averager.rank, entry)
-        form = RING_FORMATS[format_of(self._config, step)]
+        form = RING_FORMATS[self._schedule.sync_format(step)]
         flight = averager.begin(entry.round_id, change, form, self._left(self._parts[entry.kind]))
         self._begun = _Begun(entry.round_id, flight)
 
@@ -107,7 +107,7 @@ class AgreedWeights:
             result = averager.finish(entry.round_id, begun.flight)
         else:
             change = self._change(averager.rank, entry)
-            form = RING_FORMATS[format_of(self._config, step)]
+            form = RING_FORMATS[self._schedule.sync_format(step)]
             result = averager.sum(entry.round_id, change, form, self._left(part))
         agreed = self.vector[part.place]
         agreed += self.outer(result.total, len(self.vector), part.place)
@@ -125,12 +125,12 @@ class AgreedWeights:
         """What a checkpoint holds beside the own weights."""
         assert self._begun is None, "no fragment is under way at a checkpoint"
         found = {_VELOCITY: self.outer.velocity, _RESIDUAL: self.residual}
-        found |= {_AGREED: self.vector} if self._config.train.streams else {}
+        found |= {_AGREED: self.vector} if self._train.streams else {}
         return {name: tensor for name, tensor in found.items() if tensor is not None}
 
     def named(self) -> dict[str, Tensor]:
         """The agreed weights by name, where the own may be others."""
-        if not self._config.train.streams:
+        if not self._train.streams:
             return {}
         whole = [torch.empty_like(self._named[name], device="cpu") for name in self._order]
         unflatten_into(self.vector, whole)
@@ -142,7 +142,7 @@ class AgreedWeights:
         self.restart()
         if self.outer.has_momentum:
             self.outer.velocity = self._saved(tensors, _VELOCITY, "train.outer_momentum")
-        if self._config.train.streams:
+        if self._train.streams:
             self.vector = self._saved(tensors, _AGREED, "train.sync_fragments")
         if _RESIDUAL in tensors:
             self.residual = self._saved(tensors, _RESIDUAL, "train.sync_format")

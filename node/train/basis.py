@@ -16,14 +16,13 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from node.config import Config
 from node.data.task import Sampler
 from node.exchange.chunks import ChunkExchange
 from node.exchange.passes import PassSpec
 from node.exchange.payload import PayloadFormat
 from node.model.exchanged import ExchangedLlama
 from node.subspace.basis import MomentProbe, Moments, digest, group_moments, kept_energy
-from node.subspace.ranks import choose_ranks, rank_bounds, spectrum
+from node.subspace.ranks import choose_ranks, spectrum
 from node.train.averaging import Averager, flatten, unflatten_into
 from node.train.passes import loss_sum
 
@@ -39,20 +38,20 @@ def weight_moments(model: ExchangedLlama) -> Moments:
 
 
 def activation_moments(
-    config: Config, model: ExchangedLlama, exchange: ChunkExchange, sampler: Sampler, cursor: int
+    model: ExchangedLlama, exchange: ChunkExchange, sampler: Sampler, cursor: int, batches: int
 ) -> Moments:
     """ΣzᵀZ of this node's K and V over the calibration batches that begin at `cursor`, uncompressed.
 
     `sampler` draws other contexts than those of training: a basis fitted to what the next steps train on would look
     better than it is.
     """
-    spec = PassSpec(sampler.context // config.model.chunks, compressed=False)
+    spec = PassSpec(sampler.context // exchange.payload.chunks, compressed=False)
     total: Moments = {}
     with torch.no_grad():
-        for index in range(config.compress.calibration_batches):
-            probe = MomentProbe(model.ranks.groups)
-            contexts = sampler.contexts(cursor + index * config.train.batch)
+        for _ in range(batches):
+            probe, contexts = MomentProbe(model.ranks.groups), sampler.contexts(cursor)
             loss_sum(model, exchange, contexts, spec, probe)
+            cursor += len(contexts)
             total = {key: total[key] + moment if total else moment for key, moment in probe.moments.items()}
     return total
 
@@ -64,7 +63,6 @@ def sum_moments(moments: Moments, averager: Averager, round_id: int) -> None:
 
 
 def share_ranks(
-    config: Config,
     model: ExchangedLlama,
     moments: Moments,
     payload: PayloadFormat,
@@ -78,7 +76,7 @@ def share_ranks(
     if rank == 0:
         found = choose_ranks(
             {key: spectrum(moments[key]) for key in codecs},
-            *rank_bounds(config),
+            *payload.rank_bounds,
             payload.codec_bytes,
             payload.budget_bytes,
         )

@@ -13,9 +13,9 @@ from typing import Any
 from coordinator.records.folder import CONFIG, METRICS, latest_complete, read_mark
 from coordinator.records.lock import check_unlocked
 from coordinator.records.metrics import read_records
-from netem.config import flat
+from netem.config import flat, load_toml
 from netem.errors import ConfigError
-from node.config import Config, load_config, to_tree
+from node.config import Config, recorded_config, to_tree
 
 log = logging.getLogger("isthmus.resume")
 
@@ -91,7 +91,7 @@ def _check_same(config: Config, done: int) -> None:
 
 def _changes(config: Config) -> dict[str, tuple[Any, Any]]:
     """What the run was recorded with, and what is asked for now, of each key where they differ."""
-    before, now = flat(to_tree(load_config(config.run.folder / CONFIG))), flat(to_tree(config))
+    before, now = flat(to_tree(recorded_config(load_toml(config.run.folder / CONFIG)))), flat(to_tree(config))
     return {key: (before.get(key), value) for key, value in now.items() if before.get(key) != value}
 
 

@@ -34,12 +34,7 @@ from node.train.schedule import (
     GRADIENTS,
     MOMENTS,
     RANKS,
-    evaluates,
-    learning_rate,
-    pass_spec,
-    refreshes,
-    samples_moments,
-    saves,
+    StepSchedule,
 )
 from node.train.world import World
 
@@ -74,7 +69,8 @@ class Trainer:
         self._config = config
         self._task = task
         self._parameters = list(model.parameters())
-        self._agreed = AgreedWeights(config, model)
+        self._schedule = StepSchedule(config.model, config.compress, config.train)
+        self._agreed = AgreedWeights(config.train, self._schedule, model)
         self._guard = StepGuard(config.train)
         self._running = basis.RunningMoments(config.compress.refresh_decay)
         self._digests: dict[str, str] = {}  # must be equal on all nodes, which the next barrier compares
@@ -98,10 +94,10 @@ class Trainer:
             self._digests = {}
             metrics = self.step(world, go)
             self.done = done = go.step + 1
-            if saves(self._config, done):
+            if self._schedule.saves(done):
                 with world.spans.span(SAVE):
                     self._save(world, session)
-            if evaluates(self._config, done):
+            if self._schedule.evaluates(done):
                 with world.spans.span(EVALUATE):
                     metrics |= self.evaluate(world, done)
             metrics |= meter.step_metrics()
@@ -120,7 +116,7 @@ class Trainer:
         """One optimizer step, with the averaging rounds that the coordinator has named."""
         config, number = self._config, go.step + 1
         rounds = {entry.kind: entry for entry in go.rounds}
-        spec = pass_spec(config, number)
+        spec = self._schedule.pass_spec(number)
         sampler = self._sampler(spec.tokens)
         metrics: Metrics = {}
         if BASIS in rounds:
@@ -129,7 +125,7 @@ class Trainer:
             self._agreed.begin(world.averager, entry, number)
 
         contexts = sampler.contexts(go.cursor)
-        probe = MomentProbe(self.model.ranks.groups) if samples_moments(config, number) else None
+        probe = MomentProbe(self.model.ranks.groups) if self._schedule.samples_moments(number) else None
         with world.spans.span(FORWARD):
             loss = loss_sum(self.model, world.exchange, contexts, spec, probe, draw=(number,))
         self._guard.check_loss(number, loss.detach())
@@ -139,7 +135,7 @@ class Trainer:
             (loss / tokens).backward()
 
         norm, takes = self._settle_gradients(world, number, loss.detach(), rounds)
-        lr = learning_rate(config, number)
+        lr = self._schedule.learning_rate(number)
         set_learning_rate(self.optimizer, lr)
         if takes:
             with world.spans.span(OPTIMIZER):
@@ -158,7 +154,7 @@ class Trainer:
 
     def evaluate(self, world: World, number: int) -> Metrics:
         """The held-out loss after step `number`, and how much of K and V the subspaces kept."""
-        train, report, spec = self._config.train, EnergyReport(), pass_spec(self._config, number)
+        train, report, spec = self._config.train, EnergyReport(), self._schedule.pass_spec(number)
         total, count = heldout_loss(
             self.model, world.exchange, self._task, spec, train.batch, train.eval_batches, report
         )
@@ -167,15 +163,17 @@ class Trainer:
     def _take_basis(self, world: World, rounds: dict[str, Round], cursor: int, number: int) -> Metrics:
         """End the warm start, or refresh: make from moments a basis that all nodes share (`node.train.basis`)."""
         config, rank, averager = self._config, world.rank, world.averager
-        refresh = refreshes(config, number)
+        refresh = self._schedule.refreshes(number)
         moments: Moments
         if MOMENTS not in rounds:
             moments = basis.weight_moments(self.model)
         elif refresh:
             moments = self._running.take()
         else:
-            sampler = self._sampler(config.warmup_chunk_tokens, derive(config.run.seed, "calibration"))
-            moments = basis.activation_moments(config, self.model, world.exchange, sampler, cursor)
+            tokens = config.compress.warm_start_tokens(config.model.chunk_tokens)
+            sampler = self._sampler(tokens, derive(config.run.seed, "calibration"))
+            batches = config.compress.calibration_batches
+            moments = basis.activation_moments(self.model, world.exchange, sampler, cursor, batches)
         named = {f"the second moment of layer {layer}'s {kind}": moment for (layer, kind), moment in moments.items()}
         require_finite(named, f"step {number}: no basis")
         if MOMENTS in rounds:
@@ -183,7 +181,7 @@ class Trainer:
         metrics: Metrics = {}
         if RANKS in rounds:
             payload = world.exchange.payload
-            basis.share_ranks(config, self.model, moments, payload, rank, averager, rounds[RANKS].round_id)
+            basis.share_ranks(self.model, moments, payload, rank, averager, rounds[RANKS].round_id)
             ranks = self.model.ranks.ranks
             metrics = {f"layer{layer}_{kind}_rank": float(chosen) for (layer, kind), chosen in ranks.items()}
         basis.share_basis(self.model, moments, rank, averager, rounds[BASIS].round_id, refresh)

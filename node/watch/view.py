@@ -27,7 +27,7 @@ from netem.profile import Profile, resolve_schedule
 from netem.schedule import Schedule
 from netem.units import format_size
 from node.config import Config
-from node.train.schedule import phase
+from node.train.schedule import StepSchedule
 
 WINDOW_S = 20.0
 PLAIN_INTERVAL_S = 5.0
@@ -39,16 +39,26 @@ PROCESS_FIGURES = ("sent", "now", "payload/step", "exposed/step", "CPU", "memory
 
 
 class View:
-    """Shows one run while it is entered. `clock` is in seconds and never goes back."""
+    """Shows one run while it is entered. `clock` is in seconds and never goes back.
+
+    With `say`, plain lines are handed to it in place of the console. `gone_s` is how long the run has gone on already.
+    """
 
     def __init__(
-        self, config: Config, *, console: Console | None = None, clock: Callable[[], float] = time.monotonic
+        self,
+        config: Config,
+        *,
+        console: Console | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        say: Callable[[str], object] | None = None,
+        gone_s: float = 0.0,
     ) -> None:
         self._config = config
+        self._schedule = StepSchedule(config.model, config.compress, config.train)
         self._title, self._subtitle = title(config), subtitle(config)
         self._console = console or Console()
         self._clock = clock
-        self._began_s = clock()
+        self._began_s = clock() - gone_s
         self._shown_s = -float("inf")
         self._news = False
         self._window: deque[Record] = deque()
@@ -56,7 +66,9 @@ class View:
         self._heldout: tuple[int, float] | None = None
         self._changed = ""
         self._skipped = 0
-        live = self._console.is_terminal and not self._console.is_dumb_terminal
+        self._state = ""
+        self._say = say or self._print
+        live = say is None and self._console.is_terminal and not self._console.is_dumb_terminal
         self._live = Live(console=self._console, auto_refresh=False, transient=False) if live else None
 
     def __enter__(self) -> View:
@@ -64,7 +76,7 @@ class View:
             self._live.start()
             self._draw()
         else:
-            self._console.print(f"{self._title}: {self._subtitle}", soft_wrap=True, highlight=False, markup=False)
+            self._say(f"{self._title}: {self._subtitle}")
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -88,6 +100,12 @@ class View:
         if changes := rates.network_changes([record]):
             self._changed = f"{changes[-1].text} (step {changes[-1].step})"
         self.tick()
+
+    def tell(self, state: str) -> None:
+        """Say in words where the run is; it is shown until the first record comes."""
+        news, self._state = state != self._state, state
+        if news and not self._live and not self._window:
+            self._say(state)
 
     def tick(self) -> None:
         """Show what is known by now; to be called several times a second."""
@@ -120,7 +138,7 @@ class View:
         """The same in one line; something has been fed."""
         records, steps = list(self._window), self._config.train.steps
         step = int(number(records[-1], "step"))
-        now = phase(self._config, step)
+        now = self._schedule.phase(step)
         parts = [f"step {step}/{steps}", *([now] if now else []), f"loss {_loss(records[-1].get('loss'))}"]
         if self._heldout:
             parts.append(f"held-out {self._heldout[1]:.3f} (step {self._heldout[0]})")
@@ -134,13 +152,16 @@ class View:
         self._shown_s = self._clock()
 
     def _print_line(self) -> None:
-        self._console.print(self.line(), soft_wrap=True, highlight=False, markup=False)
+        self._say(self.line())
         self._shown_s, self._news = self._clock(), False
+
+    def _print(self, line: str) -> None:
+        self._console.print(line, soft_wrap=True, highlight=False, markup=False)
 
     def _waiting(self) -> RenderableType:
         waited = format_duration(self._clock() - self._began_s)
-        nodes = self._config.coordinator.nodes
-        return Text(f"{_count(nodes, 'node')} starting, joining, and computing the first step … {waited}")
+        nodes = _count(self._config.coordinator.nodes, "node")
+        return Text(f"{self._state or f'{nodes} starting, joining, and computing the first step'} … {waited}")
 
     @property
     def _width(self) -> int:
@@ -150,7 +171,7 @@ class View:
     def _progress(self) -> list[RenderableType]:
         records, steps = list(self._window), self._config.train.steps
         step = int(number(records[-1], "step"))
-        now = phase(self._config, step)
+        now = self._schedule.phase(step)
         elapsed = format_duration(self._clock() - self._began_s)
         done = Text.assemble((f"step {step}", "bold"), f" of {steps}", (f"  {now}" if now else "", "yellow"))
         left = Text.assemble(f"{elapsed} gone, ", (f"{format_duration(rates.eta_s(records, steps))} to go", "bold"))

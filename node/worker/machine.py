@@ -1,13 +1,19 @@
-"""What a node computes on: its peak rate, where that is known, and the memory that it has used at most."""
+"""What a node computes on: its peak rate, where that is known, its share of the cores, and the memory that it has used
+at most."""
 
 from __future__ import annotations
 
+import logging
 import resource
 import sys
 
 import torch
 
+from coordinator.messages import Roster
+from netem import cores
 from node.measure.devices import peak_of
+
+log = logging.getLogger("isthmus.node")
 
 _MAXRSS_UNIT_BYTES = 1 if sys.platform == "darwin" else 1024
 
@@ -25,3 +31,13 @@ class Machine:
         if self._device.type == "cuda":
             return float(torch.cuda.max_memory_allocated(self._device))
         return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _MAXRSS_UNIT_BYTES)
+
+
+def share_cores(threads: int, rank: int, roster: Roster) -> None:
+    """Set the number of torch's threads: `threads`, or where that is 0, this member's share of the cores that it has
+    together with others. More threads than cores would wait for each other in every operation."""
+    names = {member.rank: member.cores for member in roster.members}
+    sharers = list(names.values()).count(names[rank])
+    threads = threads or cores.share(sharers)
+    torch.set_num_threads(threads)
+    log.info("%d threads; %d of the nodes run on these cores", threads, sharers)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 import threading
 from collections.abc import Iterator
@@ -25,15 +26,15 @@ from netem.limits import Limits
 from netem.profile import resolve_schedule
 from netem.schedule import Schedule, Timed
 from netem.sockets import parse_address
-from node.config import Config
+from node.config import Config, RunConfig
 from node.data import Task, open_data
 from node.data.task import check_room
 from node.exchange.inbox import Inbox
 from node.exchange.payload import PayloadFormat
 from node.measure.flops import step_flops
 from node.model.exchanged import ExchangedLlama
-from node.model.hf import pretrained
-from node.train.schedule import pass_spec
+from node.train.from_config import first_model, payload_format
+from node.train.schedule import StepSchedule
 from node.train.trainer import Trainer
 from node.worker.machine import Machine
 from node.worker.world_builder import WorldBuilder
@@ -59,20 +60,20 @@ class Place:
 
     join: str  # the coordinator's address
     bind: str  # "tcp://INTERFACE:PORT" on which this node listens
-    advertise: str  # the host under which peers dial this node; empty: the host in `bind`
+    advertise: str  # HOST or HOST:PORT at which peers dial this node; empty: as in `bind`
     name: str
     rank: int  # the rank that it asks for, −1 for none
 
 
 def run_node(config: Config, place: Place) -> None:
     """Join the run, train, leave. Raises `ConfigError` where this node is refused, `RunAborted` where the run ends."""
-    device = choose_device(config)
+    device = choose_device(config.run)
     task = open_data(config.data)
     log.info("corpus: %s", task.summary)
     check_room(task, config.model.context, config.train.batch)
     warn_of_leak(config)
-    payload = PayloadFormat(config)
-    model = pretrained(config, task.vocab_size, payload.ranks).to(device)
+    payload = payload_format(config)
+    model = first_model(config, task.vocab_size, payload.ranks).to(device)
     inbox = Inbox(payload, ring_cap_bytes=_ring_cap_bytes(model))
     network = resolve_schedule(config.net)
     endpoint = Endpoint(unique(place.name), RUN_ID, network.profile, inbox, bind=place.bind, limits=MEMBERS_ONLY)
@@ -114,8 +115,11 @@ def _take_part(
     timeout_s = config.coordinator.step_timeout_s
     machine = Machine(torch.device(config.run.device))
 
+    schedule = StepSchedule(config.model, config.compress, config.train)
+
     def flops(own: tuple[int, ...], step: int) -> float:
-        return step_flops(config, own, pass_spec(config, step), task.vocab_size)
+        spec = schedule.pass_spec(step)
+        return step_flops(config.model, config.compress, config.train.batch, own, spec, task.vocab_size)
 
     builder = WorldBuilder(endpoint, inbox, payload, session, timeout_s, config.run, task.fingerprint, machine, flops)
     try:
@@ -164,12 +168,15 @@ def _rosters(session: Session, place: Place) -> Iterator[tuple[int, Roster]]:
         raise ConfigError(f"--join {place.join}: {error}") from None
 
 
-def _advertised(bound: str, host: str) -> str:
-    """The address for the peers: the bound one, or the same port at `host` (behind NAT, in a container)."""
-    if not host:
+def _advertised(bound: str, place: str) -> str:
+    """The address for the peers: the bound one, or that of `place`, HOST or HOST:PORT (behind NAT, in a container)."""
+    if not place:
         return bound
-    address = f"tcp://{host}:{bound.rpartition(':')[2]}"
-    parse_address(address, "--advertise", dial=True)
+    address = f"tcp://{place}" if re.search(r":\d+$", place) else f"tcp://{place}:{bound.rpartition(':')[2]}"
+    try:
+        parse_address(address, "--advertise", dial=True)
+    except ConfigError:
+        raise ConfigError(f"--advertise {place!r}: expected HOST or HOST:PORT, such as 203.0.113.7:7071") from None
     return address
 
 
@@ -182,15 +189,15 @@ def warn_of_leak(config: Config) -> None:
         )
 
 
-def choose_device(config: Config) -> torch.device:
+def choose_device(run: RunConfig) -> torch.device:
     """The device of `run.device`; sets `run.threads`. Raises `ConfigError` where this machine has no such device."""
-    device = torch.device(config.run.device)
+    device = torch.device(run.device)
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(f'run.device = {config.run.device!r}: torch finds no GPU here; set run.device = "cpu"')
+        raise ConfigError(f'run.device = {run.device!r}: torch finds no GPU here; set run.device = "cpu"')
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(f"run.device = {config.run.device!r}: this machine has {torch.cuda.device_count()} GPUs")
-    if config.run.threads:
-        torch.set_num_threads(config.run.threads)
+        raise ConfigError(f"run.device = {run.device!r}: this machine has {torch.cuda.device_count()} GPUs")
+    if run.threads:
+        torch.set_num_threads(run.threads)
     return device
 
 

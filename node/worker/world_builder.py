@@ -15,7 +15,7 @@ from node.exchange.wire import Wire
 from node.measure.spans import Spans
 from node.train.averaging import Averager, VotingSession
 from node.train.world import World, build_world
-from node.worker.machine import Machine
+from node.worker.machine import Machine, share_cores
 from node.worker.meter import Meter, Plan
 
 
@@ -57,6 +57,7 @@ class WorldBuilder:
         Members are dialled, and those that are gone are forgotten. The inbox drops what it held of the world before. A
         node that is alone has no wire.
         """
+        share_cores(self._config.threads, rank, roster)
         self.close()  # before its thread could send anything in the new generation
         entries = sorted(roster.members, key=lambda member: member.rank)
         peers = tuple(member.peer for member in entries)

@@ -31,13 +31,13 @@ from coordinator.assignment import assign
 from node.config import Config, load_config
 from node.exchange.chunks import ChunkExchange
 from node.exchange.passes import PassSpec
-from node.exchange.payload import PayloadFormat
 from node.lab.study.trial import host_line
 from node.model.exchanged import ChunkStep, ExchangedAttention
 from node.model.key_value import key_value_codecs
 from node.model.llama import Layer
 from node.model.rope import Rope
 from node.subspace.ranks import rank_table
+from node.train.from_config import payload_format
 
 TARGET = 0.03
 
@@ -77,7 +77,7 @@ def main() -> None:
 
 def measure(config: Config, tokens: int, repeats: int) -> dict[str, list[float]]:
     """CPU seconds of each part in one layer, by turn."""
-    exchange = ChunkExchange(assign(1, 1), 0, PayloadFormat(config))
+    exchange = ChunkExchange(assign(1, 1), 0, payload_format(config))
     works = {"layer": layer_step(config, tokens, exchange)}
     works |= codec_steps(config, tokens, exchange)
     timed: dict[str, list[float]] = {name: [] for name in works}
@@ -111,7 +111,7 @@ def layer_step(config: Config, tokens: int, exchange: ChunkExchange) -> Callable
 def codec_steps(config: Config, tokens: int, exchange: ChunkExchange) -> dict[str, Callable[[], None]]:
     """Forward and backward of encode and of decode, for K and V of the first compressed layer."""
     layer, d_kv = config.compressed[0], config.model.d_kv
-    codecs = key_value_codecs(config, rank_table(config), layer)
+    codecs = key_value_codecs(config.compress, config.run.seed, rank_table(config.model, config.compress), layer)
     handle = exchange.begin(PassSpec(tokens, compressed=True), trains=True)
     for codec in (codecs.k, codecs.v):
         codec.set_basis(torch.linalg.qr(torch.randn(codec.leading.shape))[0])
@@ -140,8 +140,8 @@ def forget(*tensors: Tensor) -> None:
 
 def figures(config: Config, tokens: int, timed: dict[str, list[float]]) -> dict[str, object]:
     """Medians in seconds over all layers, and the ratios."""
-    layers, compressed = config.model.layers, config.compressed_layers
-    ranks, layer = rank_table(config).ranks, config.compressed[0]
+    layers, compressed = config.model.layers, len(config.compressed)
+    ranks, layer = rank_table(config.model, config.compress).ranks, config.compressed[0]
 
     def share(encodes: int, decodes: int) -> float:
         turns = zip(timed["encode"], timed["decode"], timed["layer"], strict=True)

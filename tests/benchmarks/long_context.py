@@ -28,9 +28,9 @@ from node.data.batches import Contexts
 from node.data.files import EmbeddedNovels
 from node.exchange.chunks import ChunkExchange
 from node.exchange.passes import PassSpec
-from node.exchange.payload import PayloadFormat
 from node.lab.in_process import MemoryWire, Post
 from node.model.exchanged import ExchangedLlama
+from node.train.from_config import drawn_model, payload_format
 from node.train.passes import loss_sum
 
 VOCABULARY = 257
@@ -84,7 +84,7 @@ def measure(config: Config, contexts: Contexts) -> dict[str, float]:
     def work(rank: int) -> tuple[float, float]:
         model = make_model(config)
         wire = MemoryWire(post, rank) if assignment.n_ranks > 1 else None
-        loss = loss_sum(model, ChunkExchange(assignment, rank, PayloadFormat(config), wire), contexts, spec)
+        loss = loss_sum(model, ChunkExchange(assignment, rank, payload_format(config), wire), contexts, spec)
         together.wait()
         kept_mb = resident_mb() - before_mb
         together.wait()
@@ -105,7 +105,7 @@ def measure(config: Config, contexts: Contexts) -> dict[str, float]:
 
 def make_model(config: Config) -> ExchangedLlama:
     """A model whose subspaces are any: a step's memory and time do not depend on which."""
-    model = ExchangedLlama(config, VOCABULARY)
+    model = drawn_model(config, VOCABULARY)
     for _, codec in model.codecs():
         codec.set_moments(torch.eye(codec.shape.width).expand(codec.shape.groups, -1, -1).contiguous())
         codec.start()

@@ -22,6 +22,7 @@ FLAGS = [
     *("--disable-component-update", "--disable-sync"),
 ]
 WAIT_MS = 60_000
+expect = playwright.expect
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +61,7 @@ def test_a_person_watches_cuts_and_heals(folder: Path, tmp_path: Path) -> None:
         page.set_default_timeout(WAIT_MS)
 
         page.goto(control)
-        page.wait_for_function("parseInt(document.querySelector('[data-figure=step]')?.textContent) >= 6")
+        expect(page.locator("[data-figure=step]")).to_have_text(re.compile(r"^([6-9]|\d\d+) of"), timeout=WAIT_MS)
         assert "#" not in page.url, "the secret stays in the address"
         assert page.locator("#loss canvas").count() == 1
         assert page.locator("#map .link").count() == 2
@@ -73,7 +74,7 @@ def test_a_person_watches_cuts_and_heals(folder: Path, tmp_path: Path) -> None:
         page.screenshot(path=str(tmp_path / "cut.png"), full_page=True)
         page.locator("#kind").select_option("heal")
         page.locator("#apply").click()
-        page.wait_for_function("!document.querySelector('#apply').disabled")
+        expect(page.locator("#apply")).to_be_enabled(timeout=WAIT_MS)
         page.locator("#marks", has_text="cut").wait_for()
 
         page.locator("#trace-step").select_option(index=0)

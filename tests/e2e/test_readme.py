@@ -32,8 +32,11 @@ PARSED = {
 """Beginnings of commands that are parsed and not run, with the reason."""
 RUN = [command for command in README if not command.startswith(tuple(PARSED))]
 
-LIVE = ("isthmus run configs/tiny.toml", "isthmus net set", "isthmus run configs/tiny.toml --run.resume")
-"""A run, what changes its network meanwhile, and what continues it after an interruption."""
+LIVE = (
+    *("isthmus run configs/tiny.toml", "isthmus net set", "isthmus watch"),
+    "isthmus run configs/tiny.toml --run.resume",
+)
+"""A run, what changes its network meanwhile, what shows it, and what continues it after an interruption."""
 TO_THE_END = (
     *("isthmus eval", "isthmus run configs/tiny.toml --compress.mode dense", "isthmus report", "isthmus export"),
     *("isthmus plan", "isthmus settings"),
@@ -104,7 +107,7 @@ def test_every_command_is_run_or_said_not_to_be() -> None:
 
 
 def test_the_commands_do_what_the_readme_says(workshop: Workshop) -> None:
-    run, change, resume = map(named, LIVE)
+    run, change, watch, resume = map(named, LIVE)
     tiny = workshop.folder / "outputs" / "tiny"
     workshop.shrink(LONG)
     with workshop.going_on(run) as process:
@@ -112,6 +115,7 @@ def test_the_commands_do_what_the_readme_says(workshop: Workshop) -> None:
         assert "50 Mbit/s" in workshop.run(change)
         process.send_signal(signal.SIGINT)
         await_end(process, 30)
+    assert "no coordinator serves" in workshop.run(watch, code=1)
     before = len(records(tiny))
     with workshop.going_on(resume) as process:
         await_records(tiny, before + 1, process)

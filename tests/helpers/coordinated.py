@@ -21,7 +21,7 @@ from node.data import Corpus, make_tokenizer
 from node.exchange.inbox import Members
 from node.exchange.payload import PayloadFormat
 from node.lab.in_process import go
-from node.model.exchanged import ExchangedLlama
+from node.train.from_config import drawn_model, payload_format
 from node.train.trainer import Metrics, Trainer
 from node.train.world import World, build_world
 
@@ -100,7 +100,7 @@ class Still:
 
 def make_trainer(config: Config, payload: PayloadFormat) -> Trainer:
     """A node's trainer, with the weights that `run.seed` gives all nodes, and the ranks of the node's `payload`."""
-    return Trainer(config, corpus(), ExchangedLlama(config, VOCAB, payload.ranks))
+    return Trainer(config, corpus(), drawn_model(config, VOCAB, payload.ranks))
 
 
 def make_world(
@@ -120,7 +120,7 @@ def train(
 
     def work(rank: int, wire: ThreadWire) -> Trainer:
         session = Session(shared, rank)
-        payload = PayloadFormat(config)
+        payload = payload_format(config)
         here, trainer = make_world(payload, world, wire, session, folder), make_trainer(config, payload)
         if start:
             trainer.resume(here, start)

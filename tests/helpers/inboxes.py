@@ -11,13 +11,13 @@ from helpers.worlds import tiny_config
 from netem.errors import IsthmusError
 from node.exchange.inbox import Inbox, Members
 from node.exchange.passes import PassKey, PassSpec
-from node.exchange.payload import PayloadFormat
 from node.exchange.tags import ChunkTag, Tag, encode_tag
+from node.train.from_config import payload_format
 
 WORLD = Assignment([[0], [1, 3], [2]])
 NAMES = ("ann", "bob", "cyd")
 ME = 1  # bob: owes chunk 1 to cyd, reads 0 from ann and 2 from cyd
-FORMAT = PayloadFormat(tiny_config())
+FORMAT = payload_format(tiny_config())
 SPEC = PassSpec(8, True)
 KEY = PassKey(5, SPEC, True)
 RING_CAP_BYTES = 1000

@@ -12,8 +12,8 @@ from netem.endpoint import Endpoint
 from netem.profile import Profile
 from node.config import Config
 from node.exchange.inbox import Inbox, Members
-from node.exchange.payload import PayloadFormat
 from node.exchange.wire import Wire
+from node.train.from_config import payload_format
 
 T = TypeVar("T")
 TIMEOUT_S = 60.0
@@ -33,7 +33,7 @@ def run_over_sockets(
     config: Config, assignment: Assignment, work: Callable[[Rank], T], profile: Profile = UNSHAPED
 ) -> list[T]:
     """Run `work(rank)` on every rank at once, over sockets; results by rank."""
-    payload = PayloadFormat(config)
+    payload = payload_format(config)
     names = tuple(f"node-{rank}" for rank in range(assignment.n_ranks))
     inboxes = [Inbox(payload, ring_cap_bytes=64 << 20) for _ in names]
     endpoints = [

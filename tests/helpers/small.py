@@ -12,6 +12,8 @@ from node.config import Config
 from node.data.batches import Contexts
 from node.model.exchanged import ExchangedLlama
 from node.subspace.learned import LearnedCodec
+from node.train.from_config import drawn_model
+from node.train.schedule import StepSchedule
 
 VOCAB = 101
 EXACT = {"format": "float32", "dense_last_layers": 1}
@@ -31,9 +33,14 @@ def small_config(
     return convert(Config, tree)
 
 
+def schedule_of(config: Config) -> StepSchedule:
+    """What happens at which step of a run."""
+    return StepSchedule(config.model, config.compress, config.train)
+
+
 def small_model(config: Config) -> ExchangedLlama:
     """The same weights, basis and ψ at every call; a subspace that is learned has left its basis."""
-    model = ExchangedLlama(config, VOCAB)
+    model = drawn_model(config, VOCAB)
     for index, (_, codec) in enumerate(model.codecs()):
         source = torch.Generator().manual_seed(index)
         rows = torch.randn(codec.shape.groups, 4 * codec.shape.width, codec.shape.width, generator=source)

@@ -21,10 +21,10 @@ from node.data.batches import Contexts
 from node.exchange.chunks import ChunkExchange, ChunkWire
 from node.exchange.inbox import Inbox, Members
 from node.exchange.passes import PassSpec
-from node.exchange.payload import PayloadFormat
 from node.exchange.wire import Wire
 from node.measure.spans import Spans
 from node.model.exchanged import ExchangedLlama
+from node.train.from_config import payload_format
 from node.train.passes import loss_sum
 
 torch.set_num_threads(1)  # ranks are threads already
@@ -91,12 +91,12 @@ def tiny_config(**sections: dict[str, Any]) -> Config:
 
 def full_spec(config: Config) -> PassSpec:
     """A pass after the warm start."""
-    return PassSpec(config.model.chunk_tokens, config.compressed_layers > 0)
+    return PassSpec(config.model.chunk_tokens, config.compress.compresses)
 
 
 def exchange_of(config: Config, world: Sequence[Sequence[int]], rank: int, wire: ChunkWire | None) -> ChunkExchange:
     """One rank's exchange; a world of one has no wire."""
-    return ChunkExchange(Assignment(world), rank, PayloadFormat(config), wire if len(world) > 1 else None)
+    return ChunkExchange(Assignment(world), rank, payload_format(config), wire if len(world) > 1 else None)
 
 
 def logits_of(model: ExchangedLlama, tokens_CBn: Tensor, exchange: ChunkExchange, spec: PassSpec) -> Tensor:
@@ -134,7 +134,7 @@ class Loop:
     """
 
     def __init__(self, config: Config, world: Sequence[Sequence[int]], timeout_s: float = 30.0) -> None:
-        self.payload = PayloadFormat(config)
+        self.payload = payload_format(config)
         self._timeout_s = timeout_s
         self.names = tuple(f"node-{rank}" for rank in range(len(world)))
         self._by_name = {name: Inbox(self.payload, ring_cap_bytes=1 << 24) for name in self.names}

@@ -17,7 +17,8 @@ from coordinator.assignment import Assignment, assign
 from node.config import Config
 from node.exchange.chunks import ChunkExchange
 from node.exchange.passes import PassSpec
-from node.exchange.payload import PayloadFormat, step_bytes
+from node.exchange.payload import step_bytes
+from node.train.from_config import payload_format
 from node.train.passes import loss_sum
 
 TOLERANCE = 1e-5
@@ -54,12 +55,12 @@ Gradients = dict[str, torch.Tensor]
 
 def train_pass(config: Config, assignment: Assignment) -> tuple[float, Gradients, list[int]]:
     """Loss and gradients summed over all nodes, and the payload bytes that each node's links counted."""
-    spec = PassSpec(config.model.chunk_tokens, config.compressed_layers > 0)
+    spec = PassSpec(config.model.chunk_tokens, config.compress.compresses)
     batch = contexts(config)
 
     def work(rank: Rank) -> tuple[float, Gradients, int]:
         model = small_model(config)
-        exchange = ChunkExchange(assignment, rank.number, PayloadFormat(config), rank.wire)
+        exchange = ChunkExchange(assignment, rank.number, payload_format(config), rank.wire)
         loss = loss_sum(model, exchange, batch, spec)
         loss.backward()  # type: ignore[no-untyped-call]
         assert rank.endpoint.flush(10.0)
@@ -104,9 +105,9 @@ def test_links_carry_exactly_the_bytes_of_the_formula(mode: str, world: str) -> 
     extra |= {name: compress for name, (compress, _) in FORMATS.items()}
     config = small_config(**(MODES | extra)[mode])
     assignment = WORLDS[world]
-    spec = PassSpec(config.model.chunk_tokens, config.compressed_layers > 0)
+    spec = PassSpec(config.model.chunk_tokens, config.compress.compresses)
     _, _, sent = train_pass(config, assignment)
-    payload = PayloadFormat(config)
+    payload = payload_format(config)
     assert sent == [step_bytes(payload, assignment, rank, spec).total for rank in range(assignment.n_ranks)]
     if mode == "local":
         assert sum(sent) == 0
@@ -119,10 +120,10 @@ def test_compressed_layer_saves_96_percent_with_headers() -> None:
     wire_bytes = {}
     for mode in ("dense", "subspace"):
         config = small_config(mode, batch=1, model=sizes, dense_last_layers=0, **shares)
-        spec = PassSpec(config.model.chunk_tokens, config.compressed_layers > 0)
+        spec = PassSpec(config.model.chunk_tokens, config.compress.compresses)
 
         def work(rank: Rank, config: Config = config, spec: PassSpec = spec) -> int:
-            exchange = ChunkExchange(assign(4, 4), rank.number, PayloadFormat(config), rank.wire)
+            exchange = ChunkExchange(assign(4, 4), rank.number, payload_format(config), rank.wire)
             loss_sum(small_model(config), exchange, contexts(config), spec).backward()  # type: ignore[no-untyped-call]
             assert rank.endpoint.flush(10.0)
             return sum(link.wire_bytes for link in rank.endpoint.counters().values())
@@ -139,13 +140,13 @@ def test_logits_never_depend_on_later_tokens(mode: str, world: str) -> None:
     extra = {"local": {"mode": "local"}, "random": {"rotation": "random"}}
     config = small_config(**(MODES | extra)[mode])
     assignment = WORLDS[world]
-    spec = PassSpec(config.model.chunk_tokens, config.compressed_layers > 0)
+    spec = PassSpec(config.model.chunk_tokens, config.compress.compresses)
     changes = (0, 15, 16, 37, 63)
     tokens = torch.from_numpy(contexts(config)[:, :-1])
 
     def logits(rank: Rank) -> list[torch.Tensor]:
         model = small_model(config)
-        exchange = ChunkExchange(assignment, rank.number, PayloadFormat(config), rank.wire)
+        exchange = ChunkExchange(assignment, rank.number, payload_format(config), rank.wire)
         seen = []
         for changed in (None, *changes):
             variant = tokens.clone()

@@ -10,6 +10,9 @@ import fnmatch
 import os
 import re
 import shlex
+import socket
+import subprocess
+import sys
 from typing import Any
 
 import jsonschema
@@ -19,11 +22,12 @@ from helpers import ROOT
 
 from netem.errors import ConfigError
 from node.config import Config, load_config
-from node.options import parser
+from node.options import parse, parser, split_settings
 
 TEXT = (ROOT / "docker-compose.yml").read_text()
 SERVICES: dict[str, dict[str, Any]] = yaml.safe_load(TEXT)["services"]
 NODES = ("node", "remote-node")
+GPU: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.gpu.yml").read_text())
 
 _DURATION = {"type": "string", "pattern": r"^(\d+(ms|s|m|h))+$"}
 _STRINGS = {"type": "array", "items": {"type": "string"}, "minItems": 1}
@@ -40,7 +44,7 @@ def _closed(required: tuple[str, ...] = (), **properties: Any) -> dict[str, Any]
 
 
 SERVICE = _closed(
-    required=("image", "build", "command", "healthcheck", "restart", "volumes", "environment"),
+    required=("image", "build", "command", "healthcheck", "init", "restart", "volumes", "environment"),
     image={"type": "string"},
     build=_closed(("context",), context={"type": "string"}, args={"type": "object"}),
     command=_STRINGS,
@@ -60,6 +64,7 @@ SERVICE = _closed(
         start_period=_DURATION,
         retries={"type": "integer", "minimum": 1},
     ),
+    init={"type": "boolean"},
     network_mode={"type": "string", "pattern": "^(host|none|bridge)$"},
     ports={"type": "array", "items": {"type": "string"}, "uniqueItems": True},
     profiles=_STRINGS,
@@ -113,18 +118,20 @@ def test_the_file_is_what_compose_expects() -> None:
     jsonschema.validate(yaml.safe_load(TEXT), SCHEMA)
 
 
-def test_every_variable_has_a_default_or_says_what_is_missing() -> None:
-    document = yaml.safe_dump(yaml.safe_load(TEXT), width=10_000)  # without comments
+@pytest.mark.parametrize("name", ["docker-compose.yml", "docker-compose.gpu.yml"])
+def test_every_variable_has_a_default_so_that_logs_and_down_need_none(name: str) -> None:
+    text = (ROOT / name).read_text()
+    document = yaml.safe_dump(yaml.safe_load(text), width=10_000).replace("$$", "")  # without comments
     assert document.count("$") == len(_VARIABLE.findall(document))
     for match in _VARIABLE.finditer(document):
         assert match["name"].startswith("ISTHMUS_")
-        assert match["text"], match[0]
-        assert f"#   {match['name']} " in TEXT, "the head of the file lists all variables"
+        assert match["kind"] == ":-", match[0]
+        assert f"#   {match['name']} " in text, "the head of the file lists all variables"
 
 
-def test_the_token_is_required_and_only_in_the_environment() -> None:
+def test_the_token_is_only_in_the_environment() -> None:
     for service in SERVICES.values():
-        assert service["environment"]["ISTHMUS_TOKEN"].startswith("${ISTHMUS_TOKEN:?")
+        assert service["environment"]["ISTHMUS_TOKEN"] == "${ISTHMUS_TOKEN:-}"
         assert not any("TOKEN" in word for word in service["command"])
         assert not any("TOKEN" in word for word in service["healthcheck"]["test"])
     assert "TOKEN" not in (ROOT / "Dockerfile").read_text()
@@ -166,6 +173,7 @@ def test_a_coordinator_that_others_can_reach_does_not_start_without_a_token() ->
 def test_nodes_join_where_the_coordinator_listens() -> None:
     port = config_of(command_of("coordinator")).coordinator.address.rpartition(":")[2]
     assert SERVICES["coordinator"]["ports"] == ["${ISTHMUS_PUBLISH:-127.0.0.1}:7070:7070"]
+    assert SERVICES["node"]["depends_on"] == {"coordinator": {"condition": "service_started"}}
     for name, host in (("node", "coordinator"), ("remote-node", "127.0.0.1")):
         command = command_of(name)
         assert command[command.index("--join") + 1] == f"tcp://{host}:{port}"
@@ -174,12 +182,68 @@ def test_nodes_join_where_the_coordinator_listens() -> None:
     assert far[far.index("--bind") + 1] == "tcp://eno1:0"
 
 
-def test_nodes_wait_for_a_coordinator_that_answers() -> None:
-    assert SERVICES["node"]["depends_on"] == {"coordinator": {"condition": "service_healthy"}}
+def test_a_remote_node_is_told_its_port_and_its_address_behind_nat() -> None:
+    options, _ = parse(command_of("remote-node"))
+    assert (options.bind, options.advertise) == ("tcp://eth0:0", "")
+    options, _ = parse(command_of("remote-node", ISTHMUS_PORT="7071", ISTHMUS_ADVERTISE="203.0.113.7:9000"))
+    assert (options.bind, options.advertise) == ("tcp://eth0:7071", "203.0.113.7:9000")
+
+
+def is_healthy(service: str, port: int, coordinator: str = "") -> bool:
+    """What the service's check of health says on this machine, whose coordinator has this port."""
+    form, script = SERVICES[service]["healthcheck"]["test"]
+    assert form == "CMD-SHELL"
+    script = script.replace("$$", "$").replace(":1B9E ", f":{port:04X} ")
+    variables = {"PATH": os.environ["PATH"], "COORDINATOR": coordinator}
+    done = subprocess.run(["sh", "-c", script], env=variables, capture_output=True, text=True, timeout=10)
+    assert done.stderr == ""
+    return done.returncode == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the containers have Linux's /proc")
+@pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6])
+def test_health_is_read_from_the_kernels_table(family: socket.AddressFamily) -> None:
+    with socket.socket(family) as listener:
+        try:
+            listener.bind(("127.0.0.1" if family == socket.AF_INET else "::1", 0))
+        except OSError:
+            pytest.skip("this machine has no IPv6")
+        port = listener.getsockname()[1]
+        where = f"tcp://coordinator:{port}"
+        assert not is_healthy("coordinator", port), "bound, and not listening yet"
+        listener.listen()
+        assert is_healthy("coordinator", port)
+        assert not is_healthy("node", port, where)
+        with socket.create_connection(listener.getsockname()[:2]):
+            assert is_healthy("node", port, where)
+            assert is_healthy("remote-node", port, where)
+    assert not is_healthy("coordinator", port)
+
+
+def test_the_checks_of_health_start_no_python_and_are_rare() -> None:
     for service in SERVICES.values():
-        exec_form, python, option, script = service["healthcheck"]["test"]
-        assert (exec_form, python, option) == ("CMD", "python", "-c")
-        compile(script, "healthcheck", "exec")
+        assert "python" not in " ".join(service["healthcheck"]["test"])
+        assert service["healthcheck"]["interval"] == "30s"
+    assert SERVICES["node"]["environment"]["COORDINATOR"] == "tcp://coordinator:7070"
+    far = command_of("remote-node", ISTHMUS_COORDINATOR="tcp://10.0.0.5:7171")
+    told = SERVICES["remote-node"]["environment"]["COORDINATOR"]
+    assert far[far.index("--join") + 1] == interpolate(told, {"ISTHMUS_COORDINATOR": "tcp://10.0.0.5:7171"})
+
+
+def test_the_file_for_gpus_changes_the_device_and_nothing_that_must_be_equal() -> None:
+    assert GPU["services"].keys() == SERVICES.keys()
+    for name in NODES:
+        service = GPU["services"][name]
+        words, settings = split_settings([*service["entrypoint"][1:], *command_of(name)])
+        options = parser().parse_args(words)
+        config = load_config(options.config, [*settings, "--coordinator.token=secret"])
+        assert service["entrypoint"][0] == "isthmus"
+        assert config.run.device == "cuda"
+        assert config.digest() == config_of(command_of("coordinator")).digest()
+        (device,) = service["deploy"]["resources"]["reservations"]["devices"]
+        assert device["capabilities"] == ["gpu"]
+        assert not {"command", "environment", "volumes"} & service.keys()
+    assert {service["image"] for service in GPU["services"].values()} == {"isthmus-cuda"}
 
 
 def test_volumes_are_declared_and_lie_where_the_image_made_room() -> None:

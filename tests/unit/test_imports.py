@@ -49,6 +49,11 @@ PURE_MODULES = [
 ]
 BELOW = {"netem": set(), "coordinator": {"netem"}, "node": {"coordinator", "netem"}}
 
+PARTS = ("data", "measure", "subspace", "exchange", "model", "train", "worker")
+"""The rooms of a node, whose parts take their sections of the config."""
+KNOW_THE_TREE = {"train/from_config.py", "train/trainer.py", "train/resume.py", "worker/node.py"}
+"""Those that make parts from the whole tree, or compare trees."""
+
 
 def imports_of(path: Path) -> set[str]:
     """Every module that a file imports, at the top or inside a function, by its full name."""
@@ -100,3 +105,12 @@ def test_nothing_unpickles_and_only_nodes_know_torch() -> None:
             roots = {found.split(".")[0] for found in imports_of(path)}
             assert "pickle" not in roots, path
             assert floor == "node" or "torch" not in roots, path
+
+
+def test_parts_take_their_sections_of_the_config_and_not_the_tree() -> None:
+    users = set()
+    for room in PARTS:
+        for path in (ROOT / "node" / room).rglob("*.py"):
+            if imports_of(path) & {"node.config.Config", "node.config.tree", "node.config.tree.Config"}:
+                users.add(path.relative_to(ROOT / "node").as_posix())
+    assert users == KNOW_THE_TREE

@@ -25,10 +25,9 @@ from node.data.batches import Contexts
 from node.data.task import count_asked
 from node.exchange.chunks import ChunkExchange
 from node.exchange.passes import PassSpec
-from node.exchange.payload import PayloadFormat
 from node.lab.tunnel.bench_node import Void
-from node.model.exchanged import ExchangedLlama
 from node.model.llama import Llama, Step
+from node.train.from_config import drawn_model, payload_format
 from node.train.optimizer import clip_gradients, make_optimizer, set_learning_rate
 from node.train.passes import loss_sum, own_tokens
 
@@ -49,8 +48,8 @@ def plain(config: Config, vocab_size: int) -> tuple[nn.Module, Loss]:
 
 def isthmus(config: Config, vocab_size: int) -> tuple[nn.Module, Loss]:
     """One node that owns all chunks, and its loss."""
-    payload = PayloadFormat(config)
-    model = ExchangedLlama(config, vocab_size, payload.ranks)
+    payload = payload_format(config)
+    model = drawn_model(config, vocab_size, payload.ranks)
     exchange = ChunkExchange(config.assignment(), 0, payload, Void())
     spec = PassSpec(config.model.chunk_tokens, False)
     return model, lambda contexts: loss_sum(model, exchange, contexts, spec)

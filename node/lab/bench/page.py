@@ -126,7 +126,8 @@ _ARMS = (
 )
 _LOCAL = (
     "One process that owns all chunks, uncompressed, against torch's attention over the whole context in a plain Llama "
-    "of equal shapes. Memory is the peak of the whole process, of which Python and torch are a large part."
+    "of equal shapes. Memory is the peak of the whole process, of which Python and torch are a large "
+    "part, under an allocator that gives freed memory back at once."
 )
 _WIRE = (
     "Utilisation is what the busiest NIC passed, as the kernel counts it with all headers, over what its rate allows "

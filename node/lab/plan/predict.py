@@ -17,7 +17,6 @@ import numpy as np
 from netem.profile import Profile, resolve
 from node.config import Config
 from node.exchange.passes import PassSpec
-from node.exchange.payload import PayloadFormat
 from node.lab.plan.averaging import averaging_bytes, averaging_s, form_of
 from node.lab.plan.costs import Costs
 from node.lab.plan.lines import Lines, lines_of
@@ -25,7 +24,8 @@ from node.lab.plan.memory import Memory, tightest
 from node.lab.plan.simulate import Layer, Outcome, StepWork, simulate
 from node.lab.plan.work import Array, head_work, layer_work, optimizer_work, parameters
 from node.measure.devices import Device
-from node.subspace.ranks import rank_bounds, rank_table
+from node.subspace.ranks import rank_table
+from node.train.from_config import payload_format
 
 UTILISATIONS = (0.5, 0.9, 0.95)
 LEAST_BPS, MOST_BPS = 1e4, 1e15
@@ -38,8 +38,8 @@ class Model:
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        self.spec = PassSpec(config.model.chunk_tokens, config.compressed_layers > 0)
-        self.payload = PayloadFormat(config)
+        self.spec = PassSpec(config.model.chunk_tokens, config.compress.compresses)
+        self.payload = payload_format(config)
         self.tokens = config.model.context * config.train.batch
         self.parameters = parameters(config)
         self._grad_share = _grad_share(config, self.spec) if self.payload.budget_bytes else 1.0
@@ -64,7 +64,7 @@ class Model:
             return 0.0
         if self.payload.compresses(layer) and self.payload.budget_bytes:  # ranks are chosen in the run
             share = self._grad_share if kind == "grad" else 1.0
-            return share * self.payload.budget_bytes / self.config.compressed_layers
+            return share * self.payload.budget_bytes / len(self.config.compressed)
         return float(self.payload.chunk_bytes(layer, self.spec, kind))
 
     def simulate(self, costs: Costs, lines: Lines) -> Outcome:
@@ -109,13 +109,13 @@ class Model:
 
 def _grad_share(config: Config, spec: PassSpec) -> float:
     """Bytes of a compressed gradient over those of its payload, where all ranks are as large as a budget allows."""
-    table = rank_table(config)
-    payload = PayloadFormat(config, table)
+    table = rank_table(config.model, config.compress)
+    payload = payload_format(config, table)
 
     def nbytes(rank: int) -> int:
         return sum(payload.codec_bytes(key, rank) for key in table.keys)
 
-    least, greatest = rank_bounds(config)
+    least, greatest = payload.rank_bounds
     table.choose(
         dict.fromkeys(table.keys, max(least, bisect_right(range(1, greatest + 1), payload.budget_bytes, key=nbytes)))
     )

@@ -193,7 +193,7 @@ def parameters(config: Config) -> int:
     embeddings = vocabulary_size(config) * model.d_model * (1 if model.tied else 2)
     learned = 0
     if config.compress.subspace == "learned":
-        ranks = rank_table(config)
+        ranks = rank_table(config.model, config.compress)
         learned = sum(2 * ranks[key].groups * ranks[key].width * ranks[key].rank for key in ranks.keys)
     return model.layers * layer + embeddings + model.d_model + learned
 
@@ -202,7 +202,7 @@ def _codec_width(config: Config, layer: int, spec: PassSpec) -> float:
     """Multiply-adds per token of encoding, or of decoding, K and V of one layer."""
     if not spec.compressed or layer not in config.compressed:
         return 0.0
-    ranks = rank_table(config)
+    ranks = rank_table(config.model, config.compress)
     shapes = (ranks[layer, "k"], ranks[layer, "v"])
     return float(sum(shape.groups * shape.width * shape.rank for shape in shapes))
 

@@ -87,7 +87,7 @@ def figures(study: Study, results: Mapping[str, Sequence[Result]]) -> Figures:
                 Spread.of(_differences(losses[arm.name], losses[DENSE])),
                 Spread.of([part / whole for part, whole in zip(kept, gains, strict=True)]) if clear else None,
                 traffic(results[arm.name]),
-                arm.config.leaks and not arm.config.is_unplugged_at(arm.config.train.steps),
+                arm.config.leaks and not arm.config.compress.is_unplugged_at(arm.config.train.steps),
             )
         )
     return Figures(len(gains), gain, clear, tuple(lines))

@@ -21,7 +21,7 @@ from node.exchange.passes import PassSpec
 from node.exchange.payload import PayloadFormat
 from node.model.exchanged import ExchangedLlama
 from node.train.passes import own_tokens
-from node.train.schedule import pass_spec
+from node.train.schedule import StepSchedule
 
 
 def position_losses(
@@ -67,10 +67,11 @@ def payload_bytes(config: Config, payload: PayloadFormat) -> dict[str, float]:
     included, and `plain` of a layer with K and V as they are. `payload` knows the ranks of a budget once they have been
     chosen.
     """
-    full = pass_spec(config, config.warmup_steps + 1)._replace(tokens=config.model.chunk_tokens)
+    schedule = StepSchedule(config.model, config.compress, config.train)
+    full = schedule.pass_spec(config.compress.warm_start_steps + 1)
     layers = _layer_bytes(config, payload, full)
     narrow = [layers[layer] for layer in config.compressed]
-    steps = Counter(pass_spec(config, step) for step in range(1, config.train.steps + 1))
+    steps = Counter(schedule.pass_spec(step) for step in range(1, config.train.steps + 1))
     tokens = sum(count * spec.tokens for spec, count in steps.items())
     sent = sum(count * spec.tokens * fmean(_layer_bytes(config, payload, spec)) for spec, count in steps.items())
     return {

@@ -31,7 +31,8 @@ from node.lab.in_process import train_in_process
 from node.lab.study.measure import payload_bytes, position_losses, stable_ranks
 from node.lab.study.version import code_version
 from node.model.exchanged import ExchangedLlama
-from node.train.schedule import pass_spec
+from node.train.from_config import payload_format
+from node.train.schedule import StepSchedule
 from node.train.trainer import Metrics
 
 log = logging.getLogger("isthmus.study")
@@ -48,7 +49,7 @@ def run_trial(config: Config) -> dict[str, Any]:
     """Train and measure. Raises `ConfigError` for a config that cannot run, `RunAborted` where a rank fails."""
     began_s, began_cpu_s = time.monotonic(), time.process_time()
     task = open_data(config.data)
-    payloads = [PayloadFormat(config) for _ in range(config.assignment().n_ranks)]
+    payloads = [payload_format(config) for _ in range(config.assignment().n_ranks)]
     notebook = _Notebook(config, task, payloads[0])
     trainers = train_in_process(config, task, payloads, notebook.note)
     total, count = notebook.positions(trainers[0].model, config.train.steps, FINAL_TOKENS)
@@ -106,7 +107,8 @@ class _Notebook:
     def positions(self, model: ExchangedLlama, step: int, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Held-out loss by position after `step` steps, over about `tokens` tokens, in the mode of that step."""
         config = self._config
-        spec = pass_spec(config, max(1, step))._replace(tokens=config.model.chunk_tokens)
+        schedule = StepSchedule(config.model, config.compress, config.train)
+        spec = schedule.pass_spec(max(1, step))._replace(tokens=config.model.chunk_tokens)
         if step == 0:  # there is no basis yet
             spec = spec._replace(compressed=False)
         batches = max(1, tokens // (config.train.batch * config.model.context))

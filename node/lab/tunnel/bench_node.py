@@ -25,11 +25,10 @@ from node.exchange.chunks import ChunkExchange
 from node.exchange.formats import Packed, TensorSpec
 from node.exchange.inbox import Members
 from node.exchange.passes import PassKey
-from node.exchange.payload import PayloadFormat
-from node.model.exchanged import ExchangedLlama
 from node.train.averaging import Averager
 from node.train.basis import weight_moments
 from node.train.checkpoint import Checkpoints
+from node.train.from_config import drawn_model, payload_format
 from node.train.trainer import Trainer
 from node.train.world import World
 
@@ -115,8 +114,8 @@ class Rank:
     """One rank in one mode."""
 
     def __init__(self, config: Config, rank: int) -> None:
-        task, payload = open_data(config.data), PayloadFormat(config)
-        model = ExchangedLlama(config, task.vocab_size, payload.ranks)
+        task, payload = open_data(config.data), payload_format(config)
+        model = drawn_model(config, task.vocab_size, payload.ranks)
         moments = weight_moments(model)
         for key, codec in model.codecs():
             codec.set_moments(moments[key])
@@ -129,7 +128,7 @@ class Rank:
         self._world = World(members, exchange, averager, Checkpoints(Path(), rank))
         self._trainer = Trainer(config, task, model)
         self._watch = Stopwatch(model.layers)
-        self._number = config.warmup_steps + 1  # past the warm start, and the step that takes the basis
+        self._number = config.compress.warm_start_steps + 1  # past the warm start, and the step that takes the basis
 
     def step(self) -> StepTimes:
         """Make one step."""

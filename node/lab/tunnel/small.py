@@ -17,8 +17,8 @@ from netem.config import convert
 from netem.errors import ConfigError
 from netem.profile import NetConfig
 from node.config import Config, ModelConfig, load_config, to_tree
-from node.exchange.payload import PayloadFormat
 from node.lab.measured import COLD_STEPS, LEAST_STEPS
+from node.train.from_config import payload_format
 
 CONFIGS = Path("configs")
 WIDTH, HEAD_SIZE = 128, 64
@@ -100,7 +100,7 @@ def small_config(target: Config, shape: Config | None, steps: int, folder: Path)
         "coordinator": owners,
     }
     config = convert(Config, tree)
-    PayloadFormat(config)  # ranks that leave no room are found here, not in a child
+    payload_format(config)  # ranks that leave no room are found here, not in a child
     return config
 
 

@@ -12,13 +12,12 @@ from collections import deque
 from collections.abc import Mapping
 from typing import Any, Final
 
-from coordinator.events import PER_LINK
 from coordinator.records import rates
-from coordinator.records.rates import Record, number
-from netem.network import Profile
+from coordinator.records.rates import Link, MissedLink, Record, number
+from netem.network import Profile, Shape
 from netem.profile import resolve_schedule
 from node.config import Config
-from node.train.schedule import phase
+from node.train.schedule import StepSchedule
 from node.watch.page.series import Series
 from node.watch.view import subtitle, title
 
@@ -39,15 +38,47 @@ _CHART = ("loss", "tokens_per_s", "step_s", "exposed")
 _ENERGY = re.compile(r"layer(\d+)_([kv])_energy_kept")
 
 
+class LinkWindow:
+    """The sums of `rates.link_times_s` over the latest records, kept up to date as records come and go."""
+
+    def __init__(self) -> None:
+        self.sums_s: dict[Link, tuple[float, float]] = {}
+        self._records: deque[dict[Link, tuple[float, float]]] = deque()
+
+    def add(self, record: Record) -> None:
+        """Take in a record."""
+        self._records.append(rates.link_times_s(record))
+        self._count(self._records[-1], 1)
+
+    def drop_oldest(self) -> None:
+        """Forget the oldest record."""
+        self._count(self._records.popleft(), -1)
+        if not self._records:
+            self.sums_s.clear()
+
+    def clear(self) -> None:
+        """Forget all."""
+        self._records.clear()
+        self.sums_s.clear()
+
+    def _count(self, times_s: dict[Link, tuple[float, float]], sign: int) -> None:
+        for link, (promised_s, missed_s) in times_s.items():
+            before = self.sums_s.get(link, (0.0, 0.0))
+            self.sums_s[link] = before[0] + sign * promised_s, before[1] + sign * missed_s
+
+
 class PageState:
     """One run as its page shows it."""
 
     def __init__(self, config: Config) -> None:
         self._config = config
         self._schedule = resolve_schedule(config.net)
+        self._steps = StepSchedule(config.model, config.compress, config.train)
         self._series = Series(_CHART)
         self._recent: deque[Json] = deque(maxlen=RECENT_STEPS)
         self._window: deque[Record] = deque()
+        self._links_s = LinkWindow()
+        self._shapes: dict[Link, Shape] = {}
         self._heldout: deque[tuple[int, float]] = deque(maxlen=MOST_EVALUATIONS)
         self._energy: deque[tuple[int, dict[str, float]]] = deque(maxlen=MOST_EVALUATIONS)
         self._marks: deque[Json] = deque(maxlen=MOST_MARKS)
@@ -61,8 +92,10 @@ class PageState:
             self._forget_from(step)
         self.step = step
         self._window.append(record)
+        self._links_s.add(record)
         while len(self._window) > 2 and number(record, "time") - number(self._window[0], "time") > WINDOW_S:
             self._window.popleft()
+            self._links_s.drop_oldest()
         point = {
             "step": step,
             "loss": _known(record, "loss"),
@@ -117,15 +150,15 @@ class PageState:
     def _now(self) -> Json:
         window = list(self._window)
         last = window[-1] if window else {}
-        names = self.names()
+        names, missed = self.names(), rates.missed_of(self._links_s.sums_s)
         return {
             "header": {
                 "step": self.step,
                 "steps": self._config.train.steps,
                 "eta_s": rates.eta_s(window, self._config.train.steps) if window else None,
-                "phase": phase(self._config, self.step) if window else "waiting for the first step",
+                "phase": self._steps.phase(self.step) if window else "waiting for the first step",
                 "generation": int(number(last, "generation")) if window else 0,
-                "untrusted": rates.untrusted(window),
+                "untrusted": rates.untrusted_for(missed),
                 "loss": _known(last, "loss"),
                 "heldout_loss": self._heldout[-1][1] if self._heldout else None,
                 "tokens_per_s": rates.tokens_per_s(window) if window else None,
@@ -134,7 +167,7 @@ class PageState:
                 "time": number(last, "time") if window else None,
             },
             "nodes": [self._node(name, window) for name in names],
-            "links": self._links(names, window),
+            "links": self._links(missed, window),
         }
 
     def _events(self, after_step: int) -> Json:
@@ -159,25 +192,30 @@ class PageState:
             "down_bps": _finite(self._profile().nic_down_bps(name)),
         }
 
-    def _links(self, names: list[str], window: list[Record]) -> list[Json]:
+    def _links(self, missed: list[MissedLink], window: list[Record]) -> list[Json]:
         """Every directed link that carried something lately: how busy it was, and how late this host made it."""
-        step_s = {name: rates.total(window, "step_s", name) for name in names}
-        missed = {(link.source, link.target): link.share for link in rates.missed_links(window)}
-        busy_s = _promised_s(window)
-        profile, found = self._profile(), []
-        for source, target in sorted(busy_s.keys() | missed.keys()):
-            shape, lasted_s = profile.link(source, target), step_s.get(source, 0.0)
+        step_s = {name: rates.total(window, "step_s", name) for name in self.names()}
+        late = {(link.source, link.target): link.share for link in missed}
+        found = []
+        for (source, target), (promised_s, _) in sorted(self._links_s.sums_s.items()):
+            shape, lasted_s = self._shape(source, target), step_s.get(source, 0.0)
             found.append(
                 {
                     "source": source,
                     "target": target,
                     "rate_bps": _finite(shape.rate_bps),
                     "latency_s": shape.latency_s,
-                    "busy": min(1.0, busy_s.get((source, target), 0.0) / lasted_s) if lasted_s > 0 else 0.0,
-                    "late": missed.get((source, target), 0.0),
+                    "busy": min(1.0, promised_s / lasted_s) if lasted_s > 0 else 0.0,
+                    "late": late.get((source, target), 0.0),
                 }
             )
         return found
+
+    def _shape(self, source: str, target: str) -> Shape:
+        link = source, target
+        if link not in self._shapes:
+            self._shapes[link] = self._profile().link(source, target)
+        return self._shapes[link]
 
     def _profile(self) -> Profile:
         return self._schedule.profile
@@ -188,24 +226,13 @@ class PageState:
     def _forget_from(self, step: int) -> None:
         self._series.truncate(step)
         self._window.clear()
+        self._links_s.clear()
         for kept in (self._heldout, self._energy):
             while kept and kept[-1][0] >= step:
                 kept.pop()
         for places in (self._recent, self._marks):
             while places and places[-1]["step"] >= step:
                 places.pop()
-
-
-def _promised_s(records: list[Record]) -> dict[tuple[str, str], float]:
-    """How long the messages of each link take by the emulated network's arithmetic, over all records."""
-    sums: dict[tuple[str, str], float] = {}
-    for record in records:
-        for name, values in rates.nodes_of(record).items():
-            for key in values:
-                if key.startswith(PER_LINK) and key.endswith("/promised_s"):
-                    link = name, key.removeprefix(PER_LINK).removesuffix("/promised_s")
-                    sums[link] = sums.get(link, 0.0) + number(values, key)
-    return sums
 
 
 def _energy_kept(record: Record) -> dict[str, float]:

@@ -17,7 +17,7 @@ export class Chart {
         points: { show: line.points ? true : undefined },
       }))],
       axes: [{ stroke: INK, grid: { stroke: `${DIM}40` } }, ...axes.map((axis) => ({
-        stroke: INK, grid: { stroke: axis.side === 1 ? "transparent" : `${DIM}40` }, scale: axis.scale, side: axis.side, label: axis.label,
+        stroke: INK, grid: { stroke: axis.side === 1 ? "transparent" : `${DIM}40` }, scale: axis.scale, side: axis.side ?? 3, label: axis.label, size: 64,
       }))],
       hooks: { draw: [(plot) => this.drawMarks(plot)] },
     };

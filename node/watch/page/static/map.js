@@ -55,25 +55,27 @@ function width(link) {
 }
 
 function arrow(link, at, choose) {
-  // The two directions of a pair are drawn beside each other.
+  // The two directions of a pair bend away from each other. A wide line that is not seen takes the clicks.
   const [[x1, y1], [x2, y2]] = [at.get(link.source), at.get(link.target)];
   const [dx, dy] = [x2 - x1, y2 - y1];
   const long = Math.hypot(dx, dy) || 1;
   const [ux, uy] = [dx / long, dy / long];
-  const beside = 6;
-  const ends = {
-    x1: x1 + 26 * ux - beside * uy, y1: y1 + 26 * uy + beside * ux,
-    x2: x2 - 26 * ux - beside * uy, y2: y2 - 26 * uy + beside * ux,
-  };
-  const title = svg("title", {}, words(link));
-  const line = svg("line", {
-    ...ends, class: "link", stroke: colour(link.busy), "stroke-width": width(link),
-    "stroke-dasharray": link.rate_bps === 0 ? "3 5" : "none", "data-link": `${link.source} ${link.target}`,
+  const [bend, away] = [Math.min(24, 0.12 * long), 5];
+  const from = [x1 + 26 * ux - away * uy, y1 + 26 * uy + away * ux];
+  const to = [x2 - 26 * ux - away * uy, y2 - 26 * uy + away * ux];
+  const middle = [(x1 + x2) / 2 - 2 * bend * uy, (y1 + y2) / 2 + 2 * bend * ux];
+  const d = `M ${from.join(" ")} Q ${middle.join(" ")} ${to.join(" ")}`;
+  const parts = [];
+  if (link.late > 0) parts.push(svg("path", { d, fill: "none", stroke: "var(--bad)", "stroke-width": width(link) + 4, opacity: 0.5 }));
+  parts.push(svg("path", {
+    d, fill: "none", stroke: colour(link.busy), "stroke-width": width(link), "stroke-dasharray": link.rate_bps === 0 ? "3 5" : "none",
+  }));
+  parts.push(svg("circle", { cx: to[0], cy: to[1], r: 2 + width(link) / 2, fill: colour(link.busy) }));
+  parts.push(svg("path", {
+    d, fill: "none", stroke: "transparent", "stroke-width": 14, class: "link", "data-link": `${link.source} ${link.target}`,
     onclick: () => choose(link.source, link.target),
-  }, title);
-  const head = svg("circle", { cx: ends.x2, cy: ends.y2, r: 2 + width(link) / 2, fill: colour(link.busy) });
-  if (link.late <= 0) return [line, head];
-  return [svg("line", { ...ends, stroke: "var(--bad)", "stroke-width": width(link) + 4, opacity: 0.5 }), line, head];
+  }, svg("title", {}, words(link))));
+  return parts;
 }
 
 function disc(node, [x, y]) {
@@ -81,7 +83,7 @@ function disc(node, [x, y]) {
   const words = `${node.name}: sends ${format.rate(node.sent_bps)}, memory ${format.bytes(node.rss_bytes)}`;
   shape.append(svg("title", {}, words));
   const name = svg("text", { x, y: y + 4, "text-anchor": "middle" }, node.name.replace(/^node-/, ""));
-  const below = svg("text", { x, y: y + 40, "text-anchor": "middle", class: "dim" }, format.rate(node.sent_bps ?? 0).replace("cut", "silent"));
+  const below = svg("text", { x, y: y + 38, "text-anchor": "middle", class: "dim" }, format.rate(node.sent_bps ?? 0).replace("cut", "silent"));
   return [shape, name, below];
 }
 

@@ -16,8 +16,8 @@ from netem.errors import ConfigError
 from node.cli import main
 from node.commands.run import check_corpus, check_network
 from node.config import load_config, save_config
-from node.model.exchanged import ExchangedLlama
 from node.train.checkpoint import Checkpoints
+from node.train.from_config import drawn_model
 from node.train.optimizer import make_optimizer
 
 TEXT = "It was a bright cold day in April, and the clocks were striking thirteen. " * 400
@@ -32,7 +32,7 @@ def trained(tmp_path: Path) -> Callable[..., Path]:
         overrides = ["--data.corpus", "./text.txt", "--data.tokenizer", "bytes", "--data.cache", "cache"]
         overrides += ["--model.context", "64", "--model.layers", "2", "--coordinator.nodes", "2"]
         config = load_config(Path(TINY), [*overrides, *settings])
-        model = ExchangedLlama(config, 257)
+        model = drawn_model(config, 257)
         if not model.ranks.chosen:  # a run would have chosen them
             model.ranks.choose({key: 3 + number for number, key in enumerate(model.ranks.keys)})
             for _, codec in model.codecs():

@@ -16,7 +16,7 @@ from netem.errors import ConfigError
 from netem.profile import resolve
 from node.config import Config, load_config, save_config, to_tree
 from node.config.presets import load_preset, preset_names
-from node.exchange.payload import PayloadFormat
+from node.train.from_config import payload_format
 
 TINY = ROOT / "configs" / "tiny.toml"
 NAMES = ("datacenter", "exact", "home", "paper")
@@ -32,7 +32,7 @@ def test_these_are_the_presets() -> None:
 )
 def test_every_preset_makes_a_config_of_every_file(name: str, path: Path | None) -> None:
     config = load_config(path, ["--coordinator.address=tcp://127.0.0.1:0"], name)
-    PayloadFormat(config)  # ranks that leave no room
+    payload_format(config)  # ranks that leave no room
     resolve(config.net)
 
 
@@ -60,7 +60,7 @@ def test_the_paper_preset_is_the_papers_setting() -> None:
 def test_the_other_presets_keep_what_they_promise() -> None:
     exact, home, datacenter = (load_config(None, (), name) for name in ("exact", "home", "datacenter"))
     assert (exact.compress.mode, exact.compress.format, exact.train.sync_every) == ("dense", "float32", 1)
-    assert (home.compressed_layers, home.compress.format) == (home.model.layers, "bfloat16")
+    assert (len(home.compressed), home.compress.format) == (home.model.layers, "bfloat16")
     line = resolve(home.net)
     assert line.scope == "nic"
     assert line.rate_bps is not None

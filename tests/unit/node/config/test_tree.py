@@ -143,7 +143,11 @@ def test_a_mode_that_does_not_compress_has_no_warm_start_to_be_wrong_about() -> 
     for mode in ("dense", "local"):
         never = {"mode": mode, "warmup_steps": 999, "dense_last_layers": 99, "unplug_step": 10}
         config = convert(Config, {"compress": never})
-        assert (config.compressed_layers, config.warmup_steps, config.is_unplugged_at(11)) == (0, 0, False)
+        assert (len(config.compressed), config.compress.warm_start_steps, config.compress.is_unplugged_at(11)) == (
+            0,
+            0,
+            False,
+        )
 
 
 @pytest.mark.parametrize(
@@ -165,18 +169,21 @@ def test_which_layers_see_other_chunks_and_which_compress(
     compress: dict[str, Any], local_layers: int, compressed: list[int]
 ) -> None:
     config = convert(Config, {"compress": SUBSPACE | compress})
-    assert (config.local_layers, list(config.compressed)) == (local_layers, compressed)
-    assert config.compressed_layers == len(compressed)
+    assert (
+        config.local_layers,
+        list(config.compressed),
+    ) == (local_layers, compressed)
+    assert len(config.compressed) == len(compressed)
 
 
 def test_what_follows_from_the_settings() -> None:
     model = {"d_model": 96, "heads": 6, "kv_heads": 2, "context": 48, "chunks": 4}
     config = convert(Config, {"model": model, "compress": SUBSPACE | {"warmup_share": 0.25}})
     assert (config.model.head_size, config.model.d_kv, config.model.chunk_tokens) == (16, 32, 12)
-    assert config.compressed_layers == 3
-    assert config.warmup_chunk_tokens == 3
+    assert len(config.compressed) == 3
+    assert config.compress.warm_start_tokens(config.model.chunk_tokens) == 3
     assert convert(Config, {"model": {"d_model": 96, "head_dim": 8}}).model.head_size == 8
-    assert convert(Config, {"compress": {"warmup_share": 1e-9}}).warmup_chunk_tokens == 1
+    assert convert(Config, {"compress": {"warmup_share": 1e-9}}).compress.warm_start_tokens(12) == 1
     assert config.run.folder == Path("outputs/run")
 
 

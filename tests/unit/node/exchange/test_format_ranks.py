@@ -21,7 +21,8 @@ from coordinator.assignment import Assignment
 from node.config import Config, to_tree
 from node.exchange.chunks import ChunkWire
 from node.exchange.formats import FORMATS
-from node.exchange.payload import PayloadFormat, step_bytes
+from node.exchange.payload import step_bytes
+from node.train.from_config import payload_format
 from node.train.passes import loss_sum, own_tokens
 
 GRADIENTS_WITHIN = {"float32": 1e-6, "bfloat16": 3e-3, "int8": 0.01, "fp8": 0.05, "int4": 0.15, "topk10": 0.5}
@@ -179,7 +180,7 @@ def test_gradients_may_have_a_format_of_their_own(mode: str) -> None:
 @pytest.mark.parametrize("mode", ["dense", "geodesic"])
 def test_the_wire_carries_the_bytes_of_both_formats(mode: str) -> None:
     config = tiny_config(compress=to_tree(config_of("bfloat16", mode))["compress"] | {"grad_format": "int4"})
-    payload, spec = PayloadFormat(config), full_spec(config)
+    payload, spec = payload_format(config), full_spec(config)
     world = WORLDS["2x2"]
 
     def work(rank: int, wire: ThreadWire) -> dict[str, int]:

@@ -30,8 +30,8 @@ from node.exchange import inbox as module
 from node.exchange.formats import FORMATS
 from node.exchange.inbox import ChunkKey, Inbox, Members, RingKey
 from node.exchange.passes import PassSpec
-from node.exchange.payload import PayloadFormat
 from node.exchange.tags import ChunkTag, RingTag, Tag, encode_tag
+from node.train.from_config import payload_format
 
 
 @pytest.mark.parametrize(
@@ -228,6 +228,18 @@ def test_what_comes_too_late_is_dropped() -> None:
     assert admit(make_inbox(), "ann", tag(pass_no=FULL - 1)) is None
 
 
+def test_a_layer_sends_only_what_its_mode_has() -> None:
+    """No theta where none is handed on, and no keys and values of a layer that sees its own chunk alone."""
+    with pytest.raises(ProtocolError, match="ann: sent theta, which layer 0 does not send in this pass"):
+        admit(make_inbox(), "ann", tag("theta"))
+    inbox = Inbox(payload_format(tiny_config(compress={"remote_last_layers": 2})), RING_CAP_BYTES)
+    inbox.enter(Members(1, WORLD, ME, NAMES))
+    inbox.begin(FULL)
+    arrive(inbox, "ann", tag(layer=1))
+    with pytest.raises(ProtocolError, match="ann: sent kv, which layer 0 does not send in this pass"):
+        admit(inbox, "ann", tag(layer=0))
+
+
 def test_a_pass_that_has_ended_is_forgotten_and_those_in_flight_are_not() -> None:
     inbox = make_inbox()
     for pass_no in (FULL, FULL + 1, FULL + 2):
@@ -255,7 +267,7 @@ def test_a_peer_may_be_as_many_passes_ahead_as_may_be_in_flight() -> None:
     """Four passes in flight: a peer that has begun them all may be four ahead of a node that has begun none of them."""
     for depth, admitted in ((1, 2), (2, 2), (4, 4)):
         config = tiny_config(train={"batch": 2 * depth, "micro_batches": depth})
-        inbox = Inbox(PayloadFormat(config), RING_CAP_BYTES)
+        inbox = Inbox(payload_format(config), RING_CAP_BYTES)
         inbox.enter(Members(1, WORLD, ME, NAMES))
         inbox.begin(FULL)
         inbox.end(FULL, 1)
@@ -379,7 +391,7 @@ def test_the_coordinators_word_and_the_endpoints_failure_end_all_waits() -> None
 def test_each_payload_is_admitted_in_its_own_format_only(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """Compressed layers in the one, those sent whole in the other: what the tag says is checked, and its shapes."""
     whole = "int8" if name == "float32" else "float32"
-    payload = PayloadFormat(tiny_config(compress={"format": name, "dense_format": whole}))
+    payload = payload_format(tiny_config(compress={"format": name, "dense_format": whole}))
     inbox = Inbox(payload, RING_CAP_BYTES)
     inbox.enter(Members(1, WORLD, ME, NAMES))
     inbox.begin(FULL)

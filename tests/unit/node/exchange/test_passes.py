@@ -16,8 +16,9 @@ from coordinator.assignment import Assignment
 from node.config import Config
 from node.exchange.formats import FORMATS
 from node.exchange.passes import PassKey
-from node.exchange.payload import PayloadFormat, step_bytes
+from node.exchange.payload import step_bytes
 from node.exchange.wire import Wire
+from node.train.from_config import payload_format
 from node.train.passes import loss_sum
 
 TOLERANCE = 2e-6
@@ -142,7 +143,7 @@ def test_passes_that_overlap_round_by_draws_of_their_own(name: str) -> None:
 @pytest.mark.parametrize("micro_batches", [1, 2, 4])
 def test_the_wire_carries_the_formula_s_bytes_once_for_each_pass(micro_batches: int) -> None:
     config = tiny_config(train={"batch": 4, "micro_batches": micro_batches})
-    payload, spec = PayloadFormat(config), full_spec(config)
+    payload, spec = payload_format(config), full_spec(config)
 
     def work(rank: int, wire: ThreadWire) -> int:
         exchange = exchange_of(config, WORLDS["3+1"], rank, wire)

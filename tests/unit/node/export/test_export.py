@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers.small import contexts, small_model
+from helpers.small import contexts, schedule_of, small_model
 from helpers.worlds import logits_of, tiny_config
 from safetensors.torch import save_file
 from torch import Tensor
@@ -26,14 +26,13 @@ from node.config import Config, save_config
 from node.config.data import TOKENIZERS
 from node.data.tokenizers import make_tokenizer
 from node.exchange.chunks import ChunkExchange
-from node.exchange.payload import PayloadFormat
 from node.export import folder as export_folder
 from node.export.tokenizer import tokenizer_files
 from node.model.exchanged import ExchangedLlama
 from node.train.checkpoint import Checkpoints
+from node.train.from_config import drawn_model, payload_format
 from node.train.optimizer import make_optimizer
 from node.train.passes import own_tokens
-from node.train.schedule import pass_spec
 
 TOLERANCE = 1e-5
 FOLDS = {"own": "projected", "rotation": "fixed"}
@@ -60,8 +59,8 @@ def checkpoint(config: Config, step: int = 6) -> tuple[ExchangedLlama, Path]:
 
 def our_logits(config: Config, model: ExchangedLlama, step: int = 6) -> Tensor:
     """[B, T, vocab], of one node that owns all chunks, in the mode of `step`."""
-    exchange = ChunkExchange(assign(config.model.chunks, 1), 0, PayloadFormat(config))
-    spec = pass_spec(config, step)
+    exchange = ChunkExchange(assign(config.model.chunks, 1), 0, payload_format(config))
+    spec = schedule_of(config).pass_spec(step)
     inputs, _ = own_tokens(contexts(config), exchange.own, spec, torch.device("cpu"))
     with torch.no_grad():
         return logits_of(model, inputs, exchange, spec).movedim(0, 1).flatten(1, 2)
@@ -215,7 +214,7 @@ def test_a_whole_export_loads_with_its_tokenizer_and_writes(name: str, tmp_path:
 
     config = config_of(tmp_path, compress=DENSE, data={"tokenizer": name})
     tokenizer = make_tokenizer(name)
-    model = ExchangedLlama(config, tokenizer.vocab_size)
+    model = drawn_model(config, tokenizer.vocab_size)
     Checkpoints(config.run.folder, 0).save(6, model, make_optimizer(model, config.train))
     save_config(config, config.run.folder / CONFIG)
     mark_complete(config.run.folder, 6, nodes=1)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from helpers import ROOT
+from helpers.small import schedule_of
 from helpers.tunnel_runs import A100, HERE, bench_of_work, write_run
 
 from coordinator.records.folder import METRICS, mark_complete
@@ -34,7 +35,7 @@ from node.lab.plan.predict import Model
 from node.lab.tunnel.bench import Bench
 from node.lab.tunnel.bench_node import mode_of
 from node.lab.tunnel.similitude import body_of
-from node.train.schedule import WEIGHTS, pass_spec, rounds_for
+from node.train.schedule import WEIGHTS
 
 STEPS = 20
 
@@ -80,9 +81,11 @@ def test_all_arms_have_the_same_tokens_and_averagings_at_the_same_step() -> None
         assert config.run.seed == base.run.seed
         assert config.model == base.model
         for step in range(1, STEPS + 1):
-            assert pass_spec(config, step).tokens == base.model.chunk_tokens, (name, step)
-            extra = name == "compressed" and step == config.warmup_steps
-            assert (WEIGHTS in rounds_for(config, step)) == (WEIGHTS in rounds_for(base, step) or extra), (name, step)
+            assert schedule_of(config).pass_spec(step).tokens == base.model.chunk_tokens, (name, step)
+            extra = name == "compressed" and step == config.compress.warm_start_steps
+            assert (WEIGHTS in schedule_of(config).rounds(step)) == (
+                WEIGHTS in schedule_of(base).rounds(step) or extra
+            ), (name, step)
 
 
 def test_arms_send_what_their_names_say() -> None:

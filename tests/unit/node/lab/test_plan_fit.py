@@ -137,7 +137,7 @@ def write_run(folder: Path, config: Config, steps: int) -> Path:
     lines = []
     for step in range(1, steps + 1):
         averages = step % config.train.sync_every == 0
-        step_s = 0.2 + (5.0 if averages else 0.0) + (1.0 if step <= config.warmup_steps + 4 else 0.0)
+        step_s = 0.2 + (5.0 if averages else 0.0) + (1.0 if step <= config.compress.warm_start_steps + 4 else 0.0)
         node = {"step_s": step_s, "exposed_s": 0.05, "averaging_s": 5.0 if averages else 0.0}
         lines.append(json.dumps({"step": step, "loss": 1.0, **node, "nodes": {"node-0": node, "node-1": node}}))
     (folder / METRICS).write_text("\n".join(lines) + "\n")

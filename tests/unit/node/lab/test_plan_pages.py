@@ -6,17 +6,18 @@ from collections.abc import Callable
 
 import pytest
 from helpers import ROOT
+from helpers.small import schedule_of
 
 from netem.profile import resolve
 from node.config import Config, load_config
-from node.exchange.payload import PayloadFormat
 from node.lab.measured import COLD_STEPS, LEAST_STEPS
 from node.lab.plan import paper, trials
 from node.lab.plan.costs import stated
 from node.lab.plan.lines import lines_of
 from node.lab.plan.predict import Model
 from node.measure.devices import device
-from node.train.schedule import WEIGHTS, rounds_for
+from node.train.from_config import payload_format
+from node.train.schedule import WEIGHTS
 
 
 def trial(name: str) -> Config:
@@ -26,9 +27,9 @@ def trial(name: str) -> Config:
 @pytest.mark.parametrize("name", [*trials.TRIALS, *trials.OVERLAP])
 def test_a_trial_runs_and_has_ordinary_steps(name: str) -> None:
     config = trial(name)
-    PayloadFormat(config)
-    steps = range(config.warmup_steps + 2, config.train.steps + 1)
-    assert sum(WEIGHTS not in rounds_for(config, step) for step in steps) >= COLD_STEPS + LEAST_STEPS
+    payload_format(config)
+    steps = range(config.compress.warm_start_steps + 2, config.train.steps + 1)
+    assert sum(WEIGHTS not in schedule_of(config).rounds(step) for step in steps) >= COLD_STEPS + LEAST_STEPS
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,6 @@ from node.config import Config, load_config, to_tree
 from node.config.run import RunConfig
 from node.exchange.chunks import ChunkExchange
 from node.exchange.passes import PassSpec
-from node.exchange.payload import PayloadFormat
 from node.lab.plan.averaging import averaging_bytes, averaging_s
 from node.lab.plan.compare import over_bandwidth, with_nodes
 from node.lab.plan.costs import Costs, stated
@@ -34,6 +33,7 @@ from node.lab.plan.predict import Model, needed_bps, predict, unlimited
 from node.lab.plan.text import describe
 from node.lab.plan.work import VOCABULARY, head_work, layer_work, parameters
 from node.measure.devices import DEVICES, device, devices
+from node.train.from_config import payload_format
 from node.train.head import RUN_TOKENS
 
 TINY, PAPER = str(ROOT / "configs" / "tiny.toml"), ROOT / "configs" / "paper-800m.toml"
@@ -61,7 +61,7 @@ def test_flops_are_those_that_torch_counts() -> None:
     from torch.utils.flop_counter import FlopCounterMode
 
     config = small_config("dense", model={"context": 256})
-    model, payload = small_model(config), PayloadFormat(config)
+    model, payload = small_model(config), payload_format(config)
     spec = PassSpec(config.model.chunk_tokens, False)
     tokens = torch.zeros(config.model.chunks, config.train.batch, spec.tokens, dtype=torch.long)
     attention = {

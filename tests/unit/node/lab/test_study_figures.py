@@ -12,13 +12,13 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from node.exchange.passes import PassSpec
-from node.exchange.payload import PayloadFormat
 from node.lab.study.document import document
 from node.lab.study.figures import Spread, Traffic, figures, traffic
 from node.lab.study.measure import payload_bytes
 from node.lab.study.picture import draw, looks, scale_bytes
 from node.lab.study.record import Recipe, Results, record_text
 from node.lab.study.table import Study, load_study, study_names
+from node.train.from_config import payload_format
 
 
 def study() -> Study:
@@ -33,7 +33,7 @@ def results(**losses: list[float]) -> dict[str, list[dict[str, object]]]:
     """Results of the control study, every arm with the method's losses where none are given."""
     facts = {"heldout_tokens": 100, "cpu_s": 60.0, "host": "a machine", "code": "abc", "curve": [], "stable_rank": []}
     of_arm = {"dense": losses["dense"], "local-only": losses["local"]}
-    sent = {arm.name: payload_bytes(arm.config, PayloadFormat(arm.config)) for arm in study().arms}
+    sent = {arm.name: payload_bytes(arm.config, payload_format(arm.config)) for arm in study().arms}
     return {
         arm.name: [
             facts | {"bytes": sent[arm.name], "heldout_loss": loss} for loss in of_arm.get(arm.name, losses["method"])
@@ -85,13 +85,13 @@ def test_bytes_are_those_of_the_formula() -> None:
     arms = {arm.name: arm.config for arm in study().arms}
 
     def of(name: str) -> Traffic:
-        return traffic([{"bytes": payload_bytes(arms[name], PayloadFormat(arms[name]))}])
+        return traffic([{"bytes": payload_bytes(arms[name], payload_format(arms[name]))}])
 
     model, method = arms["dense"].model, arms["method"]
     assert of("dense") == Traffic(None, 2 * 2 * model.d_kv, None, 0.0, 0.0)  # bfloat16
     assert of("local-only") == Traffic(None, 0.0, None, 1.0, 1.0)
 
-    found, payload = of("method"), PayloadFormat(method)
+    found, payload = of("method"), payload_format(method)
     spec = PassSpec(model.chunk_tokens, compressed=True)
     per_token = [payload.chunk_bytes(layer, spec) / (method.train.batch * spec.tokens) for layer in range(model.layers)]
     assert found.compressed_bytes == pytest.approx(per_token[0])
@@ -103,7 +103,7 @@ def test_bytes_are_those_of_the_formula() -> None:
 
     whole, narrow = of("only the last layer sees far, whole"), of("only the last layer sees far, compressed")
     assert (whole.compressed_bytes, whole.mean_layer_bytes) == (None, 4 * model.d_kv / model.layers)
-    last_alone = PayloadFormat(arms["only the last layer sees far, compressed"])
+    last_alone = payload_format(arms["only the last layer sees far, compressed"])
     last = last_alone.chunk_bytes(model.layers - 1, spec) / (method.train.batch * spec.tokens)
     assert narrow.compressed_bytes == pytest.approx(last)
     assert narrow.mean_layer_bytes == pytest.approx(last / model.layers)
@@ -111,7 +111,7 @@ def test_bytes_are_those_of_the_formula() -> None:
 
 def test_the_tail_counts_in_the_bytes_of_the_training() -> None:
     arms = {arm.name: arm.config for arm in load_study("unplug").arms}
-    found = {name: traffic([{"bytes": payload_bytes(config, PayloadFormat(config))}]) for name, config in arms.items()}
+    found = {name: traffic([{"bytes": payload_bytes(config, payload_format(config))}]) for name, config in arms.items()}
     assert found["50 %"].all_saving == found["not removed"].all_saving
     savings = [found[name].run_saving for name in ("50 %", "70 %", "90 %", "99 %", "not removed")]
     assert savings == sorted(savings)

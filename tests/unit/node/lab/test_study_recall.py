@@ -15,6 +15,7 @@ from node.data import DataConfig, open_data
 from node.data.recall import FACT_KEYS, KEYS, VALUES, Recall
 from node.data.task import NOT_ASKED, asked, count_asked, read
 from node.train.evaluate import heldout_loss
+from node.train.from_config import drawn_model
 from node.train.passes import loss_sum
 
 TASK = Recall()
@@ -91,9 +92,8 @@ def test_loss_counts_what_is_asked_for_only() -> None:
 
 def test_the_heldout_loss_is_a_mean_over_what_is_asked_for() -> None:
     config = tiny_config(model={"context": 64, "chunks": 16, "d_model": 32})
-    from node.model.exchanged import ExchangedLlama
 
-    model = ExchangedLlama(config, TASK.vocab_size)
+    model = drawn_model(config, TASK.vocab_size)
     spec = full_spec(config)._replace(compressed=False)
     exchange = exchange_of(config, [list(range(16))], 0, None)
     total, count = heldout_loss(model, exchange, TASK, spec, 2, 3)

@@ -13,11 +13,11 @@ import pytest
 
 from netem.errors import ConfigError
 from node.cli import main
-from node.exchange.payload import PayloadFormat
 from node.lab.study import table
 from node.lab.study.runs import digest_of, read_result, runs_of
 from node.lab.study.table import DENSE, LOCAL, Study, base_names, load_study, merge, study_names
 from node.lab.study.version import statements
+from node.train.from_config import payload_format
 
 PRETRAINED = "smollm2"
 BUDGETED = ("frontier", "learned", "ranks", "sync")
@@ -30,7 +30,7 @@ def test_every_study_can_run_on_every_base(name: str, base: str) -> None:
     study = load_study(name, base)
     assert {DENSE, LOCAL} <= {arm.name for arm in study.arms}
     for arm in study.arms:
-        PayloadFormat(arm.config)
+        payload_format(arm.config)
     digests = [run.digest for run in runs_of(study, 2)]
     assert len(set(digests)) == len(digests), "two arms are the same"
 
@@ -50,7 +50,7 @@ def test_the_pretrained_base_runs_every_study_but_those_with_budgets_for_few_lay
 def _payloads(study: Study) -> None:
     for arm in study.arms:
         try:
-            PayloadFormat(arm.config)
+            payload_format(arm.config)
         except ConfigError as error:
             raise ConfigError(f"arm {arm.name!r}: {error}") from None
 

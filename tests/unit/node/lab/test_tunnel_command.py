@@ -14,7 +14,6 @@ from netem.profile import resolve
 from node.cli import main
 from node.commands import tunnel as command
 from node.config import Config, load_config
-from node.exchange.payload import PayloadFormat
 from node.lab.plan.lines import lines_of
 from node.lab.tunnel.bench import Bench, bench_of
 from node.lab.tunnel.bench import Repeat as BenchRepeat
@@ -22,6 +21,7 @@ from node.lab.tunnel.bench_node import Rank, StepTimes, mode_of
 from node.lab.tunnel.design import Design
 from node.lab.tunnel.page import attention_share
 from node.lab.tunnel.small import small_config
+from node.train.from_config import payload_format
 
 TINY = str(ROOT / "configs" / "tiny.toml")
 
@@ -154,7 +154,7 @@ def test_widths_and_data_may_be_anothers() -> None:
     assert (small.model.d_model, small.model.chunk_tokens, small.data) == (64, 64, tiny.data)
     assert (small.model.layers, small.model.chunks, small.coordinator.nodes) == (8, 8, 8)
     assert small.compress.k_share == 0.98
-    assert PayloadFormat(small).layers == 8
+    assert payload_format(small).layers == 8
 
 
 @pytest.mark.parametrize("mode", ["subspace", "dense"])

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 from helpers.worlds import WORLDS, full_spec, tiny_config
 
+from node.config import Config
 from node.lab.plan.predict import Model
 from node.lab.plan.work import VOCABULARY
 from node.measure.devices import DEVICES, peak_of
 from node.measure.flops import step_flops
+
+
+def flops(config: Config, own: Sequence[int], vocabulary: int) -> float:
+    return step_flops(config.model, config.compress, config.train.batch, own, full_spec(config), vocabulary)
 
 
 @pytest.mark.parametrize(
@@ -25,19 +32,17 @@ def test_all_nodes_together_have_the_planners_flops(mode: dict[str, str], nodes:
     config = tiny_config(compress=mode, coordinator={"nodes": nodes, "assignment": "zigzag"})
     assignment = config.assignment()
     vocabulary = VOCABULARY[config.data.tokenizer]
-    parts = [step_flops(config, assignment.chunks(rank), full_spec(config), vocabulary) for rank in range(nodes)]
+    parts = [flops(config, assignment.chunks(rank), vocabulary) for rank in range(nodes)]
     assert sum(parts) == pytest.approx(Model(config).flops, rel=1e-12)
     assert min(parts) > 0
 
 
 def test_compression_is_not_the_models_work_and_late_chunks_are_more_of_it() -> None:
     dense, compressed = tiny_config(compress={"mode": "dense"}), tiny_config()
-    first, last = (step_flops(dense, world, full_spec(dense), 257) for world in ([0], [3]))
+    first, last = (flops(dense, world, 257) for world in ([0], [3]))
     assert first < last
-    assert step_flops(compressed, [3], full_spec(compressed), 257) == last
-    assert sum(step_flops(dense, own, full_spec(dense), 257) for own in WORLDS["3+1"]) == pytest.approx(
-        step_flops(dense, [0, 1, 2, 3], full_spec(dense), 257)
-    )
+    assert flops(compressed, [3], 257) == last
+    assert sum(flops(dense, own, 257) for own in WORLDS["3+1"]) == pytest.approx(flops(dense, [0, 1, 2, 3], 257))
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,8 @@ import torch
 from helpers.small import VOCAB, contexts, largest_difference
 from helpers.worlds import WORLDS, exchange_of, full_spec, logits_of, tiny_config
 
-from node.model.exchanged import ExchangedLlama
 from node.model.llama import Llama, Step
+from node.train.from_config import drawn_model
 from node.train.passes import loss_sum, own_tokens
 
 TOLERANCE = 1e-5
@@ -22,7 +22,7 @@ def test_dense_mode_equals_the_llama_of_transformers(tied: bool, sizes: dict[str
 
     config = tiny_config(compress={"mode": "dense"}, model={"tied": tied, "rope_theta": 1000.0, **sizes})
     wanted = config.model
-    ours = ExchangedLlama(config, VOCAB)
+    ours = drawn_model(config, VOCAB)
     theirs = LlamaForCausalLM(
         LlamaConfig(
             vocab_size=VOCAB,
@@ -68,7 +68,7 @@ def test_dense_mode_equals_the_llama_of_transformers(tied: bool, sizes: dict[str
 def test_the_plain_llama_is_the_exchanged_one_without_chunks() -> None:
     """Uncompressed, over four chunks of one node: the same function of the tokens."""
     config = tiny_config(compress={"mode": "dense"})
-    plain, ours = Llama(config.model, VOCAB, config.run.seed), ExchangedLlama(config, VOCAB)
+    plain, ours = Llama(config.model, VOCAB, config.run.seed), drawn_model(config, VOCAB)
     assert dict(plain.named_parameters()).keys() == dict(ours.named_parameters()).keys()
     tokens = torch.from_numpy(contexts(config)[:, :-1])
     positions = torch.arange(tokens.shape[-1])

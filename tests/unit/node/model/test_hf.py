@@ -22,7 +22,8 @@ from netem.config import convert, merge
 from netem.errors import ConfigError
 from node.config import Config
 from node.config.pretrained import with_folder
-from node.model.hf import from_hf, pretrained, to_hf
+from node.model.hf import from_hf, to_hf
+from node.train.from_config import first_model
 from node.train.passes import own_tokens
 
 TOLERANCE = 2e-6
@@ -38,7 +39,7 @@ def config_of(folder: Path, **sections: dict[str, Any]) -> Config:
 
 
 def difference(config: Config, llama: Any) -> float:
-    model, batch = pretrained(config, VOCAB), contexts(config)
+    model, batch = first_model(config, VOCAB), contexts(config)
     exchange, spec = exchange_of(config, WORLDS["1"], 0, None), full_spec(config)
     inputs, _ = own_tokens(batch, exchange.own, spec, torch.device("cpu"))
     with torch.no_grad():
@@ -117,7 +118,7 @@ def test_a_resolved_config_needs_no_folder(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"llama': no such folder; give the Hugging Face folder of a Llama"):
         config_of(tmp_path / "llama")
     with pytest.raises(ConfigError, match=r"llama': no such folder"):
-        pretrained(config, VOCAB)
+        first_model(config, VOCAB)
 
 
 def rewrite(folder: Path, **settings: Any) -> None:
@@ -155,10 +156,10 @@ def test_weights_that_are_not_whole_are_refused(tmp_path: Path) -> None:
     content = shard.read_bytes()
     shard.unlink()
     with pytest.raises(ConfigError, match=rf"index.json names {shard.name}, which is not there; fetch all"):
-        pretrained(config, VOCAB)
+        first_model(config, VOCAB)
     shard.write_bytes(content[:-100])
     with pytest.raises(ConfigError, match=rf"{shard.name}: cannot be read as safetensors"):
-        pretrained(config, VOCAB)
+        first_model(config, VOCAB)
 
 
 K_PROJ = "model.layers.0.self_attn.k_proj.weight"
@@ -182,7 +183,7 @@ def test_tensors_that_do_not_fit_are_refused(
     tensors = load_file(path) | changes
     save_file({name: tensor for name, tensor in tensors.items() if tensor is not None}, path)
     with pytest.raises(ConfigError, match=reason) as refused:
-        pretrained(config_of(tmp_path), VOCAB)
+        first_model(config_of(tmp_path), VOCAB)
     assert str(tmp_path) in str(refused.value)
 
 
@@ -190,14 +191,14 @@ def test_tokens_of_another_vocabulary_are_refused(tmp_path: Path) -> None:
     save_llama(tmp_path)
     for size in (VOCAB - 1, VOCAB + 1):
         with pytest.raises(ConfigError, match=rf"data.tokenizer = 'gpt2': makes data of {size} tokens, .* {VOCAB}"):
-            pretrained(config_of(tmp_path), size)
-    padded = pretrained(config_of(tmp_path, data={"tokenizer": "./folder"}), VOCAB - 1)
+            first_model(config_of(tmp_path), size)
+    padded = first_model(config_of(tmp_path, data={"tokenizer": "./folder"}), VOCAB - 1)
     assert len(padded.embed_tokens.weight) == VOCAB
 
 
 def test_names_go_there_and_back(tmp_path: Path) -> None:
     save_llama(tmp_path, tie_word_embeddings=False)
-    names = dict(pretrained(config_of(tmp_path), VOCAB).named_parameters()).keys()
+    names = dict(first_model(config_of(tmp_path), VOCAB).named_parameters()).keys()
     with safe_open(tmp_path / "model.safetensors", "pt") as file:
         assert {to_hf(name) for name in names} == set(file.keys())
     assert [from_hf(to_hf(name)) for name in names] == list(names)

@@ -17,8 +17,9 @@ from coordinator.assignment import Assignment
 from netem.errors import ProtocolError
 from node.config import Config
 from node.exchange.inbox import Inbox, Members
-from node.exchange.payload import PayloadFormat, step_bytes
+from node.exchange.payload import step_bytes
 from node.exchange.tags import ChunkTag, encode_tag
+from node.train.from_config import payload_format
 from node.train.passes import loss_sum
 
 CHUNK = 8
@@ -159,8 +160,8 @@ def test_theta_that_is_handed_on_is_counted(world: str) -> None:
         onward = sum(one and not other for one, other in itertools.pairwise(owns))
         back = sum(other and not one for one, other in itertools.pairwise(owns))
         assert counted == (each * onward, each * back)
-        without = step_bytes(PayloadFormat(plain), assignment, rank, spec)
-        formula = step_bytes(PayloadFormat(config), assignment, rank, spec)
+        without = step_bytes(payload_format(plain), assignment, rank, spec)
+        formula = step_bytes(payload_format(config), assignment, rank, spec)
         assert formula.compressed_forward == without.compressed_forward + counted[0]
         assert formula.compressed_backward == without.compressed_backward + counted[1]
         assert formula.total == without.total + sum(counted)
@@ -187,10 +188,10 @@ def test_over_real_wires_theta_is_handed_on_and_counted(world: str) -> None:
     found = {name: torch.stack([part[name] for _, part, _ in parts]).sum(0) for name in gradients}
     assert largest_difference(found, gradients) < 1e-5
     for rank, (_, _, sent) in enumerate(parts):
-        formula = step_bytes(PayloadFormat(config), Assignment(WORLDS[world]), rank, full_spec(config))
+        formula = step_bytes(payload_format(config), Assignment(WORLDS[world]), rank, full_spec(config))
         assert sent["compressed"] == formula.compressed_forward + formula.compressed_backward
         dense = full_spec(config)._replace(compressed=False)
-        plain = step_bytes(PayloadFormat(config), Assignment(WORLDS[world]), rank, dense)
+        plain = step_bytes(payload_format(config), Assignment(WORLDS[world]), rank, dense)
         assert sent["uncompressed"] == plain.total
 
 
@@ -211,7 +212,7 @@ def test_what_an_inbox_admits(
     theta: str, kind: Any, chunk: int, layer: int, sender: int, compressed: bool, message: str | None
 ) -> None:
     """At rank 2 of four ranks of one chunk each."""
-    payload = PayloadFormat(tiny_config(compress={"theta": theta}))
+    payload = payload_format(tiny_config(compress={"theta": theta}))
     inbox = Inbox(payload, 1 << 20)
     inbox.enter(Members(1, Assignment(WORLDS["4"]), 2, ("a", "b", "c", "d")))
     tag = encode_tag(ChunkTag(kind, 1, layer, chunk, 8 if compressed else 4, compressed, "float32", ((2, 2),)))

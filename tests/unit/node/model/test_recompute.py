@@ -23,9 +23,9 @@ from coordinator.assignment import Assignment
 from node.config import Config
 from node.exchange.formats import FORMATS
 from node.exchange.passes import PassKey
-from node.exchange.payload import PayloadFormat
 from node.model import attention
 from node.model.kernels import block_forward
+from node.train.from_config import payload_format
 from node.train.passes import loss_sum
 
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -194,7 +194,7 @@ def kept_by_layer(world: str, recompute: bool, **compress: Any) -> list[int]:
 def test_a_layer_keeps_its_input_its_attention_s_output_and_what_arrived(world: str, compress: dict[str, Any]) -> None:
     """Float32 residuals of d numbers a token, H·D numbers of output, H log-sum-exps; payloads as they came."""
     config = tiny_config(model=BIG, compress={"format": "int4", "dense_last_layers": 0} | compress, train={"batch": 1})
-    model, payload, assignment = config.model, PayloadFormat(config), Assignment(WORLDS[world])
+    model, payload, assignment = config.model, payload_format(config), Assignment(WORLDS[world])
     token_bytes = 4 * (model.d_model + model.heads * model.head_size + model.heads)
     kept, before = kept_by_layer(world, True, **compress), kept_by_layer(world, False, **compress)
     for rank, (found, whole) in enumerate(zip(kept, before, strict=True)):

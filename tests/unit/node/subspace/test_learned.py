@@ -14,10 +14,10 @@ from helpers.worlds import WORLDS, exchange_of, full_spec, tiny_config
 from torch import Tensor
 
 from netem.errors import ConfigError
-from node.model.exchanged import ExchangedLlama
 from node.subspace.codec import Codec, CodecShape
 from node.subspace.learned import LearnedCodec
 from node.subspace.rotation import Fixed
+from node.train.from_config import drawn_model
 from node.train.passes import loss_sum
 from node.train.trainer import Trainer
 
@@ -132,5 +132,5 @@ def test_it_does_not_turn_and_is_not_taken_anew() -> None:
 
 
 def test_a_frozen_model_has_no_more_weights_than_before() -> None:
-    frozen = ExchangedLlama(tiny_config(compress={"rotation": "fixed"}), 10)
+    frozen = drawn_model(tiny_config(compress={"rotation": "fixed"}), 10)
     assert [name for name, _ in frozen.named_parameters() if "codecs" in name] == []

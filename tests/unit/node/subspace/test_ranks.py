@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from helpers.coordinated import Coordinator, Session, Still, make_trainer, train
-from helpers.small import VOCAB, contexts
+from helpers.small import VOCAB, contexts, schedule_of
 from helpers.threads import ThreadWire, run_ranks
 from helpers.worlds import WORLDS, Loop, full_spec, tiny_config
 from hypothesis import given, settings
@@ -21,14 +21,13 @@ from coordinator.records.folder import checkpoint_folder
 from netem.errors import ConfigError, ProtocolError
 from node.exchange.chunks import ChunkExchange
 from node.exchange.passes import PassKey, PassSpec
-from node.exchange.payload import PayloadFormat, step_bytes
+from node.exchange.payload import step_bytes
 from node.exchange.tags import ChunkTag, encode_tag
-from node.model.exchanged import ExchangedLlama
-from node.subspace.ranks import Key, choose_ranks, rank_table, spectrum
+from node.subspace.ranks import Key, RankTable, choose_ranks, rank_table, spectrum
 from node.train.averaging import Averager
 from node.train.checkpoint import Checkpoints, load_model
+from node.train.from_config import drawn_model, payload_format
 from node.train.passes import loss_sum
-from node.train.schedule import rounds_for
 from node.train.trainer import Trainer
 from node.train.world import World
 
@@ -36,22 +35,27 @@ BUDGET: dict[str, Any] = {"budget_bytes_per_token": 80.0}
 TRAIN = {"sync_every": 2, "checkpoint_every": 2}
 
 
+def table_of(**compress: Any) -> RankTable:
+    config = tiny_config(compress=compress)
+    return rank_table(config.model, config.compress)
+
+
 def test_the_last_layer_has_shares_of_its_own() -> None:
     every = {"dense_last_layers": 0, "last_k_share": 0.7, "last_v_share": 0.5}
-    assert list(rank_table(tiny_config(compress=every)).ranks.values()) == [3, 6, 3, 6, 5, 8]
-    ranks = rank_table(tiny_config(compress=every | {"dense_last_layers": 1})).ranks
+    assert list(table_of(**every).ranks.values()) == [3, 6, 3, 6, 5, 8]
+    ranks = table_of(**every | {"dense_last_layers": 1}).ranks
     assert ranks == {(0, "k"): 3, (0, "v"): 6, (1, "k"): 3, (1, "v"): 6}
-    ranks = rank_table(tiny_config(compress=every | {"remote_last_layers": 2})).ranks
+    ranks = table_of(**every | {"remote_last_layers": 2}).ranks
     assert ranks == {(1, "k"): 3, (1, "v"): 6, (2, "k"): 5, (2, "v"): 8}
-    payload = PayloadFormat(tiny_config(compress=every))
+    payload = payload_format(tiny_config(compress=every))
     assert payload.chunk_bytes(2, PassSpec(8, True)) == 4 * 2 * (8 * (5 + 8) + 2)
 
 
 def test_a_share_that_leaves_no_room_names_its_key() -> None:
     with pytest.raises(ConfigError, match=r"compress\.last_v_share = 0\.3: rotation 'geodesic' wants 22 directions"):
-        rank_table(tiny_config(compress={"dense_last_layers": 0, "last_v_share": 0.3}))
+        table_of(dense_last_layers=0, last_v_share=0.3)
     with pytest.raises(ConfigError, match=r"compress\.k_share = 0\.8: leaves rank 3, fewer columns than .* = 4"):
-        rank_table(tiny_config(compress={"generators": 4}))
+        table_of(generators=4)
 
 
 def test_a_spectrum_is_the_energy_by_direction_strongest_first() -> None:
@@ -100,18 +104,18 @@ def test_directions_go_where_they_keep_most_energy_per_byte() -> None:
 
 def test_a_budget_that_does_not_reach_is_said_at_once() -> None:
     with pytest.raises(ConfigError, match=r"budget_bytes_per_token = 16: rank 1 in each of 2 layers takes 18"):
-        PayloadFormat(tiny_config(compress={"budget_bytes_per_token": 16.0}))
-    PayloadFormat(tiny_config(compress={"budget_bytes_per_token": 18.0}))
+        payload_format(tiny_config(compress={"budget_bytes_per_token": 16.0}))
+    payload_format(tiny_config(compress={"budget_bytes_per_token": 18.0}))
 
 
 def test_ranks_are_chosen_once_in_a_round_of_their_own() -> None:
     config = tiny_config(compress=BUDGET | {"refresh_every": 2}, train=TRAIN | {"steps": 8})
-    rounds = [rounds_for(config, step) for step in range(1, 9)]
+    rounds = [schedule_of(config).rounds(step) for step in range(1, 9)]
     assert rounds[2] == ["moments", "ranks", "basis"]
     assert [kinds for kinds in rounds[3:] if "ranks" in kinds] == []
     assert rounds[4][:2] == ["moments", "basis"]
     weights = tiny_config(compress=BUDGET | {"basis": "weights"}, train=TRAIN)
-    assert rounds_for(weights, 3) == ["ranks", "basis"]
+    assert schedule_of(weights).rounds(3) == ["ranks", "basis"]
 
 
 @pytest.mark.parametrize("rotation", ["geodesic", "fixed"])
@@ -125,7 +129,7 @@ def test_a_run_chooses_the_same_ranks_on_every_rank_and_keeps_to_the_budget(
     ranks = single.model.ranks.ranks
     assert all(trainer.model.ranks.ranks == ranks for trainer in trainers)
     assert len(set(ranks.values())) > 1, "the spectrum made no difference"
-    payload, spec = PayloadFormat(config), full_spec(config)
+    payload, spec = payload_format(config), full_spec(config)
     payload.ranks.choose(ranks)
     spent = sum(payload.chunk_bytes(layer, spec) for layer in range(2)) / (config.train.batch * spec.tokens)
     groups = 2 if scope == "head" else 1
@@ -144,11 +148,11 @@ def test_a_resumed_run_has_the_ranks_that_it_chose(start: int, tmp_path: Path) -
     rest, resumed = train(config, WORLDS["3+1"], tmp_path, start=start)
     assert rest.losses() == whole.losses()[start:]
     assert [t.model.ranks.ranks for t in resumed] == [t.model.ranks.ranks for t in straight]
-    model = ExchangedLlama(config, VOCAB)
+    model = drawn_model(config, VOCAB)
     load_model(checkpoint_folder(tmp_path, 6), model)
     assert model.ranks.ranks == straight[0].model.ranks.ranks
     with pytest.raises(ConfigError, match="leading is"):  # ranks by share are the config's, not the checkpoint's
-        load_model(checkpoint_folder(tmp_path, 6), ExchangedLlama(tiny_config(), VOCAB))
+        load_model(checkpoint_folder(tmp_path, 6), drawn_model(tiny_config(), VOCAB))
 
 
 class Slow(Session):
@@ -168,7 +172,7 @@ def test_a_peer_that_is_ahead_is_understood_and_one_before_the_choice_is_not(tmp
     world = WORLDS["2x2"]
     loop = Loop(config, world)
     for inbox, wire in zip(loop.inboxes, loop.wires, strict=True):
-        inbox._payload = wire._payload = PayloadFormat(config)
+        inbox._payload = wire._payload = payload_format(config)
     shared = Coordinator(config, world, 6)
     early = ChunkTag("kv", 1, 0, 0, 8, True, "float32", ((2, 8, 3),))
     with pytest.raises(ProtocolError, match="compressed=True: unexpected"):

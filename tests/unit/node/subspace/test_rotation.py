@@ -1,5 +1,6 @@
 """Rotations: orthonormal where they are exact, and as near to the exponential as they claim."""
 
+import itertools
 import math
 
 import pytest
@@ -9,7 +10,15 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from node.config.compress import EXACT_CLIP
-from node.subspace.rotation import Fixed, Geodesic, Rotation, Taylor2, exponential_terms, make_rotation
+from node.subspace.rotation import (
+    Fixed,
+    Geodesic,
+    Rotation,
+    Taylor2,
+    antisymmetric,
+    exponential_terms,
+    make_rotation,
+)
 
 WIDTH, RANK, GROUPS = 12, 3, 2
 
@@ -67,6 +76,14 @@ def test_the_generator_is_antisymmetric_of_norm_one_and_of_the_seed(norm: str, o
     assert float(torch.linalg.matrix_norm(generator, order)) == pytest.approx(1.0)
     assert torch.equal(generator, Taylor2(seed=7, norm=norm).generator(WIDTH))
     assert not torch.equal(generator, Taylor2(seed=8, norm=norm).generator(WIDTH))
+
+
+def test_each_generator_is_another_one_and_the_first_is_that_of_a_single_one() -> None:
+    rotation = Taylor2(seed=7, norm="spectral", generators=3)
+    found = [rotation.generator(WIDTH, index) for index in range(3)]
+    assert torch.equal(found[0], antisymmetric(WIDTH, 7, "spectral"))
+    for one, other in itertools.combinations(found, 2):
+        assert abs(float((one * other).sum() / one.norm() / other.norm())) < 0.5
 
 
 def test_fixed_is_the_basis_for_every_chunk() -> None:

@@ -13,12 +13,11 @@ from helpers.worlds import WORLDS, exchange_of, tiny_config
 from torch import Tensor
 
 from node.data import BatchSampler, Corpus
-from node.exchange.payload import PayloadFormat
-from node.model.exchanged import ExchangedLlama
 from node.subspace.basis import Moments, kept_energy, principal_directions
 from node.subspace.learned import LearnedCodec
 from node.train import basis
 from node.train.averaging import Averager
+from node.train.from_config import drawn_model, payload_format
 from node.train.trainer import Trainer
 
 CONFIG = tiny_config(compress={"calibration_batches": 3})
@@ -34,7 +33,7 @@ class Agreed:
 def moments_of(rank: int, wire: ThreadWire, world: str) -> Moments:
     sampler = BatchSampler(corpus().train, 16, CONFIG.train.batch, CONFIG.run.seed)
     exchange = exchange_of(CONFIG, WORLDS[world], rank, wire)
-    return basis.activation_moments(CONFIG, small_model(CONFIG), exchange, sampler, cursor=10)
+    return basis.activation_moments(small_model(CONFIG), exchange, sampler, cursor=10, batches=3)
 
 
 def test_moments_summed_over_ranks_are_those_of_one() -> None:
@@ -56,9 +55,8 @@ def test_calibration_walks_on_from_the_cursor() -> None:
     """Three batches of two contexts: the sum of three walks of one batch."""
     sampler = BatchSampler(corpus().train, 16, 2, CONFIG.run.seed)
     exchange, model = exchange_of(CONFIG, WORLDS["1"], 0, None), small_model(CONFIG)
-    one = tiny_config(compress={"calibration_batches": 1})
-    parts = [basis.activation_moments(one, model, exchange, sampler, 10 + 2 * number)[0, "k"] for number in range(3)]
-    whole = basis.activation_moments(CONFIG, model, exchange, sampler, 10)[0, "k"]
+    parts = [basis.activation_moments(model, exchange, sampler, 10 + 2 * number, 1)[0, "k"] for number in range(3)]
+    whole = basis.activation_moments(model, exchange, sampler, 10, 3)[0, "k"]
     torch.testing.assert_close(whole, parts[0] + parts[1] + parts[2])
     assert not torch.equal(parts[0], parts[1])
 
@@ -67,7 +65,7 @@ def test_all_ranks_take_the_basis_of_the_first_to_the_bit() -> None:
     """Whatever their own eigensolver says: here, all have other moments."""
 
     def work(rank: int, wire: ThreadWire) -> tuple[str, list[Tensor], list[Tensor]]:
-        model = ExchangedLlama(CONFIG, VOCAB)
+        model = drawn_model(CONFIG, VOCAB)
         source = torch.Generator().manual_seed(rank)
         moments = {}
         for key, codec in model.codecs():
@@ -88,7 +86,7 @@ def test_all_ranks_take_the_basis_of_the_first_to_the_bit() -> None:
 def test_a_learned_subspace_starts_at_the_basis() -> None:
     """Without the start its matrices would stay zero, and it would send nothing."""
     config = tiny_config(compress={"rotation": "fixed", "subspace": "learned"})
-    model = ExchangedLlama(config, VOCAB)
+    model = drawn_model(config, VOCAB)
     basis.share_basis(model, dict(basis.weight_moments(model)), 0, Averager(0, 1, None, Agreed()), 6)
     for _, codec in model.codecs():
         assert isinstance(codec, LearnedCodec)
@@ -128,8 +126,8 @@ def test_calibration_draws_other_contexts_than_training(tmp_path: Path) -> None:
     plain = corpus()
     noting = Noting(plain.train, plain.heldout, plain.tokenizer, plain.fingerprint)
     shared = Coordinator(config, WORLDS["1"], config.train.steps)
-    payload, session = PayloadFormat(config), Session(shared, 0)
-    trainer = Trainer(config, noting, ExchangedLlama(config, VOCAB, payload.ranks))
+    payload, session = payload_format(config), Session(shared, 0)
+    trainer = Trainer(config, noting, drawn_model(config, VOCAB, payload.ranks))
     trainer.run(make_world(payload, WORLDS["1"], None, session, tmp_path), session, Still())
     (calibration,) = asked.keys() - {config.run.seed}
     assert len(asked[calibration]) == 1

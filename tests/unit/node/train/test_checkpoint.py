@@ -16,6 +16,7 @@ from netem.errors import ConfigError
 from node.config import Config
 from node.model.exchanged import ExchangedLlama
 from node.train.checkpoint import Checkpoints, load_model
+from node.train.from_config import drawn_model
 from node.train.optimizer import make_optimizer
 from node.train.passes import loss_sum
 
@@ -48,7 +49,7 @@ def saved(config: Config, folder: Path, rank: int = 0) -> tuple[ExchangedLlama, 
 def test_the_next_steps_are_those_of_a_run_that_did_not_stop(rotation: str, tied: bool, tmp_path: Path) -> None:
     config = tiny_config(compress={"rotation": rotation}, model={"tied": tied})
     model, optimizer = saved(config, tmp_path)
-    other = ExchangedLlama(config, VOCAB)
+    other = drawn_model(config, VOCAB)
     other_optimizer = make_optimizer(other, config.train)
     Checkpoints(tmp_path, 0).load(STEP, other, other_optimizer)
     for (name, mine), theirs in zip(other.state_dict().items(), model.state_dict().values(), strict=True):
@@ -62,7 +63,7 @@ def test_the_next_steps_are_those_of_a_run_that_did_not_stop(rotation: str, tied
 
 def test_a_checkpoint_of_the_warm_start_has_no_basis_and_no_moments_of_psi_yet(tmp_path: Path) -> None:
     config = tiny_config()
-    model = ExchangedLlama(config, VOCAB)
+    model = drawn_model(config, VOCAB)
     optimizer = make_optimizer(model, config.train)
     exchange = exchange_of(config, WORLDS["1"], 0, None)
     loss_sum(model, exchange, contexts(config), full_spec(config)._replace(compressed=False)).backward()
@@ -91,7 +92,7 @@ def test_every_rank_writes_its_own_and_the_first_the_model(tmp_path: Path) -> No
     agreed = load_file(folder / "model.safetensors")
     assert agreed.keys() == dict(model.named_parameters()).keys() | dict(model.named_buffers()).keys()
     assert "lm_head.weight" not in agreed  # tied: written once
-    other = ExchangedLlama(config, VOCAB)
+    other = drawn_model(config, VOCAB)
     load_model(folder, other)
     assert all(torch.equal(*pair) for pair in zip(other.parameters(), model.parameters(), strict=True))
 
@@ -114,7 +115,7 @@ def test_a_checkpoint_of_another_model_is_refused(
 ) -> None:
     saved(tiny_config(), tmp_path)
     config = tiny_config(**sections)
-    model = ExchangedLlama(config, VOCAB)
+    model = drawn_model(config, VOCAB)
     with pytest.raises(ConfigError, match=message) as caught:
         Checkpoints(tmp_path, 0).load(STEP, model, make_optimizer(model, config.train))
     assert "[model] or [compress]" in str(caught.value)
@@ -125,7 +126,7 @@ def test_a_checkpoint_of_another_model_is_refused(
 def test_a_compressed_model_may_be_looked_at_as_a_dense_one(tmp_path: Path) -> None:
     """`isthmus eval --compress.mode dense`: what the codecs had is left aside."""
     model, _ = saved(tiny_config(), tmp_path)
-    dense = ExchangedLlama(tiny_config(compress={"mode": "dense"}), VOCAB)
+    dense = drawn_model(tiny_config(compress={"mode": "dense"}), VOCAB)
     load_model(checkpoint_folder(tmp_path, STEP), dense)
     assert torch.equal(dense.embed_tokens.weight, model.embed_tokens.weight)
 

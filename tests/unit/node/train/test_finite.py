@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from helpers.coordinated import Coordinator, Session, Still, make_trainer, make_world
-from helpers.small import VOCAB, small_model
+from helpers.small import VOCAB, schedule_of, small_model
 from helpers.threads import ThreadWire, run_ranks
 from helpers.worlds import WORLDS, tiny_config
 from safetensors.torch import load_file, save_file
@@ -19,12 +19,11 @@ from coordinator.messages import Go
 from coordinator.records.folder import checkpoint_folder, mark_complete
 from netem.errors import ConfigError, RunAborted
 from node.config import Config, TrainConfig
-from node.exchange.payload import PayloadFormat
 from node.model.exchanged import ExchangedLlama
 from node.train.checkpoint import Checkpoints, load_model
 from node.train.finite import MOST_SKIPPED, StepGuard, first_nonfinite
+from node.train.from_config import drawn_model, payload_format
 from node.train.optimizer import make_optimizer
-from node.train.schedule import rounds_for
 from node.train.trainer import Metrics, Trainer
 from node.train.world import World
 
@@ -57,7 +56,7 @@ def run(config: Config, world: str, folder: Path, value: float = NAN) -> tuple[C
 
     def work(rank: int, wire: ThreadWire) -> Trainer:
         session = Session(shared, rank)
-        payload = PayloadFormat(config)
+        payload = payload_format(config)
         here, trainer = make_world(payload, WORLDS[world], wire, session, folder), make_trainer(config, payload)
         if rank == len(WORLDS[world]) - 1:
             spoiled(trainer, 4, value)
@@ -88,7 +87,7 @@ def test_where_gradients_are_averaged_a_loss_that_is_not_finite_reaches_all_node
 
     def work(rank: int, wire: ThreadWire) -> None:
         session = Session(shared, rank)
-        payload = PayloadFormat(config)
+        payload = payload_format(config)
         here, trainer = make_world(payload, WORLDS["3+1"], wire, session, tmp_path), make_trainer(config, payload)
         fault = trainer._guard.fault
 
@@ -130,12 +129,12 @@ def test_a_node_without_a_fault_follows_the_vote() -> None:
 
 def test_the_round_that_agrees_is_held_only_where_it_is_needed() -> None:
     def kinds(**train: Any) -> list[str]:
-        return rounds_for(tiny_config(train=train), 6)
+        return schedule_of(tiny_config(train=train)).rounds(6)
 
     assert kinds(sync_every=2, nonfinite="skip") == ["finite", "weights"]
     assert kinds(sync_every=2) == ["weights"]
     assert kinds(sync_every=1, nonfinite="skip") == ["gradients"]
-    assert rounds_for(tiny_config(train={"sync_every": 4, "nonfinite": "skip"}), 1) == ["finite"]
+    assert schedule_of(tiny_config(train={"sync_every": 4, "nonfinite": "skip"})).rounds(1) == ["finite"]
 
 
 def test_the_warm_start_that_ends_without_finite_moments_is_said_in_words(tmp_path: Path) -> None:
@@ -144,12 +143,12 @@ def test_the_warm_start_that_ends_without_finite_moments_is_said_in_words(tmp_pa
 
     def work(rank: int, wire: ThreadWire) -> None:
         session = Session(shared, rank)
-        payload = PayloadFormat(config)
+        payload = payload_format(config)
         here, trainer = make_world(payload, WORLDS["1"], wire, session, tmp_path), make_trainer(config, payload)
         whole_step = trainer.step
 
         def step(world: World, go: Go) -> Metrics:
-            if go.step == config.warmup_steps:
+            if go.step == config.compress.warm_start_steps:
                 with torch.no_grad():
                     trainer.model.layers[1].self_attn.k_proj.weight[0, 0] = NAN
             return whole_step(world, go)
@@ -204,18 +203,18 @@ def test_what_was_written_all_the_same_is_refused_and_a_sound_one_is_named(name:
         Checkpoints(tmp_path, 0).load(3, model, optimizer)
     if name == "norm.weight":
         with pytest.raises(ConfigError, match=f"step-000003/model.safetensors: {sound}"):
-            load_model(checkpoint_folder(tmp_path, 3), ExchangedLlama(config, VOCAB))
+            load_model(checkpoint_folder(tmp_path, 3), drawn_model(config, VOCAB))
 
 
 def test_a_checkpoint_of_another_corpus_or_step_is_refused(tmp_path: Path) -> None:
     config, model, optimizer = checkpoint(tmp_path, 1)
     folder = checkpoint_folder(tmp_path, 1)
     Checkpoints(tmp_path, 0, "corpus a").load(1, model, optimizer)
-    load_model(folder, ExchangedLlama(config, VOCAB), "corpus a")
+    load_model(folder, drawn_model(config, VOCAB), "corpus a")
     with pytest.raises(ConfigError, match=r"was trained on another corpus .fingerprint corpus a, here corpus b"):
         Checkpoints(tmp_path, 0, "corpus b").load(1, model, optimizer)
     with pytest.raises(ConfigError, match=r"model\.safetensors: was trained on another corpus"):
-        load_model(folder, ExchangedLlama(config, VOCAB), "corpus b")
+        load_model(folder, drawn_model(config, VOCAB), "corpus b")
     folder.rename(checkpoint_folder(tmp_path, 8))
     with pytest.raises(ConfigError, match="is of step 1, and its folder of step 8"):
         Checkpoints(tmp_path, 0).load(8, model, optimizer)

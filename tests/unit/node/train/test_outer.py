@@ -16,9 +16,9 @@ from coordinator.assignment import Assignment
 from coordinator.records.folder import checkpoint_folder
 from netem.errors import ConfigError
 from node.config import Config, TrainConfig
-from node.exchange.payload import PayloadFormat
 from node.lab.in_process import go
 from node.train.averaging import flatten
+from node.train.from_config import payload_format
 from node.train.outer import OuterStep
 from node.train.trainer import Trainer
 
@@ -132,7 +132,7 @@ def test_an_aborted_round_leaves_weights_and_momentum(tmp_path: Path) -> None:
     shared = Coordinator(config, WORLDS["1"], 8)
 
     def work(rank: int, wire: ThreadWire) -> None:
-        payload = PayloadFormat(config)
+        payload = payload_format(config)
         trainer = make_trainer(config, payload)
         here = make_world(payload, WORLDS["1"], wire, Session(shared, rank), tmp_path)
         for done in range(3):

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from helpers.coordinated import train
-from helpers.small import largest_difference, small_model
+from helpers.small import largest_difference, schedule_of, small_model
 from helpers.worlds import WORLDS, tiny_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -19,7 +19,6 @@ from coordinator.records.folder import checkpoint_folder
 from node.config import Config
 from node.subspace.basis import align, principal_directions
 from node.train.basis import RunningMoments
-from node.train.schedule import refreshes, rounds_for, samples_moments
 from node.train.trainer import Trainer
 
 WIDTH, RANK = 12, 3
@@ -33,16 +32,16 @@ def refreshing(steps: int = 10, sync_every: int = 2, refresh_every: int = 2, **c
 
 
 def steps_with(config: Config, kind: str) -> list[int]:
-    return [step for step in range(1, config.train.steps + 1) if kind in rounds_for(config, step)]
+    return [step for step in range(1, config.train.steps + 1) if kind in schedule_of(config).rounds(step)]
 
 
 def test_a_refresh_follows_a_sync_point_and_a_whole_interval_of_compressed_steps() -> None:
     """A step begins with it, so that what is saved and evaluated after a step is of the basis it was trained by."""
     config = refreshing(steps=20, refresh_every=4)
     assert steps_with(config, "moments") == steps_with(config, "basis") == [3, 9, 13, 17]
-    assert all("weights" in rounds_for(config, step - 1) for step in steps_with(config, "basis"))
-    assert [step for step in range(1, 21) if refreshes(config, step)] == [9, 13, 17]
-    assert rounds_for(refreshing(sync_every=1), 5) == ["moments", "basis", "gradients"]
+    assert all("weights" in schedule_of(config).rounds(step - 1) for step in steps_with(config, "basis"))
+    assert [step for step in range(1, 21) if schedule_of(config).refreshes(step)] == [9, 13, 17]
+    assert schedule_of(refreshing(sync_every=1)).rounds(5) == ["moments", "basis", "gradients"]
     assert steps_with(refreshing(steps=12, basis="weights"), "moments") == []
     assert steps_with(refreshing(steps=12, basis="weights"), "basis") == [3, 5, 7, 9, 11]
     assert steps_with(refreshing(refresh_every=0), "basis") == [3]
@@ -51,12 +50,12 @@ def test_a_refresh_follows_a_sync_point_and_a_whole_interval_of_compressed_steps
 
 def test_moments_are_taken_in_few_compressed_steps() -> None:
     config = refreshing(steps=1000, sync_every=20, refresh_every=200)
-    sampled = [step for step in range(1, 1001) if samples_moments(config, step)]
+    sampled = [step for step in range(1, 1001) if schedule_of(config).samples_moments(step)]
     assert sampled[:2] == [12, 24]
     assert 16 <= len([step for step in sampled if 200 < step <= 400]) <= 17
-    assert not any(samples_moments(refreshing(basis="weights"), step) for step in range(1, 11))
-    assert not any(samples_moments(refreshing(refresh_every=0), step) for step in range(1, 11))
-    assert [step for step in range(1, 7) if samples_moments(refreshing(), step)] == [3, 4, 5, 6]
+    assert not any(schedule_of(refreshing(basis="weights")).samples_moments(step) for step in range(1, 11))
+    assert not any(schedule_of(refreshing(refresh_every=0)).samples_moments(step) for step in range(1, 11))
+    assert [step for step in range(1, 7) if schedule_of(refreshing()).samples_moments(step)] == [3, 4, 5, 6]
 
 
 def test_running_moments_are_what_was_seen_since_and_a_share_of_what_was_before() -> None:

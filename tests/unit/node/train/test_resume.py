@@ -41,6 +41,12 @@ def test_goes_on_from_the_last_complete_checkpoint(run: Path) -> None:
     assert start_step(resumed(run, "--train.steps=500", "--net.profile=unshaped", "--run.threads=3")) == 40
 
 
+def test_a_run_whose_coordinator_others_can_reach_goes_on_though_the_file_has_no_token(run: Path) -> None:
+    asked = resumed(run, "--coordinator.address=tcp://10.0.0.5:7070", "--coordinator.token=secret")
+    save_config(asked, run / CONFIG)
+    assert start_step(asked) == 40
+
+
 @pytest.mark.parametrize(
     ("override", "expected"),
     [

@@ -23,11 +23,10 @@ from node.config import Config, save_config
 from node.config.pretrained import with_folder
 from node.data import open_data
 from node.data.tokenizers import make_tokenizer
-from node.exchange.payload import PayloadFormat
-from node.model.hf import pretrained
 from node.subspace.basis import principal_directions
 from node.train.basis import weight_moments
 from node.train.checkpoint import Checkpoints
+from node.train.from_config import first_model, payload_format
 from node.train.optimizer import make_optimizer
 from node.train.trainer import Trainer
 
@@ -46,8 +45,8 @@ def train(config: Config, name: str, folder: Path) -> tuple[Coordinator, list[Tr
     shared = Coordinator(config, chunks, config.train.steps)
 
     def work(rank: int, wire: ThreadWire) -> Trainer:
-        session, payload = Session(shared, rank), PayloadFormat(config)
-        trainer = Trainer(config, corpus(), pretrained(config, VOCAB, payload.ranks))
+        session, payload = Session(shared, rank), payload_format(config)
+        trainer = Trainer(config, corpus(), first_model(config, VOCAB, payload.ranks))
         trainer.run(make_world(payload, chunks, wire, session, folder / name), session, Still())
         return trainer
 
@@ -65,7 +64,7 @@ def test_the_basis_is_taken_at_the_first_step_from_the_weights_that_were_loaded(
     said = [by_step[0] for by_step in one.said[0].values() if by_step[0] is not None]
     assert 0 < said[0]["k_energy_kept"] < 1
     if basis == "weights":
-        moments = weight_moments(pretrained(config, VOCAB))
+        moments = weight_moments(first_model(config, VOCAB))
         for key, codec in trainer.model.codecs():
             wanted = principal_directions(moments[key], codec.leading.shape[-1])
             assert torch.equal(codec.leading, wanted)
@@ -113,7 +112,7 @@ def test_what_began_from_a_folder_is_exported_to_the_same_logits(tied: bool, sha
     run = {"outputs": str(tmp_path), "name": "trained"}
     config = config_of(tmp_path / "llama", compress={"mode": "dense"}, data=data, run=run, train={"batch": 1})
     task = open_data(config.data)
-    model = pretrained(config, task.vocab_size)
+    model = first_model(config, task.vocab_size)
     assert task.vocab_size < 320 == len(model.embed_tokens.weight)
     Checkpoints(config.run.folder, 0, task.fingerprint).save(3, model, make_optimizer(model, config.train))
     save_config(config, config.run.folder / CONFIG)

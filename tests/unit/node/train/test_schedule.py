@@ -5,28 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from helpers.small import schedule_of
 from helpers.worlds import tiny_config
 
 from netem.errors import ConfigError
 from node.exchange.passes import PassSpec
-from node.train.schedule import (
-    begins_for,
-    closes,
-    ends_for,
-    evaluates,
-    format_of,
-    learning_rate,
-    pass_spec,
-    rounds_for,
-    saves,
-)
 
 
 def rounds(steps: int = 8, warmup_steps: int = 3, sync_every: int = 4, **compress: Any) -> list[list[str]]:
     config = tiny_config(
         train={"steps": steps, "sync_every": sync_every}, compress={"warmup_steps": warmup_steps, **compress}
     )
-    return [rounds_for(config, step) for step in range(1, steps + 1)]
+    return [schedule_of(config).rounds(step) for step in range(1, steps + 1)]
 
 
 def test_weights_are_averaged_every_c_steps_at_the_end_of_the_warm_start_and_at_the_end() -> None:
@@ -60,7 +50,7 @@ def test_without_a_warm_start_the_basis_is_taken_first() -> None:
 def test_without_compression_there_is_no_basis_and_no_warm_start(mode: str) -> None:
     assert rounds(steps=5, mode=mode) == [[], [], [], ["weights"], ["weights"]]
     config = tiny_config(compress={"mode": mode})
-    assert pass_spec(config, 1) == PassSpec(8, False)
+    assert schedule_of(config).pass_spec(1) == PassSpec(8, False)
 
 
 def fragments_of(steps: int = 14, compress: dict[str, Any] | None = None, **train: Any) -> list[tuple[int, int, str]]:
@@ -72,12 +62,12 @@ def fragments_of(steps: int = 14, compress: dict[str, Any] | None = None, **trai
     under_way: dict[str, int] = {}
     found = []
     for step in range(1, steps + 1):
-        for kind in begins_for(config, step):
+        for kind in schedule_of(config).begins(step):
             assert not under_way, "one fragment is under way at a time"
             under_way[kind] = step
-        found += [(step, step, kind) for kind in rounds_for(config, step) if kind.startswith("fragment")]
-        found += [(under_way.pop(kind), step, kind) for kind in ends_for(config, step)]
-        assert not under_way or (step % every and not closes(config, step)), "a checkpoint may be here"
+        found += [(step, step, kind) for kind in schedule_of(config).rounds(step) if kind.startswith("fragment")]
+        found += [(under_way.pop(kind), step, kind) for kind in schedule_of(config).ends(step)]
+        assert not under_way or (step % every and not schedule_of(config).closes(step)), "a checkpoint may be here"
     assert not under_way
     return found
 
@@ -104,13 +94,13 @@ def test_all_weights_are_averaged_where_they_must_be_equal_and_no_fragment_cross
     """The warm start ends after 4 steps, the basis is refreshed after 16, the run ends after 20."""
     compress = {"warmup_steps": 4, "refresh_every": 6}
     config = tiny_config(train={"steps": 20, "sync_every": 6, "sync_fragments": 2, "sync_delay": 2}, compress=compress)
-    assert [step for step in range(1, 21) if "weights" in rounds_for(config, step)] == [4, 12, 18, 20]
+    assert [step for step in range(1, 21) if "weights" in schedule_of(config).rounds(step)] == [4, 12, 18, 20]
     assert [(begin, end) for begin, end, _ in fragments_of(20, compress, sync_delay=2)] == [
         (2, 3),
         (8, 9),
         (14, 15),
     ]
-    assert [step for step in range(21) if closes(config, step)] == [0, 4, 12, 18, 20]
+    assert [step for step in range(21) if schedule_of(config).closes(step)] == [0, 4, 12, 18, 20]
 
 
 @pytest.mark.parametrize("fragments", range(1, 4))
@@ -125,7 +115,7 @@ def test_no_setting_has_two_fragments_under_way(every: int, fragments: int) -> N
 def test_what_a_format_leaves_out_is_sent_where_weights_must_be_equal() -> None:
     for form, last in (("bfloat16", "bfloat16"), ("int8", "float32"), ("topk10", "float32")):
         config = tiny_config(train={"steps": 9, "sync_every": 4, "sync_format": form}, compress={"mode": "dense"})
-        assert [format_of(config, step) for step in (4, 8, 9)] == [form, form, last]
+        assert [schedule_of(config).sync_format(step) for step in (4, 8, 9)] == [form, form, last]
 
 
 @pytest.mark.parametrize(
@@ -146,7 +136,7 @@ def test_fragments_that_do_not_fit_are_refused(train: dict[str, int], message: s
 
 def test_the_warm_start_has_short_chunks_and_sends_them_whole() -> None:
     config = tiny_config(compress={"warmup_steps": 3, "warmup_share": 0.5})
-    assert [pass_spec(config, step) for step in (1, 3, 4)] == [
+    assert [schedule_of(config).pass_spec(step) for step in (1, 3, 4)] == [
         PassSpec(4, False),
         PassSpec(4, False),
         PassSpec(8, True),
@@ -156,21 +146,21 @@ def test_the_warm_start_has_short_chunks_and_sends_them_whole() -> None:
 def test_the_rate_rises_and_falls_linearly() -> None:
     train = {"lr": 1.0, "steps": 14, "lr_warmup_steps": 4, "lr_final_share": 0.2}
     config = tiny_config(train=train)
-    rates = [learning_rate(config, step) for step in range(1, 15)]
+    rates = [schedule_of(config).learning_rate(step) for step in range(1, 15)]
     assert rates[:4] == pytest.approx([0.25, 0.5, 0.75, 1.0])
     assert rates[4:] == pytest.approx([1.0 - 0.08 * done for done in range(1, 11)])
     config = tiny_config(train=train | {"lr_warmup_steps": 0, "lr_final_share": 0.0})
-    assert (learning_rate(config, 7), learning_rate(config, 14)) == (pytest.approx(0.5), pytest.approx(0.0))
+    assert [schedule_of(config).learning_rate(step) for step in (7, 14)] == pytest.approx([0.5, 0.0])
 
 
 def test_a_warm_up_longer_than_the_run_is_no_division_by_zero() -> None:
     config = tiny_config(train={"lr": 1.0, "steps": 4, "lr_warmup_steps": 8})
-    assert learning_rate(config, 4) == pytest.approx(0.5)
+    assert schedule_of(config).learning_rate(4) == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize(("every", "saved", "evaluated"), [(0, [8], [1, 8]), (2, [2, 4, 6, 8], [1, 2, 4, 6, 8])])
 def test_when_checkpoints_and_evaluations_happen(every: int, saved: list[int], evaluated: list[int]) -> None:
     config = tiny_config(train={"steps": 8, "sync_every": 2, "checkpoint_every": every, "eval_every": every})
     steps = range(1, 9)
-    assert [step for step in steps if saves(config, step)] == saved
-    assert [step for step in steps if evaluates(config, step)] == evaluated
+    assert [step for step in steps if schedule_of(config).saves(step)] == saved
+    assert [step for step in steps if schedule_of(config).evaluates(step)] == evaluated

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from helpers.coordinated import Coordinator, Session, Still, make_trainer, make_world, train
-from helpers.small import VOCAB
+from helpers.small import VOCAB, schedule_of
 from helpers.threads import ThreadWire, run_ranks
 from helpers.worlds import WORLDS, Loop, tiny_config
 from safetensors.torch import load_file
@@ -20,12 +20,11 @@ from coordinator.assignment import Assignment
 from coordinator.records.folder import checkpoint_folder
 from netem.errors import ConfigError, GenerationOver, IsthmusError, RunAborted
 from node.config import Config
-from node.exchange.payload import PayloadFormat
 from node.lab.in_process import go
-from node.model.exchanged import ExchangedLlama
 from node.train.agreed import AgreedWeights
 from node.train.averaging import Averager, Flight, RingSum, bytes_sent, flatten
 from node.train.fragments import cut
+from node.train.from_config import drawn_model, payload_format
 from node.train.ring_formats import FLOAT32, RING_FORMATS
 from node.train.trainer import Trainer
 from node.train.world import build_world
@@ -119,8 +118,8 @@ def test_agreed_weights_are_mixed_with_what_the_own_have_become_under_way() -> N
     assert (begun.kind, begun.round_id) == (ended.kind, ended.round_id) == ("fragment 1 of 2", 24)
 
     def work(rank: int, wire: ThreadWire) -> tuple[Tensor, Tensor, Tensor]:
-        model = ExchangedLlama(config, VOCAB)
-        agreed, averager = AgreedWeights(config, model), Averager(rank, 2, wire, Agreed())
+        model = drawn_model(config, VOCAB)
+        agreed, averager = AgreedWeights(config.train, schedule_of(config), model), Averager(rank, 2, wire, Agreed())
         start = agreed.own()
         with torch.no_grad():
             for parameter in model.parameters():
@@ -131,7 +130,7 @@ def test_agreed_weights_are_mixed_with_what_the_own_have_become_under_way() -> N
         agreed.average(averager, ended, 3)
         return start, agreed.vector, agreed.own()
 
-    names = {name: tensor.numel() for name, tensor in ExchangedLlama(config, VOCAB).named_parameters()}
+    names = {name: tensor.numel() for name, tensor in drawn_model(config, VOCAB).named_parameters()}
     moved = sum(names[name] for name in cut(names, 2)[0])
     for rank, (start, vector, weights) in enumerate(run_ranks(2, work)):
         torch.testing.assert_close(vector[:moved], start[:moved] + 0.375)
@@ -172,7 +171,7 @@ def test_an_aborted_fragment_leaves_all_as_it_was(tmp_path: Path) -> None:
     shared = Coordinator(config, WORLDS["1"], 14)
 
     def work(rank: int, wire: ThreadWire) -> None:
-        payload = PayloadFormat(config)
+        payload = payload_format(config)
         trainer = make_trainer(config, payload)
         here = make_world(payload, WORLDS["1"], wire, Session(shared, rank), tmp_path)
         for done in range(8):
@@ -242,7 +241,7 @@ def test_what_was_under_way_in_an_older_generation_counts_for_nothing(tmp_path: 
     shared = Coordinator(config, WORLDS["1"], 14)
 
     def work(rank: int, wire: ThreadWire) -> None:
-        payload, session = PayloadFormat(config), Session(shared, rank)
+        payload, session = payload_format(config), Session(shared, rank)
         trainer = make_trainer(config, payload)
         here = make_world(payload, WORLDS["1"], wire, session, tmp_path)
         for done in range(2):

@@ -18,9 +18,9 @@ from torch import Tensor
 from coordinator.assignment import Assignment
 from netem.errors import ConfigError, RunAborted
 from node.config import Config
-from node.exchange.payload import PayloadFormat
 from node.lab.in_process import go
 from node.train.evaluate import heldout_loss
+from node.train.from_config import payload_format
 from node.train.passes import loss_sum
 from node.train.trainer import Trainer
 
@@ -58,7 +58,7 @@ def one_step(config: Config, world: str, kinds: list[str], folder: Path) -> list
     first = go(config, Assignment(WORLDS[world]), 0)
 
     def work(rank: int, wire: ThreadWire) -> Trainer:
-        payload = PayloadFormat(config)
+        payload = payload_format(config)
         trainer = make_trainer(config, payload)
         here = make_world(payload, WORLDS[world], wire, Session(shared, rank), folder)
         rounds = [
@@ -153,7 +153,7 @@ def test_a_run_resumed_without_its_moments_would_not(tmp_path: Path) -> None:
     shared = Coordinator(config, WORLDS["1"], 6)
 
     def work(rank: int, wire: ThreadWire) -> None:
-        session, payload = Session(shared, rank), PayloadFormat(config)
+        session, payload = Session(shared, rank), payload_format(config)
         trainer = make_trainer(config, payload)
         here = make_world(payload, WORLDS["1"], wire, session, tmp_path)
         trainer.resume(here, 4)
@@ -207,7 +207,7 @@ def test_a_loss_that_is_no_number_ends_the_run_and_says_so(tmp_path: Path) -> No
     shared = Coordinator(config, WORLDS["1"], 3)
 
     def work(rank: int, wire: ThreadWire) -> None:
-        payload = PayloadFormat(config)
+        payload = payload_format(config)
         trainer = make_trainer(config, payload)
         here = make_world(payload, WORLDS["1"], wire, Session(shared, rank), tmp_path)
         with torch.no_grad():

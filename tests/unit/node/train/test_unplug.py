@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from helpers.coordinated import corpus, train
-from helpers.small import contexts, largest_difference, small_model
+from helpers.small import contexts, largest_difference, schedule_of, small_model
 from helpers.threads import ThreadWire, run_ranks
 from helpers.worlds import MODES, WORLDS, Loop, exchange_of, tiny_config
 from torch import Tensor
@@ -22,13 +22,12 @@ from node.commands.evaluate import evaluate
 from node.config import Config, save_config
 from node.data import open_data
 from node.exchange.passes import PassSpec
-from node.exchange.payload import PayloadFormat, step_bytes
-from node.model.exchanged import ExchangedLlama
+from node.exchange.payload import step_bytes
 from node.train.checkpoint import Checkpoints
 from node.train.evaluate import heldout_loss
+from node.train.from_config import drawn_model, payload_format
 from node.train.optimizer import make_optimizer
 from node.train.passes import loss_sum
-from node.train.schedule import learning_rate, pass_spec, phase, refreshes, rounds_for, samples_moments
 from node.train.trainer import Trainer
 
 PHASES = {2: PassSpec(4, False), 4: PassSpec(8, True), 6: PassSpec(8, False)}
@@ -50,34 +49,40 @@ def gradients(trainer: Trainer) -> dict[str, Tensor]:
 
 def test_the_phases_of_a_run() -> None:
     config = unplugging()
-    specs = [pass_spec(config, step) for step in range(1, 7)]
+    specs = [schedule_of(config).pass_spec(step) for step in range(1, 7)]
     assert specs == [PHASES[2]] * 2 + [PHASES[4]] * 2 + [PHASES[6]] * 2
-    assert [config.is_unplugged_at(step) for step in range(1, 7)] == [False] * 4 + [True] * 2
+    assert [config.compress.is_unplugged_at(step) for step in range(1, 7)] == [False] * 4 + [True] * 2
     names = ["warm start, uncompressed"] * 2 + [""] * 2 + ["unplugged, uncompressed"] * 2
-    assert [phase(config, step) for step in range(1, 7)] == names
-    assert not any(unplugging(unplug_step=0).is_unplugged_at(step) for step in range(1, 7))
+    assert [schedule_of(config).phase(step) for step in range(1, 7)] == names
+    assert not any(unplugging(unplug_step=0).compress.is_unplugged_at(step) for step in range(1, 7))
 
 
 def test_no_basis_is_refreshed_that_will_not_be_used() -> None:
     steps = {"steps": 12, "sync_every": 2}
     config, ever = unplugging(steps, unplug_step=8, refresh_every=2), unplugging(steps, unplug_step=0, refresh_every=2)
-    assert [step for step in range(1, 13) if refreshes(ever, step)] == [5, 7, 9, 11]
-    assert [step for step in range(1, 13) if refreshes(config, step)] == [5, 7]
-    assert [step for step in range(1, 13) if "basis" in rounds_for(config, step)] == [3, 5, 7]
-    assert [step for step in range(1, 13) if samples_moments(config, step)] == [3, 4, 5, 6, 7, 8]
+    assert [step for step in range(1, 13) if schedule_of(ever).refreshes(step)] == [5, 7, 9, 11]
+    assert [step for step in range(1, 13) if schedule_of(config).refreshes(step)] == [5, 7]
+    assert [step for step in range(1, 13) if "basis" in schedule_of(config).rounds(step)] == [3, 5, 7]
+    assert [step for step in range(1, 13) if schedule_of(config).samples_moments(step)] == [3, 4, 5, 6, 7, 8]
     chosen = unplugging(steps, unplug_step=8, budget_bytes_per_token=64.0)
-    assert [step for step in range(1, 13) if "ranks" in rounds_for(chosen, step)] == [3]
+    assert [step for step in range(1, 13) if "ranks" in schedule_of(chosen).rounds(step)] == [3]
 
 
 def test_the_tail_decays_anew_from_a_lower_rate() -> None:
     settings = {"lr": 1.0, "steps": 24, "lr_warmup_steps": 4, "lr_final_share": 0.2}
-    whole = [learning_rate(unplugging(settings, unplug_step=0), step) for step in range(1, 25)]
-    tail = [learning_rate(unplugging(settings, unplug_step=14, unplug_lr_share=0.25), step) for step in range(1, 25)]
+    whole = [schedule_of(unplugging(settings, unplug_step=0)).learning_rate(step) for step in range(1, 25)]
+    tail = [
+        schedule_of(unplugging(settings, unplug_step=14, unplug_lr_share=0.25)).learning_rate(step)
+        for step in range(1, 25)
+    ]
     assert tail[:14] == whole[:14]
     assert tail[14:] == pytest.approx([0.25 * (1.0 - 0.08 * done) for done in range(1, 11)])
-    ordinary = [learning_rate(unplugging(settings, unplug_step=14, unplug_lr_share=1.0), step) for step in range(1, 25)]
+    ordinary = [
+        schedule_of(unplugging(settings, unplug_step=14, unplug_lr_share=1.0)).learning_rate(step)
+        for step in range(1, 25)
+    ]
     assert ordinary == whole, "the rate never rises"
-    early = [learning_rate(unplugging(settings, unplug_step=3), step) for step in range(1, 25)]
+    early = [schedule_of(unplugging(settings, unplug_step=3)).learning_rate(step) for step in range(1, 25)]
     assert early == whole, "before the warm-up of the rate is over, too"
 
 
@@ -106,7 +111,9 @@ def test_losses_and_gradients_of_ranks_are_those_of_one_in_each_phase(step: int)
 
     def work(rank: int, wire: ThreadWire, world: str) -> tuple[float, dict[str, Tensor]]:
         model = small_model(config)
-        loss = loss_sum(model, exchange_of(config, WORLDS[world], rank, wire), batch, pass_spec(config, step))
+        loss = loss_sum(
+            model, exchange_of(config, WORLDS[world], rank, wire), batch, schedule_of(config).pass_spec(step)
+        )
         loss.backward()
         return loss.item(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
@@ -123,7 +130,7 @@ def test_losses_and_gradients_of_ranks_are_those_of_one_in_each_phase(step: int)
 def test_each_phase_sends_the_bytes_of_the_formula_and_is_let_in(step: int, compress: dict[str, str]) -> None:
     """Over inboxes that validate what comes."""
     config, world = unplugging(**compress), WORLDS["3+1"]
-    loop, spec = Loop(config, world), pass_spec(config, step)
+    loop, spec = Loop(config, world), schedule_of(config).pass_spec(step)
     batch = contexts(config)[:, : spec.tokens * config.model.chunks + 1]
 
     def work(rank: int, _: ThreadWire) -> dict[str, int]:
@@ -131,7 +138,7 @@ def test_each_phase_sends_the_bytes_of_the_formula_and_is_let_in(step: int, comp
         loss_sum(small_model(config), exchange, batch, spec).backward()
         return dict(loop.wires[rank].sent_bytes)
 
-    payload = PayloadFormat(config)
+    payload = payload_format(config)
     for rank, counted in enumerate(run_ranks(2, work)):
         formula = step_bytes(payload, Assignment(world), rank, spec)
         assert counted.get("compressed", 0) == formula.compressed_forward + formula.compressed_backward
@@ -144,7 +151,7 @@ def test_each_phase_sends_the_bytes_of_the_formula_and_is_let_in(step: int, comp
 def test_what_is_unplugged_does_not_know_its_basis_and_leaves_theta_alone(tmp_path: Path) -> None:
     config = unplugging({"sync_every": 1, "weight_decay": 0.5, "checkpoint_every": 4})
     _, (trainer,) = train(config, WORLDS["1"], tmp_path)
-    before = ExchangedLlama(config, 101)
+    before = drawn_model(config, 101)
     Checkpoints(tmp_path, 0).load(4, before, make_optimizer(before, config.train))
     after = weights(trainer)
     for name, parameter in before.named_parameters():
@@ -204,7 +211,7 @@ def test_eval_of_a_checkpoint_is_in_its_mode(tmp_path: Path) -> None:
         run={"outputs": str(tmp_path)},
     )
     task, folder, results = open_data(config.data), config.run.folder, {}
-    model = ExchangedLlama(config, task.vocab_size)
+    model = drawn_model(config, task.vocab_size)
     for number, (_, codec) in enumerate(model.codecs()):
         rows = torch.randn(1, 40, codec.shape.width, generator=torch.Generator().manual_seed(number))
         codec.set_moments(rows.mT @ rows)

@@ -15,8 +15,8 @@ from coordinator.assignment import Assignment
 from coordinator.messages import Go, Stop
 from netem.errors import GenerationOver
 from node.config import Config
-from node.exchange.payload import PayloadFormat
 from node.lab.in_process import go
+from node.train.from_config import payload_format
 from node.train.trainer import Trainer
 from node.train.world import World, build_world
 
@@ -75,7 +75,7 @@ def test_another_world_goes_on_with_the_same_trainers_as_one_node_would(
     config = exact(mode)
     one, _ = train(config, WORLDS["1"], tmp_path)
     chunks, survivors = AFTER[after]
-    formats = [PayloadFormat(config) for _ in range(4)]
+    formats = [payload_format(config) for _ in range(4)]
     trainers = [make_trainer(config, payload) for payload in formats]
 
     def world_of(nodes: Sequence[int], owned: Sequence[Sequence[int]]) -> MakeWorld:
@@ -96,7 +96,7 @@ def test_another_world_goes_on_with_the_same_trainers_as_one_node_would(
 def test_weights_that_differ_are_found_where_a_world_begins(tmp_path: Path) -> None:
     """At c = 1 too, where nothing else compares them."""
     config = exact("dense")
-    payload = PayloadFormat(config)
+    payload = payload_format(config)
     trainers = [make_trainer(config, payload) for _ in range(2)]
 
     def make(session: Session, wire: ThreadWire) -> World:
@@ -149,7 +149,7 @@ def test_over_inboxes_a_step_that_a_lost_node_interrupts_is_done_again_in_the_ne
 def test_a_rank_without_its_own_share_would_not_train_as_one_node(tmp_path: Path) -> None:
     """The share is the world's: between averagings it scales gradients, and it counts tokens."""
     config = tiny_config(compress=MODES["dense"], train={"sync_every": 3, "steps": STEPS})
-    payload = PayloadFormat(config)
+    payload = payload_format(config)
     trainer = make_trainer(config, payload)
     shares, tokens = [], []
     for chunks in (WORLDS["1"], WORLDS["3+1"]):

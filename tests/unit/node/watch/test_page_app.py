@@ -1,6 +1,7 @@
 """The page's web application: its answers, and what it refuses."""
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import pytest
 
 pytest.importorskip("starlette", reason="the page needs isthmus[web]")
+from helpers import ROOT
 from starlette.testclient import TestClient
 
 from coordinator.messages import Answer
@@ -151,3 +153,18 @@ def test_every_answer_has_the_security_headers_and_the_page_needs_no_inline_scri
         assert visitor.get(f"/static/{name}").status_code == 200
     assert "<script>" not in (STATIC / "index.html").read_text()
     assert visitor.get("/static/../app.py").status_code == 404
+
+
+def test_the_grafana_board_asks_only_for_figures_that_there_are(visitor: TestClient) -> None:
+    board = json.loads((ROOT / "deploy/grafana/isthmus.json").read_text())
+    asked = {
+        name
+        for panel in board["panels"]
+        for target in panel["targets"]
+        for name in re.findall(r"isthmus_\w+", target["expr"])
+    }
+    exposed = visitor.get("/metrics", headers={"Authorization": f"Bearer {KEYS.read}"}).text
+    known = set(re.findall(r"^# TYPE (isthmus_\w+)", exposed, re.MULTILINE))
+    absent = {"isthmus_heldout_loss"}  # this run has had no evaluation
+    assert asked
+    assert asked - known <= absent

@@ -169,8 +169,8 @@ def test_the_panel_has_the_run_its_figures_and_a_row_for_each_node() -> None:
 
 
 def test_the_warm_start_is_named() -> None:
-    assert "warm start, uncompressed" in shown(record(Config().warmup_steps))
-    assert "warm start" not in shown(record(Config().warmup_steps + 1))
+    assert "warm start, uncompressed" in shown(record(Config().compress.warmup_steps))
+    assert "warm start" not in shown(record(Config().compress.warmup_steps + 1))
 
 
 def test_what_is_unplugged_is_named() -> None:

@@ -13,13 +13,21 @@ from coordinator.messages import Roster, RosterEntry
 from netem.counters import LinkCounters
 from netem.errors import ConfigError, GenerationOver, ProtocolError, RunAborted
 from node.exchange.inbox import Inbox
-from node.exchange.payload import PayloadFormat
+from node.train.from_config import payload_format
 from node.train.ring_formats import FLOAT32
-from node.worker.machine import Machine
-from node.worker.node import Place, _train
+from node.worker.machine import Machine, share_cores
+from node.worker.node import Place, _advertised, _train
 from node.worker.world_builder import WorldBuilder
 
 PLACE = Place("tcp://127.0.0.1:1", "tcp://127.0.0.1:0", "", "node-0", -1)
+
+
+@pytest.fixture(autouse=True)
+def threads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The numbers of threads that torch is given; it keeps its own, on which the last bits of other tests depend."""
+    given: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", given.append)
+    return given
 
 
 def roster(generation: int, chunks: list[list[int]], *names: str, start_step: int = 0, moved: str = "") -> Roster:
@@ -59,7 +67,7 @@ class Agreed:
 
 def test_each_world_has_its_own_members_and_what_lasts_is_told_of_the_change() -> None:
     config = tiny_config()
-    payload, endpoint = PayloadFormat(config), Endpoint()
+    payload, endpoint = payload_format(config), Endpoint()
     inbox = Inbox(payload, 1 << 20)
     machine = Machine(torch.device("cpu"))
     builder = WorldBuilder(
@@ -93,7 +101,7 @@ def test_each_world_has_its_own_members_and_what_lasts_is_told_of_the_change() -
 def test_a_world_is_built_once_no_thread_of_the_one_before_is_left() -> None:
     """It could send shards of its own round as messages of the new generation."""
     config = tiny_config()
-    payload, endpoint = PayloadFormat(config), Endpoint()
+    payload, endpoint = payload_format(config), Endpoint()
     inbox = Inbox(payload, 1 << 20)
     machine = Machine(torch.device("cpu"))
     builder = WorldBuilder(
@@ -170,3 +178,37 @@ def test_what_else_ends_a_world_ends_the_life() -> None:
         live(Life(), ConfigError("the coordinator refuses this node"))
     with pytest.raises(ConfigError, match=r"^train\.lr"):
         live(Life(ConfigError("train.lr = 0: wrong")), alone)
+
+
+def test_nodes_on_the_same_cores_share_them_out(monkeypatch: pytest.MonkeyPatch, threads: list[int]) -> None:
+    monkeypatch.setattr("netem.cores.share", lambda sharers: 12 // sharers)
+    members = [
+        RosterEntry(name=name, peer=f"{name}~1", rank=rank, address=f"tcp://{name}:1", cores=cores)
+        for rank, (name, cores) in enumerate({"ann": "here", "bob": "there", "cyd": "here", "dan": "here"}.items())
+    ]
+    roster = Roster(generation=4, members=members, assignment=[[0], [1], [2], [3]])
+    for rank in range(4):
+        share_cores(0, rank, roster)
+    assert threads == [4, 12, 4, 4]
+    share_cores(5, 0, roster)
+    assert threads[-1] == 5
+
+
+@pytest.mark.parametrize(
+    ("place", "address"),
+    [
+        ("", "tcp://10.0.0.7:5151"),
+        ("home.example.org", "tcp://home.example.org:5151"),
+        ("203.0.113.7:9000", "tcp://203.0.113.7:9000"),
+        ("[2001:db8::7]", "tcp://[2001:db8::7]:5151"),
+        ("[2001:db8::7]:9000", "tcp://[2001:db8::7]:9000"),
+    ],
+)
+def test_peers_are_told_a_host_and_where_it_is_given_another_port(place: str, address: str) -> None:
+    assert _advertised("tcp://10.0.0.7:5151", place) == address
+
+
+@pytest.mark.parametrize("place", ["tcp://a:1", "a:0", "a:70000", "*", "0.0.0.0:4", "two words", "2001:db8::7"])
+def test_an_address_that_nobody_can_dial_is_refused(place: str) -> None:
+    with pytest.raises(ConfigError, match=r"--advertise .*expected HOST or HOST:PORT"):
+        _advertised("tcp://10.0.0.7:5151", place)
