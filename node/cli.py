@@ -73,13 +73,15 @@ def _main(arguments: Sequence[str]) -> int:
 
 
 def _run(options: argparse.Namespace, overrides: list[str]) -> None:
+    from node.commands.run import run_swarm
+
+    config = run_swarm(load(options, overrides), _page(options))
+    # These import torch, which takes seconds: the run begins before, and a mistake is said at once.
     from coordinator.records.rates import untrusted
     from node.commands.evaluate import evaluate
-    from node.commands.run import run_swarm
     from node.lab.verdict import network_cost, next_steps
     from node.watch.report import draw_report, read_run
 
-    config = run_swarm(load(options, overrides), _page(options))
     folder = config.run.folder
     print(f"report:      {draw_report(folder)}")
     result = evaluate(folder, batches=max(1, FINAL_EVALUATION_TOKENS // (config.model.context * config.train.batch)))

@@ -153,6 +153,7 @@ class Swarm:
         self._children = Children()
         self._coordinator: Child | None = None
         self._nodes: list[Child] = []
+        self._has_begun = False  # the first step is done
         token = config.coordinator.token or secrets.token_urlsafe(24)
         self._environment = os.environ | {TOKEN_VARIABLE: token}
 
@@ -183,10 +184,15 @@ class Swarm:
         self._raise_failures()
 
     def stop(self) -> None:
-        """Ask the coordinator to end the run for all, and wait a little for that. `end` ends those that remain."""
+        """Ask the coordinator to end the run for all, and wait a little for that. `end` ends those that remain.
+
+        Before the first step is done nothing can be lost, and a node may not have joined, so that the coordinator's
+        word does not reach it: all are asked then.
+        """
         log.info("stopping the run")
         if self._coordinator is not None:
-            self._coordinator.terminate()
+            for child in [self._coordinator] if self._has_begun else self._all():
+                child.terminate()
             self._children.await_all(STOP_S)
 
     def end(self) -> None:
@@ -196,6 +202,7 @@ class Swarm:
 
     def _show(self, records: Follower, view: View) -> None:
         for record in records.read():
+            self._has_begun = True
             view.feed(record)
 
     def _over(self) -> bool:

@@ -9,7 +9,6 @@ import re
 import socket
 from pathlib import Path
 
-import pytest
 import yaml
 from helpers.isthmus_runs import QUICK, ROOT, await_end, await_records, started
 
@@ -27,16 +26,15 @@ def compose_command(service: str, port: int) -> list[str]:
     return words
 
 
-@pytest.mark.parametrize("node", ["node", "remote-node"])
-def test_the_services_train_together(tmp_path: Path, cache: Path, node: str) -> None:
+def test_the_services_train_together(tmp_path: Path, cache: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     extra = [*QUICK, "--run.outputs", str(tmp_path)]
-    lead, follow = (compose_command(service, port) + extra for service in ("coordinator", node))
+    lead, near, far = (compose_command(service, port) + extra for service in ("coordinator", "node", "remote-node"))
     with (
         started(cache, tmp_path / "lead.log", *lead, token="secret") as coordinator,
-        started(cache, tmp_path / "one.log", *follow, "--name", "one", token="secret") as one,
-        started(cache, tmp_path / "two.log", *follow, "--name", "two", token="secret") as two,
+        started(cache, tmp_path / "one.log", *near, "--name", "one", token="secret") as one,
+        started(cache, tmp_path / "two.log", *far, "--name", "two", token="secret") as two,
     ):
         await_records(tmp_path / "composed", 6, coordinator)
         assert [await_end(process, 30) for process in (coordinator, one, two)] == [0, 0, 0], (

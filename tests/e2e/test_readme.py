@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 from contextlib import AbstractContextManager
@@ -19,6 +20,8 @@ import pytest
 from helpers import ROOT
 from helpers.documented import fenced
 from helpers.isthmus_runs import await_end, await_records, environment, records, under_way
+
+from coordinator.records.secret import SECRET
 
 README = fenced((ROOT / "README.md").read_text())
 PARSED = {
@@ -112,10 +115,12 @@ def test_the_commands_do_what_the_readme_says(workshop: Workshop) -> None:
     workshop.shrink(LONG)
     with workshop.going_on(run) as process:
         await_records(tiny, 4, process)
-        assert "50 Mbit/s" in workshop.run(change)
+        assert stat.S_IMODE((tiny / SECRET).stat().st_mode) == 0o600  # the command finds the run's token there
+        assert "rate 50 Mbit/s everywhere" in workshop.run(change)
         process.send_signal(signal.SIGINT)
         await_end(process, 30)
     assert "no coordinator serves" in workshop.run(watch, code=1)
+    assert not (tiny / SECRET).exists()
     before = len(records(tiny))
     with workshop.going_on(resume) as process:
         await_records(tiny, before + 1, process)

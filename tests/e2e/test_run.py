@@ -6,6 +6,7 @@ import json
 import subprocess
 import tomllib
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -24,14 +25,28 @@ from helpers.small import largest_difference
 from safetensors.torch import load_file
 
 TINY = "configs/tiny.toml"
+SAVES = ["--train.checkpoint_every", "3"]
 
 
-def test_a_run_writes_what_it_promises(tmp_path: Path, cache: Path) -> None:
-    done = isthmus(cache, "run", TINY, *QUICK, "--run.outputs", tmp_path)
+class Whole(NamedTuple):
+    """A run of six steps that nothing disturbed."""
+
+    folder: Path
+    printed: str
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Whole:
+    outputs = tmp_path_factory.mktemp("whole")
+    done = isthmus(cache, "run", TINY, *QUICK, *SAVES, "--run.outputs", outputs)
     assert done.returncode == 0, done.stdout + done.stderr
-    run = tmp_path / "tiny"
-    assert str(run) in done.stdout
-    assert "held-out" in done.stdout
+    return Whole(outputs / "tiny", done.stdout)
+
+
+def test_a_run_writes_what_it_promises(whole: Whole, cache: Path) -> None:
+    run = whole.folder
+    assert str(run) in whole.printed
+    assert "held-out" in whole.printed
     assert [record["step"] for record in records(run)] == list(range(1, 7))
     assert tomllib.loads((run / "config.toml").read_text())["train"]["steps"] == 6
     assert "token" not in tomllib.loads((run / "config.toml").read_text())["coordinator"]
@@ -50,32 +65,31 @@ def test_a_run_writes_what_it_promises(tmp_path: Path, cache: Path) -> None:
     measured = json.loads((checkpoint / "evaluation.json").read_text())
     assert measured["step"] == 6
     assert measured["loss"] == pytest.approx(records(run)[-1]["heldout_loss"], rel=1e-5)
-    # The same name again does not write over the first; and a reader that goes (`| head -1`) does not end the run.
-    again = command("run", TINY, *QUICK, "--run.outputs", tmp_path, "--train.steps", "3")
-    with subprocess.Popen(again, cwd=ROOT, env=environment(cache), stdout=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline().startswith(b"tiny-2")
-        process.stdout.close()
-        assert await_end(process, 60) == 0
-    assert len(records(tmp_path / "tiny-2")) == 3
-    assert len(records(run)) == 6
 
 
 @pytest.mark.parametrize("mode", [pytest.param("dense", marks=pytest.mark.slow), "subspace"])
 def test_four_processes_equal_one(tmp_path: Path, cache: Path, mode: str) -> None:
-    """c = 1: losses of every step, and every gradient of the first: AdamW's first moment is 0.1 × gradient then."""
+    """c = 1: losses of every step, and every gradient of the first: AdamW's first moment is 0.1 × gradient then.
+
+    The second run has the name of the first and does not write over it. Its output's reader goes (`| head -1`), which
+    does not end it.
+    """
     exact = ["--train.sync_every", "1", "--train.grad_clip", "0", "--train.checkpoint_every", "1"]
     exact += ["--compress.mode", mode, "--compress.warmup_steps", "0", "--compress.basis", "weights"]
     exact += ["--train.steps", "3", "--compress.format", "float32"]
-    for nodes in ("1", "4"):
-        where = ["--run.outputs", tmp_path, "--run.name", f"of-{nodes}", "--coordinator.nodes", nodes]
-        done = isthmus(cache, "run", TINY, *QUICK, *exact, *where)
-        assert done.returncode == 0, done.stderr
-    one, four = records(tmp_path / "of-1"), records(tmp_path / "of-4")
+    for nodes, name in (("1", "tiny"), ("4", "tiny-2")):
+        words = command("run", TINY, *QUICK, *exact, "--run.outputs", tmp_path, "--coordinator.nodes", nodes)
+        with subprocess.Popen(words, cwd=ROOT, env=environment(cache), stdout=subprocess.PIPE) as process:
+            assert process.stdout is not None
+            assert process.stdout.readline().startswith(f"{name} ".encode())
+            process.stdout.close()
+            assert await_end(process, 60) == 0
+    one, four = records(tmp_path / "tiny"), records(tmp_path / "tiny-2")
+    assert len(one) == 3
     assert [record["loss"] for record in four] == pytest.approx([record["loss"] for record in one], rel=1e-5)
     moments = []
-    for nodes in ("1", "4"):
-        tensors = load_file(tmp_path / f"of-{nodes}" / "checkpoint" / "step-000001" / "node-0.safetensors")
+    for name in ("tiny", "tiny-2"):
+        tensors = load_file(tmp_path / name / "checkpoint" / "step-000001" / "node-0.safetensors")
         moments.append({name: tensor for name, tensor in tensors.items() if ".exp_avg." in name})
     assert len(moments[0]) > 20
     difference = largest_difference(moments[1], moments[0])
@@ -83,11 +97,9 @@ def test_four_processes_equal_one(tmp_path: Path, cache: Path, mode: str) -> Non
     assert difference < 1e-5
 
 
-def test_a_resumed_run_repeats_the_same_losses(tmp_path: Path, cache: Path) -> None:
+def test_a_resumed_run_repeats_the_same_losses(tmp_path: Path, cache: Path, whole: Whole) -> None:
     """Also the same run twice gives the same losses, to the last bit."""
-    where = ["--run.outputs", tmp_path, "--train.checkpoint_every", "3"]
-    whole = isthmus(cache, "run", TINY, *QUICK, *where, "--run.name", "whole")
-    assert whole.returncode == 0, whole.stderr
+    where = ["--run.outputs", tmp_path, *SAVES]
     with started(cache, tmp_path / "log", "run", TINY, *QUICK, *where, "--run.name", "cut") as process:
         await_records(tmp_path / "cut", 4, process)
         process.terminate()
@@ -95,7 +107,7 @@ def test_a_resumed_run_repeats_the_same_losses(tmp_path: Path, cache: Path) -> N
     before = len(records(tmp_path / "cut"))
     resumed = isthmus(cache, "run", TINY, *QUICK, *where, "--run.name", "cut", "--run.resume", "true")
     assert resumed.returncode == 0, resumed.stderr
-    losses = {record["step"]: record["loss"] for record in records(tmp_path / "whole")}
+    losses = {record["step"]: record["loss"] for record in records(whole.folder)}
     cut = records(tmp_path / "cut")
     assert [record["step"] for record in cut[before:]] in ([4, 5, 6], [])
     assert all(record["loss"] == losses[record["step"]] for record in cut)

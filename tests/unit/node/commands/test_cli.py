@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 import socket
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
 import pytest
+from helpers import ROOT
 from helpers.command_line import TINY, mistake
 
 import node.cli
@@ -92,6 +94,23 @@ def test_a_mistake_in_the_config(
 )
 def test_a_mistake_of_one_command(arguments: list[str], expected: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert expected in mistake(arguments, capsys)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--model.context", "4000000", "--model.chunks", "4"], "needs 4000001"),
+        (["--net.profile", "dial-up"], "no such profile"),
+        (["--data.corpus", "no/such.txt"], "no/such.txt"),
+        (["--run.resume", "true", "--run.name", "never-ran"], "no complete checkpoint"),
+    ],
+    ids=lambda value: value[-1] if isinstance(value, list) else "",
+)
+def test_a_mistake_that_a_run_finds_before_it_starts_any_process(
+    arguments: list[str], expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert expected in mistake(["run", TINY, "--run.outputs", str(tmp_path), *arguments], capsys)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_two_nodes_without_a_name_or_rank_have_two_names(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -286,3 +305,9 @@ def test_the_token_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("ISTHMUS_TOKEN", "s3cret")
     assert main(["coordinator", TINY, "--coordinator.address", "tcp://eth0:7070"]) == 0
     assert seen[0].coordinator.token == "s3cret"
+
+
+def test_a_run_begins_and_a_mistake_is_said_before_torch_is_imported() -> None:
+    code = "import sys; from node.cli import main; import node.commands.run; code = main(sys.argv[1:])"
+    command = [sys.executable, "-c", f"{code}; sys.exit(code if 'torch' not in sys.modules else 9)"]
+    assert subprocess.run([*command, "run", "none.toml"], cwd=ROOT, timeout=60, capture_output=True).returncode == 2
