@@ -80,7 +80,8 @@ def _run(options: argparse.Namespace, overrides: list[str]) -> None:
     from coordinator.records.rates import untrusted
     from node.commands.evaluate import evaluate
     from node.lab.verdict import network_cost, next_steps
-    from node.watch.report import draw_report, read_run
+    from node.watch.recorded import read_run
+    from node.watch.report import draw_report
 
     folder = config.run.folder
     print(f"report:      {draw_report(folder)}")

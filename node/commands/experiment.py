@@ -37,7 +37,7 @@ from node.lab.study.trial import host_line
 from node.lab.tunnel.bench import Bench, measure
 from node.lab.tunnel.network import profile_toml
 from node.measure.devices import device
-from node.watch.report import read_run
+from node.watch.recorded import read_run
 
 log = logging.getLogger("isthmus.experiment")
 

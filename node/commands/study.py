@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from coordinator.records.folder import whole_file
 from netem.config import dump_toml, user_path
 from netem.errors import ConfigError
+from node.commands.written import write_text
 from node.config.tree import public_tree
 from node.lab.study.pool import run_all
 from node.lab.study.record import Recipe, Results, read_record, record_text
@@ -47,7 +47,7 @@ def run_study(wish: Wish) -> Path:
         open_data(data)  # tokenised once, before several processes want it
     run_all(runs, RESULTS, wish.jobs or os.cpu_count() or 1)
     results = {arm.name: [_result(run) for run in runs if run.arm == arm.name] for arm in study.arms}
-    _write(wish.out / f"{recipe.stem}.jsonl", record_text(recipe, results))
+    write_text(wish.out / f"{recipe.stem}.jsonl", record_text(recipe, results), "--out")
     return _write_page(recipe, study, results, wish.out)
 
 
@@ -108,18 +108,9 @@ def _write_page(recipe: Recipe, study: Study, results: Results, out: Path) -> Pa
 
     found = figures(study, results)
     draw(study, found, results, out / f"{recipe.stem}.png")
-    return _write(out / f"{recipe.stem}.md", document(recipe, study, found, results))
-
-
-def _write(path: Path, text: str) -> Path:
-    """Write a file whole. Raises `ConfigError` where it cannot be written."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with whole_file(path) as unfinished:
-            unfinished.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be written ({error.strerror}); name another folder with --out") from None
-    return path
+    page = out / f"{recipe.stem}.md"
+    write_text(page, document(recipe, study, found, results), "--out")
+    return page
 
 
 def _result(run: Run) -> dict[str, object]:

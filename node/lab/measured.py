@@ -19,7 +19,7 @@ from coordinator.records.rates import Record, nodes_of, number
 from netem.config import load_toml
 from netem.errors import ConfigError
 from node.config import Config, recorded_config
-from node.watch.report import read_run
+from node.watch.recorded import read_run
 
 COLD_STEPS = 3
 """Ordinary steps at the beginning that do not count."""

@@ -23,7 +23,7 @@ from netem.verify.lan import Lan
 from node.config import TOKEN_VARIABLE, Config, load_config, save_config
 from node.lab.bench.arms import NodeArm
 from node.lab.measured import COLD_STEPS
-from node.watch.report import read_run
+from node.watch.recorded import read_run
 
 RUN_S = 300.0
 START_S = 60.0

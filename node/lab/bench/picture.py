@@ -8,7 +8,7 @@ from statistics import quantiles
 from node.lab.bench.arms import BASELINE
 from node.lab.bench.measure import Found, Plan, rate_text
 from node.lab.bench.page import COMPRESSED_SHARE, UNCOMPRESSED_SHARE
-from node.watch.report import BLUE, GREEN, ORANGE, save_png, styled_figure
+from node.watch.style import BLUE, GREEN, ORANGE, save_png, styled_figure
 
 GREY = "#888888"
 

@@ -10,7 +10,8 @@ from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
 from coordinator.records.rates import number
 from node.lab.experiment.page import Curve
-from node.watch.report import RUN_LOOKS, save_png, smooth, styled_figure
+from node.watch.report import smooth
+from node.watch.style import RUN_LOOKS, save_png, styled_figure
 
 SMOOTHING = 20
 """The training loss is a mean over this part of the steps."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from node.lab.plan.compare import Curve
-from node.watch.report import RUN_LOOKS, save_png, styled_figure
+from node.watch.style import RUN_LOOKS, save_png, styled_figure
 
 
 def draw_curves(curves: Sequence[Curve], rates_bps: Sequence[float], title: str, note: str, path: Path) -> Path:

@@ -19,7 +19,7 @@ from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter
 from node.lab.study.figures import Figures, Line, Result
 from node.lab.study.record import Results
 from node.lab.study.table import Study
-from node.watch.report import RUN_LOOKS, save_png, styled_figure
+from node.watch.style import RUN_LOOKS, save_png, styled_figure
 
 GREY = "#888888"
 

@@ -18,7 +18,7 @@ from netem.network import Profile
 from netem.segments import Message
 from netem.shaper import Lane, Shaper
 from node.measure.spans import Spans
-from node.watch.report import caption, read_run
+from node.watch.recorded import caption, read_run
 
 KIB = 1024
 SEGMENT_S = 10 * KIB * 8 / 8e6  # of 10 KiB at the rate below, but for the header

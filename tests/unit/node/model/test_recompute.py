@@ -168,7 +168,11 @@ def kept_bytes(config: Config, world: str) -> list[int]:
         assert loss.isfinite()
         return kept
 
-    return run_ranks(len(WORLDS[world]), work)
+    gc.freeze()  # each rank collects garbage, and need not walk all that was imported
+    try:
+        return run_ranks(len(WORLDS[world]), work)
+    finally:
+        gc.unfreeze()
 
 
 def kept_by_layer(world: str, recompute: bool, **compress: Any) -> list[int]:

@@ -12,7 +12,8 @@ import pytest
 
 from netem.config import dump_toml
 from netem.errors import ConfigError
-from node.watch.report import MOST_NODES, caption, draw_comparison, draw_report, read_run, smooth
+from node.watch.recorded import caption, read_run
+from node.watch.report import MOST_NODES, draw_comparison, draw_report, smooth
 
 
 def line(step: int, *, time: float | None = None, names: Sequence[str] = ("node-0", "node-1"), **top: Any) -> str:
