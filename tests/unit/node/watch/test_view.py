@@ -226,7 +226,7 @@ def test_on_a_terminal_the_panel_is_redrawn_and_stays() -> None:
 
 
 def test_view_and_report_do_not_import_torch() -> None:
-    code = "import sys, node.watch.view, node.watch.report; sys.exit('torch' in sys.modules)"
+    code = "import sys, node.watch.view, node.watch.recorded, node.watch.report; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == 0
 
 
