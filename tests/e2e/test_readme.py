@@ -109,6 +109,7 @@ def test_every_command_is_run_or_said_not_to_be() -> None:
     assert all(any(command.startswith(beginning) for command in README) for beginning in PARSED)
 
 
+@pytest.mark.timeout(300)  # a dozen processes, one after the other
 def test_the_commands_do_what_the_readme_says(workshop: Workshop) -> None:
     run, change, watch, resume = map(named, LIVE)
     tiny = workshop.folder / "outputs" / "tiny"
