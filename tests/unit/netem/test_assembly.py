@@ -148,6 +148,14 @@ def test_what_is_cut_from_several_buffers_is_whole_again(
     assert upper.delivered == [("b", 1, b"t", b"abcdefghijk")]
 
 
+def test_what_starts_over_counts_as_sent_again() -> None:
+    message = Message(b"t", [memoryview(bytes(10))])
+    assert not message.cut(6).resent
+    message.rewind()
+    again = message.cut(6)
+    assert (again.offset, again.nbytes, again.resent) == (0, 6, True)
+
+
 def test_a_segment_within_one_buffer_is_not_copied() -> None:
     buffer = bytearray(100)
     message = Message(b"t", [memoryview(buffer)])

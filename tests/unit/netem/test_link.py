@@ -98,6 +98,17 @@ def test_time_without_credit_is_not_made_up_for() -> None:
         assert segment.written_at - arrival < 1e-9  # none is held to have left before its credit came
 
 
+def test_credit_is_back_at_the_acknowledgement_that_was_waited_for_and_not_at_later_ones() -> None:
+    """Otherwise a segment that nothing holds up would count from the latest acknowledgement on."""
+    link = make_link()  # a window of four segments
+    sent(link, 4)
+    assert not link.has_credit(KIB, False)
+    acknowledge(link, 1, 0.5)
+    assert link.ready_at == 0.5
+    acknowledge(link, 2, 0.7)
+    assert link.ready_at == 0.5
+
+
 def test_a_dead_peer_costs_one_segment_a_timeout_and_is_reported_once() -> None:
     left, right = Side("a", "b", FAST, 1), Side("b", "a", FAST, 1)
     wire = Wire(left, right)
