@@ -33,11 +33,13 @@ figure: $(VENV)/.installed-run  ## make README's figure: a model compressed, unc
 	$(BIN)/isthmus report $(addprefix outputs/figure/,compressed-300mbps uncompressed-300mbps centralized-100gbps) \
 		--out docs/figure.png
 
-# Unit tests open no ports and measure no time, so they run in as many processes as there are cores; the others run alone.
+# Tests run in as many processes as there are cores, but those that measure time run alone. Tests of one file of the
+# integration and end-to-end tests stay together: some share a run.
 test: $(VENV)/.installed-dev  ## run the default test suite
 ifeq ($(ARGS),)
 	$(BIN)/pytest -q -n auto tests/unit
-	$(BIN)/pytest -q tests/integration tests/e2e
+	$(BIN)/pytest -q -n auto --dist loadfile -m "not slow and not alone" tests/integration tests/e2e
+	$(BIN)/pytest -q -m "alone and not slow" tests/integration tests/e2e
 else
 	$(BIN)/pytest $(ARGS)
 endif

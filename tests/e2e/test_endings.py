@@ -10,6 +10,8 @@ import psutil
 import pytest
 from helpers.isthmus_runs import QUICK, await_end, children, records, started
 
+pytestmark = pytest.mark.alone
+
 ENDED_S = 5.0
 """From the signal to the end of the last process."""
 START_S = 60.0

@@ -7,7 +7,10 @@ import time
 from pathlib import Path
 
 import psutil
+import pytest
 from helpers.isthmus_runs import QUICK, await_end, await_records, children, isthmus, records, started
+
+pytestmark = pytest.mark.alone
 
 TINY = "configs/tiny.toml"
 LONG = ["--train.steps", "500", "--train.checkpoint_every", "3"]

@@ -16,6 +16,8 @@ from node.lab.bench.arms import PEERS
 from node.lab.bench.peers import peers
 from node.lab.bench.wire import measure_wire
 
+pytestmark = pytest.mark.alone
+
 LOOPBACK = Host((), "127.0.0.1")
 FLOAT32_OFF, BF16_OFF = 2e-6, 1e-2
 

@@ -22,6 +22,8 @@ from netem.verify.measure import clock_row, endpoints, kernel_rows, time_transfe
 from netem.verify.party import Party, busy_cores
 from netem.verify.promise import Host, Promise
 
+pytestmark = pytest.mark.alone
+
 HOST = Host(1e10, 1e10, 0.0, 0.0, 2)
 RATE_BPS = 100e6
 LATENCY_S = 0.02

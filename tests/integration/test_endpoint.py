@@ -24,6 +24,8 @@ from netem.errors import IsthmusError, PeerSilent, ProtocolError, QueueFull
 from netem.limits import Limits
 from netem.profile import UNSHAPED, Profile
 
+pytestmark = pytest.mark.alone
+
 MB = 10**6
 IMPATIENT = Limits(silent_s=0.6, resend_s=0.2)
 

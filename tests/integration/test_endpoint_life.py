@@ -19,6 +19,8 @@ from netem.host import measure
 from netem.limits import Limits
 from netem.profile import UNSHAPED, Profile
 
+pytestmark = pytest.mark.alone
+
 MB = 10**6
 FD_SETSIZE = 1024
 

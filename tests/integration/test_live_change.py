@@ -13,6 +13,8 @@ from netem.limits import Limits
 from netem.network import CUT_BPS, Pair, Profile
 from netem.schedule import Schedule, Timed
 
+pytestmark = pytest.mark.alone
+
 MB = 10**6
 SLOW = Profile(rate_bps=10e6, latency_s=0.01)
 FAST = Profile(rate_bps=1e9, latency_s=0.01)

@@ -15,6 +15,8 @@ from helpers.endpoints import network
 
 from netem.profile import Profile
 
+pytestmark = pytest.mark.alone
+
 MB = 10**6
 LATENCY_S = 0.01
 TOLERANCE = 0.03
