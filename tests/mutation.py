@@ -48,7 +48,7 @@ GUARDS = {
     "netem/peers.py": [f"{NETEM}/test_peers.py"],
     "netem/profile.py": [f"{NETEM}/test_profile.py", f"{NETEM}/test_network_schedule.py"],
     "netem/schedule.py": [f"{NETEM}/test_network_schedule.py"],
-    "netem/segments.py": [f"{NETEM}/test_assembly.py", f"{NETEM}/test_shaper.py"],
+    "netem/segments.py": [f"{NETEM}/test_assembly.py", f"{NETEM}/test_shaper.py", f"{NETEM}/test_link.py"],
     "netem/shaper.py": [f"{NETEM}/test_shaper.py", f"{NETEM}/test_reshape.py", f"{NETEM}/test_fabric.py"],
     "netem/tables.py": [f"{NETEM}/test_tables.py"],
     "netem/trace.py": [f"{NETEM}/test_trace.py"],
@@ -63,12 +63,24 @@ GUARDS = {
     "node/subspace/codec.py": [f"{NODE}/subspace/test_codec.py"],
     "node/subspace/rotation.py": [f"{NODE}/subspace/test_rotation.py", f"{NODE}/subspace/test_codec.py"],
     "node/train": [f"{NODE}/train"],
+    "node/train/agreed.py": [f"{NODE}/train/test_streaming.py", f"{NODE}/train/test_outer.py"],
+    "node/train/averaging.py": [f"{NODE}/train/test_averaging.py", f"{NODE}/train/test_streaming.py"],
+    "node/train/basis.py": [f"{NODE}/train/test_basis_stage.py", f"{NODE}/train/test_refresh.py"],
+    "node/train/checkpoint.py": [f"{NODE}/train/test_checkpoint.py"],
+    "node/train/evaluate.py": [f"{NODE}/train/test_trainer.py"],
+    "node/train/finite.py": [f"{NODE}/train/test_finite.py"],
+    "node/train/fragments.py": [f"{NODE}/train/test_streaming.py"],
     "node/train/head.py": [f"{NODE}/train/test_head.py"],
     "node/train/optimizer.py": [f"{NODE}/train/test_optimizer.py"],
     "node/train/outer.py": [f"{NODE}/train/test_outer.py"],
+    "node/train/passes.py": [f"{NODE}/train/test_trainer.py"],
+    "node/train/resume.py": [f"{NODE}/train/test_resume.py"],
+    "node/train/ring_formats.py": [f"{NODE}/train/test_ring_formats.py"],
     "node/train/schedule.py": [
         *(f"{NODE}/train/test_{name}.py" for name in ("schedule", "finite", "refresh", "unplug"))
     ],
+    "node/train/tensor_files.py": [f"{NODE}/train/test_checkpoint.py"],
+    "node/train/trainer.py": [f"{NODE}/train/test_{name}.py" for name in ("trainer", "finite", "basis_stage")],
 }
 """The tests that guard a module, or all modules of a folder. The closest entry holds; what is not there is left out."""
 
