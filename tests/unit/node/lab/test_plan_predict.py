@@ -109,7 +109,7 @@ def test_equal_turns_end_together_and_what_comes_late_ends_late() -> None:
     assert ends([0.0, 0.0, 0.0], [1.0, 1.0, 1.0]) == [3.0, 3.0, 3.0]
     assert ends([0.0, 0.5], [1.0, 1.0]) == [1.5, 2.0]
     assert ends([0.0, 5.0], [1.0, 1.0]) == [1.0, 6.0]
-    assert ends([0.0, 0.0, 1.0], [3.0, 1.0, 0.25]) == [4.25, 2.5, 1.75]
+    assert ends([0.0, 0.0, 1.0], [3.0, 1.0, 0.25]) == [4.25, 2.25, 1.75]
 
 
 def test_a_receiving_nic_adds_nothing_to_one_sender_and_queues_two() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -97,24 +98,33 @@ def masked(mode: str, nodes: int, document_tokens: float, **coordinator: object)
 
 
 @pytest.mark.parametrize("coordinator", [{}, {"assignment": "zigzag"}])
-def test_expected_bytes_and_pairs_are_the_mean_over_contexts(coordinator: dict[str, object]) -> None:
+def test_expected_bytes_are_the_mean_over_contexts(coordinator: dict[str, object]) -> None:
     """Two thousand contexts with documents that end at random, counted by the formula of the wire."""
     mean_tokens, count, draw = 100.0, 2000, np.random.default_rng(0)
     model = masked("dense", 4, mean_tokens, **coordinator)
-    assignment, tokens, context = model.config.assignment(), model.spec.tokens, model.config.model.context
-    documents = Documents(draw.random((count, context)) < 1 / mean_tokens, tokens)
-    left = expected(model.config, assignment, tokens)
+    context = model.config.model.context
+    documents = Documents(draw.random((count, context)) < 1 / mean_tokens, model.spec.tokens)
     sent = model.simulate(COSTS, lines(4, "1 Gbit/s", "link")).sent_bytes.sum(1)
     for rank in range(4):
-        formula = step_bytes(model.payload, assignment, rank, model.spec, documents).total
+        formula = step_bytes(model.payload, model.config.assignment(), rank, model.spec, documents).total
         assert sent[rank] == pytest.approx(formula * model.payload.batch / count, rel=0.04)
+
+
+@pytest.mark.parametrize("coordinator", [{}, {"assignment": "zigzag"}])
+def test_expected_pairs_are_the_mean_over_contexts(coordinator: dict[str, object]) -> None:
+    """Chunks of 8 tokens, and documents of 16 in the mean."""
+    mean_tokens, tokens, count, draw = 16.0, 8, 4000, np.random.default_rng(0)
+    config = masked("dense", 4, mean_tokens, **coordinator).config
+    assignment = config.assignment()
+    documents = Documents(draw.random((count, 8 * tokens)) < 1 / mean_tokens, tokens)
+    left = expected(config, assignment, tokens)
+    for rank, chunk in itertools.product(range(4), range(8)):
         own = assignment.chunks(rank)
-        for chunk in range(assignment.n_chunks):
-            tails = documents.tails(chunk, own)
-            pairs = sum((run.end - run.begin) * seen_by(documents, chunk, run, own) for run in tails)
-            assert left.pairs_CR[chunk, rank] == pytest.approx(pairs / count / tokens**2, rel=0.1, abs=2e-3)
+        tails = documents.tails(chunk, own)
+        pairs = sum((run.end - run.begin) * seen_by(documents, chunk, run, own) for run in tails)
+        assert left.pairs_CR[chunk, rank] == pytest.approx(pairs / count / tokens**2, rel=0.06, abs=0.006)
     squares = sum((run.end - run.begin + 1) * (run.end - run.begin) for run in documents.parts(3))
-    assert left.own == pytest.approx(squares / count / (tokens * (tokens + 1)), rel=0.03)
+    assert left.own == pytest.approx(squares / count / (tokens * (tokens + 1)), rel=0.02)
 
 
 def seen_by(documents: Documents, chunk: int, run: Run, own: Sequence[int]) -> int:
