@@ -73,8 +73,8 @@ class DataConfig(Section, frozen=True, kw_only=True):
         bool,
         Meta(
             description="Keep attention within a document (intra-document masking): a token attends to no token before "
-            "the last end-of-text, and the first token of a document counts in no loss. false: a context is one "
-            "sequence."
+            "the last end-of-text, the first token of a document counts in no loss, and the theta of a chunk is made "
+            "of its last document. false: a context is one sequence."
         ),
     ] = False
     document_tokens: Annotated[
