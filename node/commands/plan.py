@@ -13,6 +13,7 @@ import msgspec
 from netem.errors import ConfigError
 from node.config import Config
 from node.lab.measured import read_measured
+from node.lab.plan import documents
 from node.lab.plan.assignments import Candidate, Choice, settle
 from node.lab.plan.compare import NODES as NODES_COMPARED
 from node.lab.plan.compare import RATES_BPS, over_bandwidth, with_context
@@ -48,7 +49,7 @@ def plan_config(config: Config, question: Question) -> int:
     plans = [predict(settle(with_context(config, context), costs, on)[0], costs, on) for context in question.contexts]
     config, choice = settle(config, costs, on)
     plan = predict(config, costs, on)
-    assumed = assumptions(costs, mix(on), source, plan.dilation)
+    assumed = assumptions(costs, mix(on), source, plan.dilation) + documents.assumed(config)
     if question.json:
         print(json.dumps(_object(config.run.name, plan, choice, plans, costs, assumed)))
     else:

@@ -69,6 +69,22 @@ class DataConfig(Section, frozen=True, kw_only=True):
             "tokens of a hub corpus.",
         ),
     ] = 0
+    document_masking: Annotated[
+        bool,
+        Meta(
+            description="Keep attention within a document (intra-document masking): a token attends to no token before "
+            "the last end-of-text, the first token of a document counts in no loss, and the theta of a chunk is made "
+            "of its last document. false: a context is one sequence."
+        ),
+    ] = False
+    document_tokens: Annotated[
+        float,
+        Meta(
+            ge=0,
+            description="Mean number of tokens in a document, from which isthmus plan and an automatic assignment "
+            "expect what data.document_masking saves. 0: they expect no document to end within a context.",
+        ),
+    ] = 0.0
     cache: Annotated[
         str, Meta(description="Folder for the corpus in tokens. Empty: $ISTHMUS_CACHE, or else ~/.cache/isthmus.")
     ] = ""
@@ -77,6 +93,16 @@ class DataConfig(Section, frozen=True, kw_only=True):
         """Raise `ConfigError` for a corpus or tokenizer that is neither a known name nor written as a path."""
         _check_name(f"{path}corpus", self.corpus, KNOWN_CORPORA, "a file or folder")
         _check_name(f"{path}tokenizer", self.tokenizer, TOKENIZERS, "a folder")
+        if self.document_masking and self.corpus == RECALL:
+            raise ConfigError(
+                f"{path}document_masking = true: expected false, since the contexts of {path}corpus = {RECALL!r} are "
+                f"not made of documents"
+            )
+        if self.document_tokens and not self.document_masking:
+            raise ConfigError(
+                f"{path}document_tokens = {self.document_tokens:g}: expected 0, since without "
+                f"{path}document_masking = true nothing depends on it"
+            )
 
 
 def is_folder(tokenizer: str) -> bool:

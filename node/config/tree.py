@@ -88,10 +88,23 @@ class Config(Section, frozen=True, kw_only=True):
                 f"compress.dense_last_layers = {compress.dense_last_layers}: leaves none of "
                 f"{key} = {layers - compress.local_of(layers)} to compress"
             )
+        if self.data.document_masking:
+            self._check_documents()
         if compress.refresh_every % self.train.sync_every:
             raise ConfigError(
                 f"compress.refresh_every = {compress.refresh_every}: expected a multiple of "
                 f"train.sync_every = {self.train.sync_every}, so that a new basis meets agreed weights"
+            )
+
+    def _check_documents(self) -> None:
+        """A theta is made of one document, of which the part of a chunk is sent that goes on in the next chunk."""
+        compress, why = self.compress, "since data.document_masking = true makes a theta of one document's tokens only"
+        if compress.theta == "previous":
+            raise ConfigError(f'compress.theta = "previous": expected "chunk" or "first", {why}')
+        if compress.own == "projected" and compress.learns_theta:
+            raise ConfigError(
+                f'compress.own = "projected": expected "exact", or compress.rotation = "fixed", {why}, and a chunk may '
+                f"hold several documents"
             )
 
     def assignment(self) -> Assignment:
@@ -125,6 +138,7 @@ class Config(Section, frozen=True, kw_only=True):
         for key in ("address", "token", "assignment", "chunks_per_node", "node_speeds"):
             tree["coordinator"].pop(key)
         tree["data"].pop("cache", None)
+        tree["data"].pop("document_tokens")
         # Each node may keep these folders elsewhere: the digests of the first barrier compare what is in them.
         tree["model"].pop("init")
         if is_folder(self.data.tokenizer):

@@ -14,7 +14,7 @@ from node.data.ids import TokenArray
 from node.data.recall import Recall
 from node.data.sources import make_source
 from node.data.store import TokenStore
-from node.data.task import Task
+from node.data.task import Sampler, Task, mark_documents
 from node.data.tokenizers import Tokenizer, make_tokenizer
 
 
@@ -23,12 +23,14 @@ class Corpus:
     """A tokenised corpus, as a `Task`: `train` and `heldout` are read-only, [tokens], unsigned, mapped from disk.
 
     `fingerprint`, 32 hex digits, is a digest of the tokens and the tokenizer: equal on nodes with the same data.
+    `marks_documents` says whether contexts tell where documents begin (`node.data.task`).
     """
 
     train: TokenArray
     heldout: TokenArray
     tokenizer: Tokenizer
     fingerprint: str
+    marks_documents: bool = False
 
     @property
     def vocab_size(self) -> int:
@@ -38,14 +40,31 @@ class Corpus:
     def summary(self) -> str:
         return f"{len(self.train)} training and {len(self.heldout)} held-out tokens"
 
-    def sampler(self, context: int, batch: int, seed: int) -> BatchSampler:
-        return BatchSampler(self.train, context, batch, seed)
+    def sampler(self, context: int, batch: int, seed: int) -> Sampler:
+        sampler = BatchSampler(self.train, context, batch, seed)
+        return _MarkedSampler(sampler, self.tokenizer.eot) if self.marks_documents else sampler
 
     def heldout_count(self, context: int) -> int:
         return heldout_count(self.heldout, context)
 
     def heldout_contexts(self, context: int, first: int, count: int) -> Contexts:
-        return heldout_contexts(self.heldout, context, first, count)
+        contexts = heldout_contexts(self.heldout, context, first, count)
+        return mark_documents(contexts, self.tokenizer.eot) if self.marks_documents else contexts
+
+
+@dataclass(frozen=True)
+class _MarkedSampler:
+    """Contexts that tell where documents begin."""
+
+    sampler: BatchSampler
+    end_of_text: int
+
+    @property
+    def context(self) -> int:
+        return self.sampler.context
+
+    def contexts(self, cursor: int) -> Contexts:
+        return mark_documents(self.sampler.contexts(cursor), self.end_of_text)
 
 
 def open_data(config: DataConfig) -> Task:
@@ -59,4 +78,4 @@ def open_data(config: DataConfig) -> Task:
     tokenizer = make_tokenizer(config.tokenizer)
     source = make_source(config)
     store = TokenStore.open(source, tokenizer, cache_folder(config), max_tokens=config.max_tokens)
-    return Corpus(store.train, store.heldout, tokenizer, store.fingerprint)
+    return Corpus(store.train, store.heldout, tokenizer, store.fingerprint, config.document_masking)

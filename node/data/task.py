@@ -5,7 +5,9 @@ that earlier parts of the context determine. Both are pure functions of (seed, c
 but the cursor.
 
 A context is an array of T + 1 token ids. A token that is read but not asked for, so that its prediction does not
-count in any loss, stands there as −1 − id; `read` and `asked` take the two meanings apart.
+count in any loss, stands there as −1 − id; `read` and `asked` take the two meanings apart. Where attention stays within
+a document (`data.document_masking`), the first token of a document stands there as −1 − id − `BEGINS`: it is read, it
+is not asked for, since nothing of its document comes before it, and `begins` finds it.
 """
 
 from __future__ import annotations
@@ -13,12 +15,15 @@ from __future__ import annotations
 from typing import Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 from netem.errors import ConfigError
 from node.data.batches import Contexts
 
 NOT_ASKED = -100
 """The target in place of a token whose prediction does not count (torch's default `ignore_index`)."""
+BEGINS = 1 << 40
+"""What is taken off the entry of a token that begins a document; ids are smaller by far."""
 
 
 class Sampler(Protocol):
@@ -74,7 +79,7 @@ def check_room(task: Task, context: int, batch: int) -> None:
 
 def read(entries: Contexts) -> Contexts:
     """The token ids of context entries, asked for or not."""
-    return np.where(entries < 0, -1 - entries, entries)
+    return np.where(entries < 0, (-1 - entries) % BEGINS, entries)
 
 
 def asked(entries: Contexts) -> Contexts:
@@ -85,3 +90,14 @@ def asked(entries: Contexts) -> Contexts:
 def count_asked(contexts: Contexts) -> int:
     """How many targets of the contexts count: the first token of each is no target."""
     return int((contexts[:, 1:] >= 0).sum())
+
+
+def begins(entries: Contexts) -> npt.NDArray[np.bool_]:
+    """Which entries begin a document, as `mark_documents` has found."""
+    return entries < -BEGINS
+
+
+def mark_documents(contexts: Contexts, end_of_text: int) -> Contexts:
+    """Contexts of plain ids whose documents are told apart: one begins after each end-of-text."""
+    follows = contexts[:, :-1] == end_of_text
+    return np.concatenate([contexts[:, :1], np.where(follows, -1 - contexts[:, 1:] - BEGINS, contexts[:, 1:])], axis=1)

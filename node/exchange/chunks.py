@@ -13,6 +13,9 @@ owns what, and would cost as many times the bytes as a node owns later chunks.) 
 formats that round, a draw depends on who owns what, its mean does not, and N nodes are about as near to exact as one is
 (test_format_ranks).
 
+Where attention stays within a document, a pass has `node.exchange.documents`: of each chunk a reader gets only the rows
+that its chunks attend to, and returns gradients of these; it gets nothing of a chunk of which it sees no row.
+
 The attention does not know of sockets, and this module does not know of attention.
 """
 
@@ -20,7 +23,7 @@ from __future__ import annotations
 
 import weakref
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import torch
@@ -29,6 +32,7 @@ from torch import Generator, Tensor
 from coordinator.assignment import Assignment
 from node.config.seeds import derive
 from node.exchange import functions
+from node.exchange.documents import Documents, Run
 from node.exchange.formats import Packed, TensorSpec
 from node.exchange.passes import PassKey, PassSpec
 from node.exchange.payload import Payload, PayloadFormat
@@ -44,6 +48,12 @@ FORWARD_PASSES_AHEAD = 2
 def passes_ahead(payload: PayloadFormat) -> int:
     """How many passes a node may be ahead of another: all that may be in flight together."""
     return max(payload.micro_batches, FORWARD_PASSES_AHEAD)
+
+
+def most_ahead(payload: PayloadFormat) -> int:
+    """How many passes ahead a node may get. Where attention stays within a document, an owner whose chunks nobody reads
+    in a training pass waits for no gradients of it, so it may also be through with all training passes of a step."""
+    return passes_ahead(payload) + (payload.micro_batches if payload.documents else 0)
 
 
 class ChunkWire(Protocol):
@@ -95,19 +105,23 @@ class ChunkExchange:
         self._unread: deque[PassKey] = deque()  # forward-only passes that readers may still be at
         self._earlier = tuple(sorted(set(range(self.own[-1])) - set(self.own)))
 
-    def begin(self, spec: PassSpec, *, trains: bool, draw: tuple[int, ...] = (0,)) -> Pass:
+    def begin(
+        self, spec: PassSpec, *, trains: bool, draw: tuple[int, ...] = (0,), documents: Documents | None = None
+    ) -> Pass:
         """Begin a pass. Every node must begin the same passes in the same order.
 
         `draw` names the random numbers that round this pass's gradients: the training step's number, and where a step
-        has several passes, which of them it is. A resumed run draws the same.
+        has several passes, which of them it is. A resumed run draws the same. `documents` are those of the pass's
+        contexts, where attention stays within a document.
         """
+        assert (documents is not None) == self.payload.documents
         self._begun += 1
         key = PassKey(self._begun, spec, trains)
         if self.wire:
             self.wire.begin(key.number)
             while self._unread and self._unread[0].number <= key.number - passes_ahead(self.payload):
                 self._await_readers(self._unread.popleft())
-        return Pass(self, key, draw)
+        return Pass(self, key, draw, documents)
 
     def earlier(self, layer: int) -> tuple[int, ...]:
         """Other nodes' chunks that some own chunk attends to, in order."""
@@ -124,6 +138,10 @@ class ChunkExchange:
     def remote_readers(self, layer: int, chunk: int) -> tuple[int, ...]:
         """Ranks, in order, that get `chunk` from this node."""
         return tuple(sorted(self._assignment.readers_of(chunk))) if self.payload.exchanges(layer) else ()
+
+    def tails(self, documents: Documents, chunk: int, rank: int) -> list[Run]:
+        """The rows of `chunk` to which chunks of `rank` attend."""
+        return documents.tails(chunk, self._assignment.chunks(rank))
 
     def owner(self, chunk: int) -> int:
         """The rank that owns `chunk`."""
@@ -157,10 +175,14 @@ class Pass:
     said so.
     """
 
-    def __init__(self, exchange: ChunkExchange, key: PassKey, draw: tuple[int, ...]) -> None:
+    def __init__(
+        self, exchange: ChunkExchange, key: PassKey, draw: tuple[int, ...], documents: Documents | None = None
+    ) -> None:
         self.exchange = exchange
         self.key = key
         self.draw = draw
+        self.documents = documents
+        self._tails: dict[tuple[int, int], list[Run]] = {}
         self._kept: dict[int, Arrived] = {}
         self._end: weakref.finalize[[int], Pass] | None = None
         if exchange.wire and key.trains:
@@ -171,6 +193,24 @@ class Pass:
     def spec(self) -> PassSpec:
         """How long the chunks are, and whether layers with a codec compress."""
         return self.key.spec
+
+    def earlier(self, layer: int) -> tuple[int, ...]:
+        """Other nodes' chunks that some own chunk attends to in this pass, in order."""
+        earlier = self.exchange.earlier(layer)
+        return tuple(chunk for chunk in earlier if self.tails(chunk, self.exchange.rank) != [])
+
+    def remote_readers(self, layer: int, chunk: int) -> tuple[int, ...]:
+        """Ranks, in order, that get anything of `chunk` from this node in this pass."""
+        readers = self.exchange.remote_readers(layer, chunk)
+        return tuple(rank for rank in readers if self.tails(chunk, rank) != [])
+
+    def tails(self, chunk: int, rank: int) -> list[Run] | None:
+        """The rows of `chunk` to which chunks of `rank` attend in this pass; None: all of them."""
+        if self.documents is None:
+            return None
+        if (chunk, rank) not in self._tails:
+            self._tails[chunk, rank] = self.exchange.tails(self.documents, chunk, rank)
+        return self._tails[chunk, rank]
 
     def publish(self, layer: int, payload_CB: Payload) -> tuple[Tensor, Payload]:
         """Send the own chunks' payload tensors [C, B, …] to their readers. Returns (anchor, what every reader sees).
@@ -190,8 +230,8 @@ class Pass:
         return handed
 
     def arrivals(self, layer: int, anchor: Tensor) -> Iterator[tuple[int, Payload]]:
-        """Yield (chunk, payload tensors [B, …]) of every chunk in `ChunkExchange.earlier`, as they come."""
-        waiting = {chunk: self.exchange.owner(chunk) for chunk in self.exchange.earlier(layer)}
+        """Yield (chunk, payload tensors [B, …]) of every chunk in `earlier`, as they come."""
+        waiting = {chunk: self.exchange.owner(chunk) for chunk in self.earlier(layer)}
         while waiting:
             chunk = self.first_arrival(layer, waiting)
             del waiting[chunk]
@@ -218,6 +258,7 @@ class Pass:
         which is named by the first of these chunks, whatever rank owns them."""
         with self.span(ENCODE, layer):
             draws = self._draws(layer, chunk, grads[0].device)
+            grads = self.rows_for(chunk, self.exchange.rank, grads)
             return self.exchange.payload.pack(layer, self.spec, grads, "grad", draws)
 
     def own_gradients(self, layer: int, grads_C: Payload) -> Payload:
@@ -237,8 +278,29 @@ class Pass:
 
     def take(self, kind: str, layer: int, chunk: int, rank: int, device: torch.device) -> Payload:
         """Wait for a payload, or for its gradient, and unpack it."""
-        specs = self.exchange.payload.tensors(layer, self.spec, kind)
-        return self.unpack(layer, self.take_packed(kind, layer, chunk, rank, specs, device), kind)
+        tails = self.tails(chunk, self.exchange.rank if kind == "kv" else rank)
+        rows = None if tails is None else sum(run.end - run.begin for run in tails)
+        specs = self.exchange.payload.tensors(layer, self.spec, kind, rows)
+        found = self.unpack(layer, self.take_packed(kind, layer, chunk, rank, specs, device), kind)
+        return found if tails is None else self._in_place(layer, tails, found)
+
+    def rows_for(self, chunk: int, rank: int, tensors: Packed) -> Packed:
+        """Of what one chunk has, [B, n, …], the rows to which chunks of `rank` attend, [rows, …]; θ [B, …] as it is."""
+        tails = self.tails(chunk, rank)
+        if tails is None:
+            return tensors
+        return tuple(torch.cat([x[c, b:e] for c, b, e in tails]) if x.dim() == 3 else x for x in tensors)
+
+    def _in_place(self, layer: int, tails: Sequence[Run], payload: Payload) -> Payload:
+        """Back from `rows_for`, with zeros in place of the rows that did not cross."""
+        placed = []
+        for part, x in zip(self.exchange.payload.parts(layer, self.spec), payload, strict=True):
+            if part.by_token:
+                rows, x = x, x.new_zeros(part.shape)
+                for (context, begin, end), run in zip(tails, rows.split([e - b for _, b, e in tails]), strict=True):
+                    x[context, begin:end] = run
+            placed.append(x)
+        return tuple(placed)
 
     def take_theta(self, kind: str, layer: int, chunk: int, rank: int, device: torch.device) -> Tensor:
         """Wait for a neighbour's θ, or for its gradient."""
@@ -290,7 +352,7 @@ class Replay(Pass):
     """
 
     def __init__(self, handle: Pass, layer: int) -> None:
-        super().__init__(handle.exchange, handle.key._replace(trains=False), handle.draw)
+        super().__init__(handle.exchange, handle.key._replace(trains=False), handle.draw, handle.documents)
         self._arrived = handle.give_up(layer)
 
     def send(self, rank: int, kind: str, layer: int, chunk: int, tensors: Packed) -> None:

@@ -32,8 +32,9 @@ class Publish(Function):
             return anchor, *(tensor.view_as(tensor) for tensor in tensors)
         packed = step.pack(layer, tensors)
         for place, chunk in enumerate(exchange.own):
-            for rank in exchange.remote_readers(layer, chunk):
-                step.send(rank, "kv", layer, chunk, tuple(tensor[place] for tensor in packed))
+            for rank in step.remote_readers(layer, chunk):
+                own = tuple(tensor[place] for tensor in packed)
+                step.send(rank, "kv", layer, chunk, step.rows_for(chunk, rank, own))
         return anchor, *(tensor.view_as(tensor) for tensor in step.unpack(layer, packed))
 
     @staticmethod
@@ -51,7 +52,7 @@ class Publish(Function):
             for total, parts in zip(totals, own, strict=True):
                 total[:shared] = parts
         for place, chunk in enumerate(exchange.own):
-            for rank in exchange.remote_readers(ctx.layer, chunk):
+            for rank in step.remote_readers(ctx.layer, chunk):
                 returned = step.take("grad", ctx.layer, chunk, rank, totals[0].device)
                 for total, part in zip(totals, returned, strict=True):
                     total[place] += part

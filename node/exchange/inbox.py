@@ -19,7 +19,7 @@ from coordinator.assignment import Assignment
 from coordinator.messages import COORDINATOR, control_buffer
 from netem.errors import GenerationOver, IsthmusError, PeerSilent, ProtocolError, RunAborted
 from netem.names import plain
-from node.exchange.chunks import passes_ahead
+from node.exchange.chunks import most_ahead
 from node.exchange.passes import PassSpec
 from node.exchange.payload import PayloadFormat
 from node.exchange.tags import ChunkTag, RingTag, decode_tag
@@ -287,7 +287,7 @@ class Inbox:
         rank = peers.index(peer)
         if tag.pass_no <= self._newest and tag.pass_no not in self._open:
             return None
-        if tag.pass_no > self._newest + passes_ahead(self._payload):
+        if tag.pass_no > self._newest + most_ahead(self._payload):
             raise ProtocolError(f"is at pass {tag.pass_no}, this node at {self._newest}", peer=peer)
         if tag.chunk >= assignment.n_chunks or tag.layer >= self._payload.layers:
             raise ProtocolError(
@@ -304,7 +304,8 @@ class Inbox:
             raise ProtocolError(f"chunks of {tag.tokens} tokens, compressed={tag.compressed}: unexpected", peer=peer)
         if tag.format != (name := self._payload.format_name(tag.layer, spec, tag.kind)):
             raise ProtocolError(f"numbers in {tag.format}, expected {name}", peer=peer)
-        tensors = self._payload.message(tag.kind, tag.layer, spec)
+        rows = self._payload.rows_of(tag.kind, spec, tag.shapes)
+        tensors = self._payload.message(tag.kind, tag.layer, spec, rows)
         if tensors is None:
             raise ProtocolError(f"sent {tag.kind}, which layer {tag.layer} does not send in this pass", peer=peer)
         expected_bytes = sum(tensor.nbytes for tensor in tensors)

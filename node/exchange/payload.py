@@ -9,6 +9,10 @@ numbers on which a whole chunk hangs, is always float32.
 Where a chunk's θ is computed from the chunk before it (`compress.theta = "previous"`), the owner of that chunk sends it
 to the owner of the next one, who needs it to encode: θ of K and V of one layer, [B, 2·G·m] in float32, one way, and its
 gradient back, wherever the two owners differ.
+
+Where attention stays within a document (`data.document_masking`), a reader gets only the rows of a chunk that its
+chunks attend to, in all contexts of a pass together: Zcomp [rows, G·r] in place of [B, n, G·r], or K and V
+[rows, d_kv], and nothing at all where there is no such row (`node.exchange.documents`). θ remains [B, G·m].
 """
 
 from __future__ import annotations
@@ -22,6 +26,7 @@ from torch import Tensor
 from coordinator.assignment import Assignment
 from netem.errors import ConfigError
 from node.config import CompressConfig, FormatName, ModelConfig, TrainConfig
+from node.exchange.documents import Documents
 from node.exchange.formats import FORMATS, Draws, Format, Packed, TensorSpec
 from node.exchange.passes import PassSpec
 from node.subspace.codec import CodecShape, Key
@@ -36,6 +41,11 @@ class Part(NamedTuple):
     shape: tuple[int, ...]
     format: Format
 
+    @property
+    def by_token(self) -> bool:
+        """Whether this has a row for each token of a chunk, [B, n, …], as all but θ have."""
+        return len(self.shape) == 3
+
 
 def formats_of(compress: CompressConfig) -> tuple[FormatName, FormatName]:
     """The formats of compressed payloads, and of those that are sent whole."""
@@ -45,7 +55,7 @@ def formats_of(compress: CompressConfig) -> tuple[FormatName, FormatName]:
 class PayloadFormat:
     """Shapes and sizes of every payload of a run, at the ranks of `ranks`, the table that the node's codecs read too.
     Without it, the table is the one that the config gives. Where ranks are chosen in the run, no compressed payload is
-    expected before they are."""
+    expected before they are. `documents` says whether attention stays within a document."""
 
     def __init__(
         self,
@@ -54,6 +64,7 @@ class PayloadFormat:
         train: TrainConfig,
         seed: int,
         ranks: RankTable | None = None,
+        documents: bool = False,
     ) -> None:
         self.ranks = rank_table(model, compress) if ranks is None else ranks
         self.layers = model.layers
@@ -63,6 +74,8 @@ class PayloadFormat:
         """Contexts in one pass."""
         self.micro_batches = train.micro_batches
         """Training passes that are in flight together."""
+        self.documents = documents
+        """Whether readers get the rows of a chunk that they attend to, and not all."""
         self.seed = seed
         """The run's, from which roundings at random are drawn."""
         self._d_kv = model.d_kv
@@ -109,11 +122,14 @@ class PayloadFormat:
             return self._grad_format
         return self._format if spec.compressed and self.compresses(layer) else self._dense_format
 
-    def parts(self, layer: int, spec: PassSpec, kind: str = "kv") -> tuple[Part, ...]:
+    def parts(self, layer: int, spec: PassSpec, kind: str = "kv", rows: int | None = None) -> tuple[Part, ...]:
         """The float tensors that one chunk of one layer shows its readers ("kv"), those of K, then those of V, if any;
-        or the gradients of these ("grad")."""
+        or the gradients of these ("grad"). With `rows`, of so many rows of the chunk in place of all."""
         if not self.exchanges(layer):
             return ()
+        if rows is not None:
+            whole = self.parts(layer, spec, kind)
+            return tuple(part._replace(shape=(rows, part.shape[-1])) if part.by_token else part for part in whole)
         format = FORMATS[self.format_name(layer, spec, kind)]
         if not (spec.compressed and self.compresses(layer)):
             return (Part((self.batch, spec.tokens, self._d_kv), format),) * 2
@@ -125,22 +141,30 @@ class PayloadFormat:
         k, v = self.ranks[layer, "k"], self.ranks[layer, "v"]
         return TensorSpec((self.batch, k.groups * k.parameters + v.groups * v.parameters), torch.float32)
 
-    def message(self, kind: str, layer: int, spec: PassSpec) -> tuple[TensorSpec, ...] | None:
+    def message(self, kind: str, layer: int, spec: PassSpec, rows: int | None = None) -> tuple[TensorSpec, ...] | None:
         """The tensors of a message of this kind about one chunk of one layer; None where there is no such message."""
         if kind == "done":
             return ()
         if kind in ("kv", "grad"):
-            return self.tensors(layer, spec, kind) or None
+            return self.tensors(layer, spec, kind, rows) or None
         return (self.theta(layer),) if self._hands_on and spec.compressed and self.compresses(layer) else None
+
+    def rows_of(self, kind: str, spec: PassSpec, shapes: tuple[tuple[int, ...], ...]) -> int | None:
+        """How many rows a message of these shapes claims to have, between 1 and all; None where it has all of them by
+        its kind. How many it should have is known only to who has begun its pass."""
+        if not self.documents or kind not in ("kv", "grad"):
+            return None
+        rows = shapes[0][0] if shapes and shapes[0] else 0
+        return min(max(rows, 1), self.batch * spec.tokens)
 
     def codec_bytes(self, key: Key, rank: int) -> int:
         """Payload bytes of one full chunk of one layer's K, or V, at this rank."""
         parts = self._codec_parts(self.ranks[key]._replace(rank=rank), self._full.tokens, FORMATS[self._format])
         return sum(tensor.nbytes for part in parts for tensor in part.format.specs(part.shape))
 
-    def tensors(self, layer: int, spec: PassSpec, kind: str = "kv") -> tuple[TensorSpec, ...]:
-        """The tensors that cross for one chunk of one layer."""
-        return tuple(tensor for part in self.parts(layer, spec, kind) for tensor in part.format.specs(part.shape))
+    def tensors(self, layer: int, spec: PassSpec, kind: str = "kv", rows: int | None = None) -> tuple[TensorSpec, ...]:
+        """The tensors that cross for one chunk of one layer, or for so many rows of it."""
+        return tuple(tensor for part in self.parts(layer, spec, kind, rows) for tensor in part.format.specs(part.shape))
 
     def pack(self, layer: int, spec: PassSpec, payload: Payload, kind: str = "kv", draws: Draws = None) -> Packed:
         """The tensors that cross for a payload [..., B, …] of one chunk or of several; `draws` rounds at random."""
@@ -156,18 +180,21 @@ class PayloadFormat:
             del rest[:count]
         return tuple(payload)
 
-    def chunk_bytes(self, layer: int, spec: PassSpec, kind: str = "kv") -> int:
-        """Payload bytes of one chunk of one layer to one reader, or of the gradient that the reader returns."""
-        return sum(tensor.nbytes for tensor in self.tensors(layer, spec, kind))
+    def chunk_bytes(self, layer: int, spec: PassSpec, kind: str = "kv", rows: int | None = None) -> int:
+        """Payload bytes of one chunk of one layer to one reader, or of the gradient that the reader returns; with
+        `rows`, of so many rows of it."""
+        return sum(tensor.nbytes for tensor in self.tensors(layer, spec, kind, rows))
 
     def theta_bytes(self, layer: int, spec: PassSpec) -> int:
         """Bytes of the θ that is handed on for one chunk of one layer, one way; 0 where none is."""
         return sum(tensor.nbytes for tensor in self.message("theta", layer, spec) or ())
 
-    def uncompressed_bytes(self, spec: PassSpec) -> int:
-        """Bytes of one chunk of any layer with K and V whole: in bfloat16, as is the custom, and in float32 only where
-        the whole run sends float32, so that no saving is claimed against a wider format than the run uses."""
-        return sum(tensor.nbytes for tensor in self._plain.specs((2, self.batch, spec.tokens, self._d_kv)))
+    def uncompressed_bytes(self, spec: PassSpec, rows: int | None = None) -> int:
+        """Bytes of one chunk of any layer, or of so many rows of it, with K and V whole: in bfloat16, as is the custom,
+        and in float32 only where the whole run sends float32, so that no saving is claimed against a wider format than
+        the run uses."""
+        rows = self.batch * spec.tokens if rows is None else rows
+        return sum(tensor.nbytes for tensor in self._plain.specs((2, rows, self._d_kv)))
 
     def _codec_parts(self, shape: CodecShape, tokens: int, format: Format) -> list[Part]:
         """Zcomp in this format, and θ, where there is one, in float32."""
@@ -200,27 +227,37 @@ class StepBytes(NamedTuple):
         return sum(self)
 
 
-def step_bytes(payload: PayloadFormat, assignment: Assignment, rank: int, spec: PassSpec) -> StepBytes:
+def step_bytes(
+    payload: PayloadFormat, assignment: Assignment, rank: int, spec: PassSpec, documents: Documents | None = None
+) -> StepBytes:
     """The bytes that `rank` sends in one training pass: payloads of its chunks to their readers, gradients to owners.
-    A step has `PayloadFormat.micro_batches` passes.
+    A step has `PayloadFormat.micro_batches` passes. Where attention stays within a document, `documents` are those of
+    the pass.
 
     The test of the wire compares this with what the links counted, and allows no difference.
     """
     chunks = range(assignment.n_chunks)
-    sent = sum(len(assignment.readers_of(chunk)) for chunk in chunks if assignment.owner(chunk) == rank)
-    returned = sum(rank in assignment.readers_of(chunk) for chunk in chunks)
+    sent, returned = Counter[int | None](), Counter[int | None]()  # chunks by the rows that cross; None: all
+    for chunk in chunks:
+        for reader in assignment.readers_of(chunk):
+            rows = None if documents is None else documents.rows(chunk, assignment.chunks(reader))
+            if rows != 0:
+                sent[rows] += assignment.owner(chunk) == rank
+                returned[rows] += reader == rank
     sizes, theta_bytes = Counter[tuple[bool, str]](), 0
     for layer in range(payload.layers):
         compressed = spec.compressed and payload.compresses(layer)
-        for kind in ("kv", "grad"):
-            sizes[compressed, kind] += payload.chunk_bytes(layer, spec, kind)
+        for kind, messages in (("kv", sent), ("grad", returned)):
+            sizes[compressed, kind] += sum(
+                count * payload.chunk_bytes(layer, spec, kind, rows) for rows, count in messages.items()
+            )
         theta_bytes += payload.theta_bytes(layer, spec)
     borders = [(assignment.owner(chunk - 1), assignment.owner(chunk)) for chunk in chunks[1:]]
     onward = sum(rank == one != other for one, other in borders)
     back = sum(rank == other != one for one, other in borders)
     return StepBytes(
-        sent * sizes[True, "kv"] + onward * theta_bytes,
-        returned * sizes[True, "grad"] + back * theta_bytes,
-        sent * sizes[False, "kv"],
-        returned * sizes[False, "grad"],
+        sizes[True, "kv"] + onward * theta_bytes,
+        sizes[True, "grad"] + back * theta_bytes,
+        sizes[False, "kv"],
+        sizes[False, "grad"],
     )

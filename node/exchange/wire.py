@@ -93,8 +93,9 @@ class Wire:
             return
         compressed = spec.compressed and self._payload.compresses(layer)
         if kind in ("kv", "grad"):  # rotation parameters between neighbours replace no K and V
+            rows = self._payload.rows_of(kind, spec, shapes)
             for use in ("uncompressed", "replaced") if compressed else ("uncompressed",):
-                self.sent_bytes[use] += self._payload.uncompressed_bytes(spec)
+                self.sent_bytes[use] += self._payload.uncompressed_bytes(spec, rows)
         self._send(rank, tag, tensors, "compressed" if compressed else "dense")
 
     def first_of(self, kind: str, layer: int, chunks: dict[int, int], number: int) -> int:

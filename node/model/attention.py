@@ -13,6 +13,9 @@ pieces: neither is a derivative on its own.
 A layer that is computed again for its backward (`node.model.recompute`) knows the merged result from the forward. Its
 backward needs no more of the attention than that and the queries, keys and values, so the blocks then compute nothing.
 
+Where attention stays within a document, `grid` says which rectangles of each block are computed
+(`node.model.rectangles`); without it a block is computed whole.
+
 Shapes: C own chunks, B batch, H query heads, G key/value heads, n tokens of a chunk, D head_dim. Own chunks are in
 ascending order.
 """
@@ -27,9 +30,12 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from node.model.kernels import block_backward, block_forward, gradients_by_head, sum_of_heads
+from node.model.kernels import block_forward, gradients_by_head, sum_of_heads
+from node.model.rectangles import Grid, Rectangles, attend, attend_backward
 
-_OWN, _LOCAL = -2, -1  # these blocks come before those of other nodes' chunks in the order of merging
+OWN, LOCAL = -2, -1
+"""The blocks of each own chunk to itself, and of own chunks to each other. They come before those of other nodes'
+chunks in the order of merging."""
 
 
 @dataclass
@@ -45,29 +51,40 @@ class ChunkAttention:
     """One layer's attention of the own chunks, built up block by block.
 
     `far` maps each earlier chunk of another node to the place of the first own chunk after it; `local` says whether own
-    chunks attend to each other; `merged` is the result where it is already known.
+    chunks attend to each other; `merged` is the result where it is already known; `grid` keeps attention within
+    documents.
     """
 
-    def __init__(self, q_CBHnD: Tensor, far: Mapping[int, int], local: bool, merged: Merged | None = None) -> None:
-        blocks = {_OWN: 0} | ({_LOCAL: 1} if local else {}) | dict(far)
+    def __init__(
+        self,
+        q_CBHnD: Tensor,
+        far: Mapping[int, int],
+        local: bool,
+        merged: Merged | None = None,
+        grid: Grid | None = None,
+    ) -> None:
+        blocks = {OWN: 0} | ({LOCAL: 1} if local else {}) | dict(far)
         self._firsts = {block: blocks[block] for block in sorted(blocks)}
         # Each block has its own view of the queries: gradients must be added in chunk order, not in order of arrival.
         parts = _FanOut.apply(q_CBHnD, tuple(self._firsts.values()))
         self._q = dict(zip(self._firsts, parts, strict=True))
         self.merged = Merged() if merged is None else merged
+        self._grid = grid or {}
         self._partials: dict[int, tuple[Tensor, Tensor]] = {}
 
     def attend_own(self, k_CBGnD: Tensor, v_CBGnD: Tensor, anchor: Tensor) -> None:
         """Each own chunk to itself. `anchor` ties the exchange's backward to this attention (`node.exchange`)."""
-        self._partials[_OWN] = _OwnBlock.apply(self._q[_OWN], k_CBGnD, v_CBGnD, anchor, self.merged)
+        self._partials[OWN] = _OwnBlock.apply(self._q[OWN], k_CBGnD, v_CBGnD, anchor, self.merged, self._grid.get(OWN))
 
     def attend_local(self, k_CBGnD: Tensor, v_CBGnD: Tensor) -> None:
         """Own chunks to the own ones before them: the keys and values of all own chunks but the last."""
-        self._partials[_LOCAL] = _LocalBlock.apply(self._q[_LOCAL], k_CBGnD, v_CBGnD, self.merged)
+        self._partials[LOCAL] = _LocalBlock.apply(self._q[LOCAL], k_CBGnD, v_CBGnD, self.merged, self._grid.get(LOCAL))
 
     def attend_far(self, chunk: int, k_BGnD: Tensor, v_BGnD: Tensor) -> None:
         """The later own chunks to a chunk of another node."""
-        self._partials[chunk] = _FarBlock.apply(self._q[chunk], k_BGnD, v_BGnD, self._firsts[chunk], self.merged)
+        self._partials[chunk] = _FarBlock.apply(
+            self._q[chunk], k_BGnD, v_BGnD, self._firsts[chunk], self.merged, self._grid.get(chunk)
+        )
 
     def merge(self) -> Tensor:
         """The attention's output [C, B, H, n, D], once every block has been attended."""
@@ -97,36 +114,49 @@ class _FanOut(Function):
 class _OwnBlock(Function):
     @staticmethod
     def forward(
-        ctx: Any, q_CBHnD: Tensor, k_CBGnD: Tensor, v_CBGnD: Tensor, anchor: Tensor, merged: Merged
+        ctx: Any,
+        q_CBHnD: Tensor,
+        k_CBGnD: Tensor,
+        v_CBGnD: Tensor,
+        anchor: Tensor,
+        merged: Merged,
+        rectangles: Rectangles | None,
     ) -> tuple[Tensor, Tensor]:
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(q_CBHnD, k_CBGnD, v_CBGnD, anchor)
-        ctx.merged = merged
+        ctx.merged, ctx.rectangles = merged, rectangles
         if merged.out_CBHnD is not None:
             return _nothing(q_CBHnD)
-        out, lse = block_forward(_fold(q_CBHnD), _fold(k_CBGnD), _fold(v_CBGnD), causal=True)
+        out, lse = attend(_fold(q_CBHnD), _fold(k_CBGnD), _fold(v_CBGnD), True, rectangles)
         return out.view_as(q_CBHnD), lse.view(q_CBHnD.shape[:-1])
 
     @staticmethod
     def backward(ctx: Any, dout: Tensor, _dlse: None) -> tuple[Tensor | None, ...]:
         q, k, v, anchor = ctx.saved_tensors
         out, lse = ctx.merged.out_CBHnD, ctx.merged.lse_CBHn
-        grads = block_backward(_fold(dout), _fold(q), _fold(k), _fold(v), _fold(out), _fold(lse), causal=True)
+        grads = attend_backward(
+            *(_fold(dout), _fold(q), _fold(k), _fold(v), _fold(out), _fold(lse)), True, ctx.rectangles
+        )
         dq, dk, dv = (grad.view_as(x) for grad, x in zip(grads, (q, k, v), strict=True))
-        return dq, dk, dv, torch.zeros_like(anchor), None
+        return dq, dk, dv, torch.zeros_like(anchor), None, None
 
 
 class _LocalBlock(Function):
     """The queries are those of all own chunks but the first; each sees one chunk more than the one before it."""
 
     @staticmethod
-    def forward(ctx: Any, q_CBHnD: Tensor, k_CBGnD: Tensor, v_CBGnD: Tensor, merged: Merged) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any, q_CBHnD: Tensor, k_CBGnD: Tensor, v_CBGnD: Tensor, merged: Merged, rectangles: Rectangles | None
+    ) -> tuple[Tensor, Tensor]:
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(q_CBHnD, k_CBGnD, v_CBGnD)
-        ctx.merged = merged
+        ctx.merged, ctx.rectangles = merged, rectangles
         if merged.out_CBHnD is not None:
             return _nothing(q_CBHnD)
         k_BGtD, v_BGtD, tokens = _join(k_CBGnD), _join(v_CBGnD), k_CBGnD.shape[-2]
+        if rectangles is not None:
+            out, lse = attend(_join(q_CBHnD), k_BGtD, v_BGtD, False, rectangles)
+            return _part(out, len(q_CBHnD)), _part(lse, len(q_CBHnD))
         parts = [
             block_forward(q, k_BGtD[:, :, :seen], v_BGtD[:, :, :seen], causal=False)
             for q, seen in zip(q_CBHnD, _counts(tokens, len(q_CBHnD)), strict=True)
@@ -137,6 +167,11 @@ class _LocalBlock(Function):
     def backward(ctx: Any, dout: Tensor, _dlse: None) -> tuple[Tensor | None, ...]:
         q, k, v = ctx.saved_tensors
         out, lse = ctx.merged.out_CBHnD[1:], ctx.merged.lse_CBHn[1:]
+        if ctx.rectangles is not None:
+            grads = attend_backward(
+                *(_join(dout), _join(q), _join(k), _join(v), _join(out), _join(lse)), False, ctx.rectangles
+            )
+            return *(_part(grad, len(q)) for grad in grads), None, None
         k_BGtD, v_BGtD = _join(k), _join(v)
         dq, (batch, kv_heads, tokens, _) = torch.empty_like(q), k_BGtD.shape
         dk, dv = (q.new_zeros(batch, q.shape[2], tokens, q.shape[-1]) for _ in "kv")  # of each query head
@@ -147,28 +182,34 @@ class _LocalBlock(Function):
             )
             dk[:, :, :seen] += dk_part
             dv[:, :, :seen] += dv_part
-        return dq, _part(sum_of_heads(dk, kv_heads), len(k)), _part(sum_of_heads(dv, kv_heads), len(v)), None
+        return dq, _part(sum_of_heads(dk, kv_heads), len(k)), _part(sum_of_heads(dv, kv_heads), len(v)), None, None
 
 
 class _FarBlock(Function):
     @staticmethod
     def forward(
-        ctx: Any, q_CBHnD: Tensor, k_BGnD: Tensor, v_BGnD: Tensor, first: int, merged: Merged
+        ctx: Any,
+        q_CBHnD: Tensor,
+        k_BGnD: Tensor,
+        v_BGnD: Tensor,
+        first: int,
+        merged: Merged,
+        rectangles: Rectangles | None,
     ) -> tuple[Tensor, Tensor]:
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(q_CBHnD, k_BGnD, v_BGnD)
-        ctx.merged, ctx.first = merged, first
+        ctx.merged, ctx.first, ctx.rectangles = merged, first, rectangles
         if merged.out_CBHnD is not None:
             return _nothing(q_CBHnD)
-        out, lse = block_forward(_join(q_CBHnD), k_BGnD, v_BGnD, causal=False)
+        out, lse = attend(_join(q_CBHnD), k_BGnD, v_BGnD, False, rectangles)
         return _part(out, len(q_CBHnD)), _part(lse, len(q_CBHnD))
 
     @staticmethod
     def backward(ctx: Any, dout: Tensor, _dlse: None) -> tuple[Tensor | None, ...]:
         q, k, v = ctx.saved_tensors
         out, lse = ctx.merged.out_CBHnD[ctx.first :], ctx.merged.lse_CBHn[ctx.first :]
-        dq, dk, dv = block_backward(_join(dout), _join(q), k, v, _join(out), _join(lse), causal=False)
-        return _part(dq, len(q)), dk, dv, None, None
+        dq, dk, dv = attend_backward(_join(dout), _join(q), k, v, _join(out), _join(lse), False, ctx.rectangles)
+        return _part(dq, len(q)), dk, dv, None, None, None
 
 
 class _Merge(Function):

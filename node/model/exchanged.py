@@ -22,23 +22,23 @@ from node.config import CompressConfig, ModelConfig, RunConfig
 from node.exchange.chunks import Pass, Replay
 from node.exchange.payload import Payload
 from node.measure.spans import DECODE, ENCODE
-from node.model.attention import ChunkAttention, Merged
+from node.model.attention import LOCAL, OWN, ChunkAttention, Merged
 from node.model.key_value import Decode, KeyValueCodecs, Probe, Whole, key_value_codecs
 from node.model.llama import Attention, Layer, Llama, Step
 from node.model.recompute import Forgotten
+from node.model.rectangles import Grid, Rectangles, far_rectangles, local_rectangles, own_squares
 from node.subspace.codec import Codec, Key
 from node.subspace.ranks import RankTable, rank_table
-
-_OWN, _LOCAL = -2, -1
-"""Uses of a layer's decoders beside the chunks of other nodes: each chunk of itself, and own chunks of each other."""
 
 
 @dataclass(frozen=True)
 class ChunkStep(Step):
-    """One pass over the own chunks. `probe`, if there is one, sees what the subspaces keep."""
+    """One pass over the own chunks. `probe`, if there is one, sees what the subspaces keep. `grid` keeps attention
+    within documents."""
 
     handle: Pass
     probe: Probe | None = None
+    grid: Grid | None = None
 
 
 @dataclass
@@ -95,7 +95,8 @@ class ExchangedAttention(Attention):
         compresses = self.codecs is not None and step.handle.spec.compressed
         codecs = self.codecs if self.codecs is not None and compresses else self._whole
         k_CBnK, v_CBnK = self.k_proj(x_CBnd), self.v_proj(x_CBnd)
-        decode = codecs.decoders([_OWN, _LOCAL, *exchange.earlier(layer)])
+        earlier = step.handle.earlier(layer)
+        decode = codecs.decoders([OWN, LOCAL, *earlier])
         with step.handle.span(ENCODE, layer):
             payload = codecs.encode(k_CBnK, v_CBnK, step.handle)
         if step.probe is not None:
@@ -104,19 +105,19 @@ class ExchangedAttention(Attention):
         if compresses and self._projects_own:
             # This is made of what was encoded, not of what crosses: it does not leave the node and is not rounded.
             with step.handle.span(DECODE, layer):
-                k_CBnK, v_CBnK = _decode_own(payload, dtype, decode[_OWN])
+                k_CBnK, v_CBnK = _decode_own(payload, dtype, decode[OWN])
         anchor, payload = step.handle.publish(layer, payload)
         anchor = codecs.tie(anchor)
         # What follows needs no network: it runs while the payloads travel, and in the backward after all is sent.
         q_CBnHD = self.q_proj(x_CBnd).unflatten(-1, (-1, self.head_dim))
         q_CBHnD = step.rope(q_CBnHD, step.positions).transpose(-3, -2)
-        far = {chunk: exchange.first_reader(chunk) for chunk in exchange.earlier(layer)}
+        far = {chunk: exchange.first_reader(chunk) for chunk in earlier}
         shared = bool(exchange.shared(layer))
-        attention = ChunkAttention(q_CBHnD, far, local=shared, merged=merged)
+        attention = ChunkAttention(q_CBHnD, far, local=shared, merged=merged, grid=step.grid)
         attention.attend_own(*self.heads(k_CBnK, v_CBnK, step.positions, step.rope), anchor)
         if shared:
             with step.handle.span(DECODE, layer):
-                k_CBnK, v_CBnK = _decode_own(tuple(tensor[:-1] for tensor in payload), dtype, decode[_LOCAL])
+                k_CBnK, v_CBnK = _decode_own(tuple(tensor[:-1] for tensor in payload), dtype, decode[LOCAL])
             attention.attend_local(*self.heads(k_CBnK, v_CBnK, step.positions[:-1], step.rope))
         return _Begun(attention, anchor, decode, dtype)
 
@@ -137,6 +138,21 @@ def _decode_own(payload_CB: Payload, dtype: torch.dtype, decode: Decode) -> tupl
     shape = payload_CB[0].shape[:2]
     k, v = decode(tuple(tensor.flatten(0, 1) for tensor in payload_CB), dtype)
     return k.unflatten(0, shape), v.unflatten(0, shape)
+
+
+def _grid(handle: Pass, batch: int) -> Grid:
+    """The rectangles of all blocks of attention, the same in every layer. Positions count from the start of the
+    context: RoPE turns queries and keys by their distance alone, so documents need no positions of their own."""
+    documents, exchange = handle.documents, handle.exchange
+    assert documents is not None
+    own = exchange.own
+    grid: dict[int, Rectangles] = {
+        OWN: own_squares(documents, own, batch),
+        LOCAL: local_rectangles(documents, own, batch),
+    }
+    for chunk in handle.earlier(exchange.payload.layers - 1):
+        grid[chunk] = far_rectangles(documents, chunk, own[exchange.first_reader(chunk) :])
+    return grid
 
 
 class ExchangedLlama(Llama):
@@ -206,7 +222,8 @@ class ExchangedLlama(Llama):
         device, tokens = tokens_CBn.device, tokens_CBn.shape[-1]
         starts_C = torch.tensor(handle.exchange.own, device=device) * tokens
         positions_C1n = (starts_C[:, None] + torch.arange(tokens, device=device))[:, None]
-        return ChunkStep(self.rope(device), positions_C1n, handle, probe)
+        grid = None if handle.documents is None else _grid(handle, tokens_CBn.shape[1])
+        return ChunkStep(self.rope(device), positions_C1n, handle, probe, grid)
 
     def codecs(self) -> Iterator[tuple[Key, Codec]]:
         """((layer, "k" or "v"), codec) of every compressed layer, in order."""

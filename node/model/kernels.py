@@ -20,7 +20,7 @@ from torch import Tensor
 _aten = torch.ops.aten
 _LEAST_KEYS = 16
 """With fewer keys, torch's CPU kernel gives out = 0 and lse = 0 for a row whose scores are all NaN, and hides them."""
-_HALF = (torch.float16, torch.bfloat16)
+HALF = (torch.float16, torch.bfloat16)
 
 
 def block_forward(q_BHTD: Tensor, k_BGSD: Tensor, v_BGSD: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
@@ -105,7 +105,7 @@ def _forward(q_BHTD: Tensor, k_BHSD: Tensor, v_BHSD: Tensor, causal: bool) -> tu
             return plain_forward(q_BHTD, k_BHSD, v_BHSD, causal)
         out, lse = _aten._scaled_dot_product_flash_attention_for_cpu(q_BHTD, k_BHSD, v_BHSD, 0.0, causal)
         return out, lse
-    if q_BHTD.dtype in _HALF:
+    if q_BHTD.dtype in HALF:
         k_BHSD, v_BHSD = k_BHSD.contiguous(), v_BHSD.contiguous()
         out, lse, *_ = _aten._scaled_dot_product_flash_attention(q_BHTD, k_BHSD, v_BHSD, 0.0, causal, False)
         return out, lse
@@ -126,7 +126,7 @@ def _backward(
             dout_BHTD, q_BHTD, k_BHSD, v_BHSD, out_BHTD, lse_BHT, 0.0, causal
         )
         return dq, dk, dv
-    if q_BHTD.dtype in _HALF:
+    if q_BHTD.dtype in HALF:
         k_BHSD, v_BHSD = k_BHSD.contiguous(), v_BHSD.contiguous()
         no_dropout = torch.zeros(2, dtype=torch.int64, device=q_BHTD.device)
         dq, dk, dv = _aten._scaled_dot_product_flash_attention_backward(
@@ -161,7 +161,7 @@ def plain_backward(
 
 
 def _scores(q_BHTD: Tensor, k_BHSD: Tensor, causal: bool) -> Tensor:
-    scores_BHTS = (q_BHTD @ k_BHSD.mT).float() if q_BHTD.dtype in _HALF else q_BHTD @ k_BHSD.mT
+    scores_BHTS = (q_BHTD @ k_BHSD.mT).float() if q_BHTD.dtype in HALF else q_BHTD @ k_BHSD.mT
     scores_BHTS = scores_BHTS * float(q_BHTD.shape[-1] ** -0.5)
     if causal:
         later = torch.ones(scores_BHTS.shape[-2:], dtype=torch.bool, device=q_BHTD.device).triu(1)

@@ -80,10 +80,15 @@ class KeyValueCodecs(nn.Module):
         self._layer, self._hands_on = layer, hands_on
 
     def encode(self, k_CBnK: Tensor, v_CBnK: Tensor, step: Pass) -> Payload:
-        """θ of each chunk is from itself, or handed on from the chunk before."""
+        """θ of each chunk is from itself, or handed on from the chunk before. Where attention stays within a document,
+        it is from the rows that others see: they are of one document, and nobody else uses θ."""
         own = step.exchange.own
         k_CBnGD, v_CBnGD = self.k.grouped(k_CBnK), self.v.grouped(v_CBnK)
-        thetas = self.k.theta(k_CBnGD, own), self.v.theta(v_CBnGD, own)
+        begins_CB = None
+        if step.documents is not None:
+            begins = [step.documents.tail_begins(chunk) for chunk in own]
+            begins_CB = torch.tensor(begins, device=k_CBnK.device)
+        thetas = self.k.theta(k_CBnGD, own, begins_CB), self.v.theta(v_CBnGD, own, begins_CB)
         if self._hands_on:
             handed = step.hand_on(self._layer, torch.cat(thetas, dim=-1))
             k_theta, v_theta = handed.split([theta.shape[-1] for theta in thetas], dim=-1)

@@ -127,12 +127,13 @@ class Codec(nn.Module):
         z_CBnGD: Tensor = z_CBnK.unflatten(-1, (self.shape.groups, self.shape.width))
         return z_CBnGD
 
-    def theta(self, z_CBnGD: Tensor, chunks: tuple[int, ...]) -> Tensor:
-        """θ [C, B, G·m] of the own chunks, |θ| ≤ clip: ψ of the chunk, or drawn from seed and chunk index."""
+    def theta(self, z_CBnGD: Tensor, chunks: tuple[int, ...], begins_CB: Tensor | None = None) -> Tensor:
+        """θ [C, B, G·m] of the own chunks, |θ| ≤ clip: ψ of the chunk, or drawn from seed and chunk index. With
+        `begins_CB`, ψ of the tokens from there on; θ is 0 where there is none."""
         groups, _, _, parameters = self.shape
         chunk_count, batch = z_CBnGD.shape[:2]
         if self.psi is not None:
-            seen_CBGD = z_CBnGD.float().mean(dim=2) if self._source == "mean" else z_CBnGD[:, :, 0].float()
+            seen_CBGD = self._seen(z_CBnGD) if begins_CB is None else self._seen_from(z_CBnGD, begins_CB)
             # This is no matrix product: autocast would compute one in bf16, and θ travels in float32.
             theta_CBGm = (seen_CBGD.unsqueeze(-2) * self.psi).sum(-1)
             theta_CBp: Tensor = theta_CBGm.clamp(-self.clip, self.clip).flatten(-2)
@@ -140,6 +141,19 @@ class Codec(nn.Module):
         drawn = [self._drawn(chunk) for chunk in chunks]
         stacked = torch.stack(drawn).to(z_CBnGD.device) if drawn else z_CBnGD.new_zeros(0, groups, parameters)
         return stacked.unsqueeze(1).expand(chunk_count, batch, groups, parameters).flatten(-2)
+
+    def _seen(self, z_CBnGD: Tensor) -> Tensor:
+        """What ψ reads of each chunk."""
+        return z_CBnGD.float().mean(dim=2) if self._source == "mean" else z_CBnGD[:, :, 0].float()
+
+    def _seen_from(self, z_CBnGD: Tensor, begins_CB: Tensor) -> Tensor:
+        """What ψ reads of the tokens of each chunk from `begins` on: exactly nothing of those before."""
+        tokens_n = torch.arange(z_CBnGD.shape[2], device=z_CBnGD.device)
+        begins_CB1 = begins_CB.unsqueeze(-1)
+        read_CBn = tokens_n >= begins_CB1 if self._source == "mean" else tokens_n == begins_CB1
+        read = torch.where(read_CBn[..., None, None], z_CBnGD.float(), 0.0)
+        count_CB = read_CBn.sum(2).clamp(min=1)
+        return read.sum(dim=2) / count_CB[..., None, None]
 
     def compress(self, z_CBnGD: Tensor, theta_CBp: Tensor) -> tuple[Tensor, ...]:
         """The payload of the own chunks at this θ [C, B, G·m]."""

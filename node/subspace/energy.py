@@ -2,7 +2,8 @@
 
 `energy_kept` falls when a subspace goes stale, earlier than the loss shows it. `EnergyReport` watches one evaluation on
 one node, over its own chunks; the recorder takes the mean over nodes. It sends nothing and changes nothing. (For a
-learned subspace `energy_kept` says how near Z̃ is to Z, and may fall while the model improves: there Z̃ need not be Z.)
+learned subspace `energy_kept` says how near Z̃ is to Z, and may fall while the model improves: there Z̃ need not be Z.
+Where attention stays within a document, all rows of a chunk count, also those that are not sent.)
 """
 
 from __future__ import annotations

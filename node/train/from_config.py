@@ -15,7 +15,8 @@ from node.subspace.ranks import RankTable
 
 def payload_format(config: Config, ranks: RankTable | None = None) -> PayloadFormat:
     """What chunks send, with ranks from `ranks`, or from a table of its own."""
-    return PayloadFormat(config.model, config.compress, config.train, config.run.seed, ranks)
+    sections = config.model, config.compress, config.train
+    return PayloadFormat(*sections, config.run.seed, ranks, documents=config.data.document_masking)
 
 
 def drawn_model(config: Config, vocab_size: int, ranks: RankTable | None = None) -> ExchangedLlama:

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from node.data.batches import Contexts
-from node.data.task import asked, read
+from node.data.task import asked, begins, read
 from node.exchange.chunks import ChunkExchange
+from node.exchange.documents import Documents
 from node.exchange.passes import PassSpec
 from node.model.exchanged import ExchangedLlama
 from node.model.key_value import Probe
@@ -68,7 +69,8 @@ def _pass(
 ) -> Generator[None, None, Tensor]:
     """One pass, in steps as `ExchangedLlama.overlapped`; its loss."""
     trains = torch.is_grad_enabled()
-    handle = exchange.begin(spec, trains=trains, draw=draw)
+    documents = Documents(begins(contexts[:, :-1]), spec.tokens) if exchange.payload.documents else None
+    handle = exchange.begin(spec, trains=trains, draw=draw, documents=documents)
     inputs_CBn, targets_CBn = own_tokens(contexts, exchange.own, spec, model.embed_tokens.weight.device)
     hidden_CBnd = yield from model.overlapped(inputs_CBn, handle, probe)
     if not trains:

@@ -6,7 +6,7 @@ Ranks are the threads of `threads`, and what they say to the coordinator is kept
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from helpers.small import VOCAB
 from helpers.threads import ThreadWire, run_ranks
 from node.config import Config
 from node.data import Corpus, make_tokenizer
+from node.data.ids import TokenArray
 from node.exchange.inbox import Members
 from node.exchange.payload import PayloadFormat
 from node.lab.in_process import go
@@ -26,6 +27,28 @@ from node.train.trainer import Metrics, Trainer
 from node.train.world import World, build_world
 
 TIMEOUT_S = 30.0
+
+
+@dataclass(frozen=True)
+class EndingTokenizer:
+    """End-of-text is an id that a small model embeds."""
+
+    name = "small"
+    vocab_size = VOCAB
+    eot = VOCAB - 1
+
+    def encode_document(self, text: str) -> TokenArray:
+        raise NotImplementedError
+
+    def decode(self, ids: Iterable[int]) -> str:
+        raise NotImplementedError
+
+
+def documents(tokens: int = 4000) -> Corpus:
+    """The tokens of `corpus` in documents of some ten tokens, which its contexts tell apart."""
+    joined, draw = corpus(tokens), np.random.default_rng(6)
+    parts = [np.where(draw.random(len(ids)) < 0.1, VOCAB - 1, ids) for ids in (joined.train, joined.heldout)]
+    return Corpus(*parts, tokenizer=EndingTokenizer(), fingerprint="", marks_documents=True)
 
 
 def corpus(tokens: int = 4000) -> Corpus:
@@ -100,7 +123,8 @@ class Still:
 
 def make_trainer(config: Config, payload: PayloadFormat) -> Trainer:
     """A node's trainer, with the weights that `run.seed` gives all nodes, and the ranks of the node's `payload`."""
-    return Trainer(config, corpus(), drawn_model(config, VOCAB, payload.ranks))
+    task = documents() if config.data.document_masking else corpus()
+    return Trainer(config, task, drawn_model(config, VOCAB, payload.ranks))
 
 
 def make_world(

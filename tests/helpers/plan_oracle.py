@@ -135,7 +135,8 @@ class _Pass:
         yield self._works(layer.work.forward.before)
         for chunk in self._own:
             for reader in assignment.readers_of(chunk):
-                self._network.send(self._rank, reader, self._key("kv", index, chunk), layer.payload_bytes)
+                nbytes = layer.payload_bytes * self._rows(chunk, reader)
+                self._network.send(self._rank, reader, self._key("kv", index, chunk), nbytes)
         yield self._works(layer.work.forward.own)
         yield from self._shared(layer.work.forward.block)
 
@@ -157,7 +158,8 @@ class _Pass:
         for chunk in reversed(self._orders[index]):
             yield self._works(layer.work.backward.block, chunk)
             key = self._key("grad", index, chunk, self._rank)
-            self._network.send(self._rank, assignment.owner(chunk), key, layer.grad_bytes)
+            nbytes = layer.grad_bytes * self._rows(chunk, self._rank)
+            self._network.send(self._rank, assignment.owner(chunk), key, nbytes)
 
     def _collect(self, index: int) -> Process:
         work, assignment = self._step.layers[index].work.backward, self._step.assignment
@@ -166,6 +168,11 @@ class _Pass:
         owed = [(chunk, reader) for chunk in self._own for reader in assignment.readers_of(chunk)]
         yield self._clock.all_of([self._arrived("grad", index, *one) for one in owed])
         yield self._works(work.before)
+
+    def _rows(self, chunk: int, reader: int) -> float:
+        """The share of a chunk's rows that crosses."""
+        rows_CR = self._step.rows_CR
+        return 1.0 if rows_CR is None else float(rows_CR[chunk, reader])
 
     def _shared(self, block: Work) -> Process:
         for chunk in self._own[:-1]:

@@ -7,14 +7,18 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 from helpers.over_sockets import Rank, run_over_sockets
+from helpers.packed import documents_of, packed
 from helpers.small import contexts, largest_difference, relative_difference, small_config, small_model
 from helpers.worlds import logits_of
 
 from coordinator.assignment import Assignment, assign
 from node.config import Config
+from node.config.data import DataConfig
+from node.data.batches import Contexts
 from node.exchange.chunks import ChunkExchange
 from node.exchange.passes import PassSpec
 from node.exchange.payload import step_bytes
@@ -53,10 +57,12 @@ FORMATS: dict[str, tuple[dict[str, Any], float]] = {
 Gradients = dict[str, torch.Tensor]
 
 
-def train_pass(config: Config, assignment: Assignment) -> tuple[float, Gradients, list[int]]:
+def train_pass(
+    config: Config, assignment: Assignment, batch: Contexts | None = None
+) -> tuple[float, Gradients, list[int]]:
     """Loss and gradients summed over all nodes, and the payload bytes that each node's links counted."""
     spec = PassSpec(config.model.chunk_tokens, config.compress.compresses)
-    batch = contexts(config)
+    batch = contexts(config) if batch is None else batch
 
     def work(rank: Rank) -> tuple[float, Gradients, int]:
         model = small_model(config)
@@ -111,6 +117,25 @@ def test_links_carry_exactly_the_bytes_of_the_formula(mode: str, world: str) -> 
     assert sent == [step_bytes(payload, assignment, rank, spec).total for rank in range(assignment.n_ranks)]
     if mode == "local":
         assert sum(sent) == 0
+
+
+@pytest.mark.parametrize("mode", ["dense", "geodesic", "all layers compressed", "learned"])
+def test_within_documents_n_nodes_equal_one_and_links_carry_the_rows_that_are_seen(mode: str) -> None:
+    """Chunks of 16: one document ends with a chunk, one spans three of them, and one context is one document."""
+    small = small_config(batch=3, **MODES[mode])
+    config = msgspec.structs.replace(small, data=DataConfig(document_masking=True))
+    batch = packed(config, ends=[(15, 20), (5, 6, 40), ()])
+    payload, documents = payload_format(config), documents_of(config, batch)
+    spec = PassSpec(config.model.chunk_tokens, config.compress.compresses)
+    loss, gradients, _ = train_pass(config, WORLDS["1 node"], batch)
+    for name, world in WORLDS.items():
+        other_loss, other_gradients, sent = train_pass(config, world, batch)
+        assert other_loss == pytest.approx(loss, rel=1e-6), name
+        assert largest_difference(other_gradients, gradients) < TOLERANCE, name
+        formula = [step_bytes(payload, world, rank, spec, documents).total for rank in range(world.n_ranks)]
+        assert sent == formula, name
+        whole = [step_bytes(payload, world, rank, spec).total for rank in range(world.n_ranks)]
+        assert name == "1 node" or sum(sent) < 0.8 * sum(whole)
 
 
 def test_compressed_layer_saves_96_percent_with_headers() -> None:

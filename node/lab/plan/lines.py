@@ -14,6 +14,7 @@ Shapes: R ranks, C chunks; [R, R] is [sender, receiver]; K places of flows that 
 
 from __future__ import annotations
 
+import heapq
 from typing import NamedTuple
 
 import numpy as np
@@ -76,12 +77,16 @@ class Flows(NamedTuple):
 
 
 class Traffic:
-    """The messages of one step. Times are in seconds; an infinite time means that there is no such message."""
+    """The messages of one step. Times are in seconds; an infinite time means that there is no such message.
 
-    def __init__(self, lines: Lines, assignment: Assignment) -> None:
+    `rows_CR` is the share of a chunk's rows that crosses to each rank, where not all do.
+    """
+
+    def __init__(self, lines: Lines, assignment: Assignment, rows_CR: Array | None = None) -> None:
         self.lines = lines
         ranks, chunks = assignment.n_ranks, assignment.n_chunks
         self.remote = reading(assignment).remote
+        self._rows_CR = np.where(self.remote, 1.0 if rows_CR is None else rows_CR, 0.0)
         self._owner = np.array([assignment.owner(chunk) for chunk in range(chunks)])
         self._own = [np.array(assignment.chunks(rank)) for rank in range(ranks)]
         self._links_free = np.zeros((ranks, ranks))
@@ -105,32 +110,36 @@ class Traffic:
     def publish(self, at_R: Array, nbytes: float) -> Array:
         """Send every chunk to its readers at its owner's time. Returns when each reader has it, [C, R].
 
-        An owner's chunks leave in order, each to all its readers at once: their links take equal turns at its NIC.
+        An owner's chunks leave in order, each to all its readers at once: their links take equal turns at its NIC, so
+        that while a message of s bytes is sent, up to s bytes of every other are sent too.
         """
+        size_CR = nbytes * self._rows_CR
         begins, ends = np.full(self.remote.shape, -np.inf), np.full(self.remote.shape, -np.inf)
-        up_s = 8 * nbytes * self._readers / self.lines.up_bps[self._owner]
+        up_s_C1 = 8 / self.lines.up_bps[self._owner, None]
+        turns_s_CR = up_s_C1 * np.minimum(size_CR[:, :, None], size_CR[:, None, :]).sum(2)
+        all_s_C = up_s_C1[:, 0] * size_CR.sum(1)
         for place in range(max(map(len, self._own))):
             ranks = np.array([rank for rank, own in enumerate(self._own) if len(own) > place])
             chunk = np.array([self._own[rank][place] for rank in ranks])
             free = self._links_free[ranks]
             begin = np.maximum(np.maximum(at_R[ranks, None], free), self._up_free[ranks, None])
-            alone = np.maximum(at_R[ranks, None], free) + 8 * nbytes / self.lines.link_bps[ranks]
-            shared = np.maximum(at_R[ranks], self._up_free[ranks]) + up_s[chunk]
-            end = np.maximum(alone, shared[:, None])
+            alone = np.maximum(at_R[ranks, None], free) + 8 * size_CR[chunk] / self.lines.link_bps[ranks]
+            from_here = np.maximum(at_R[ranks], self._up_free[ranks])
+            end = np.maximum(alone, from_here[:, None] + turns_s_CR[chunk])
             mask = self.remote[chunk]
             begins[chunk], ends[chunk] = begin, end
             self._links_free[ranks] = np.where(mask, end, free)
-            self._up_free[ranks] = np.where(self._readers[chunk] > 0, shared, self._up_free[ranks])
-            self.sent_bytes[ranks] += nbytes * mask
+            self._up_free[ranks] = np.where(self._readers[chunk] > 0, from_here + all_s_C[chunk], self._up_free[ranks])
+            self.sent_bytes[ranks] += size_CR[chunk]
         latency_s = self.lines.latency_s[self._owner]
-        return self._received(begins + latency_s, ends + latency_s, nbytes, self._to_readers)
+        return self._received(begins + latency_s, ends + latency_s, size_CR, self._to_readers)
 
     def send_back(self, at_CR: Array, nbytes: float) -> Array:
         """Send each reader's gradient of a chunk to the chunk's owner. Returns when it has arrived, [C, R]."""
-        remote = self.remote
+        remote, size_CR = self.remote, nbytes * self._rows_CR
         order = np.argsort(np.where(remote, at_CR, np.inf), axis=0, kind="stable")
         ranks = np.arange(remote.shape[1])
-        shared = self._turns(at_CR, nbytes, order)
+        shared = self._turns(at_CR, size_CR, order)
         begins, ends = np.full(remote.shape, -np.inf), np.full(remote.shape, -np.inf)
         for place in range(int(remote.sum(0).max())):
             chunk = order[place]
@@ -138,13 +147,14 @@ class Traffic:
             chunk, rank = chunk[sends], ranks[sends]
             owner = self._owner[chunk]
             begin = np.maximum(at_CR[chunk, rank], self._links_free[rank, owner])
-            end = np.maximum(begin + 8 * nbytes / self.lines.link_bps[rank, owner], shared[chunk, rank])
+            alone = begin + 8 * size_CR[chunk, rank] / self.lines.link_bps[rank, owner]
+            end = np.maximum(alone, shared[chunk, rank])
             begins[chunk, rank], ends[chunk, rank] = begin, end
             self._links_free[rank, owner] = end
-            self.sent_bytes[rank, owner] += nbytes
+            self.sent_bytes[rank, owner] += size_CR[chunk, rank]
         self._up_free = np.maximum(self._up_free, np.where(remote, shared, -np.inf).max(0))
         latency_s = self.lines.latency_s.T[self._owner]
-        return self._received(begins + latency_s, ends + latency_s, nbytes, self._to_owners)
+        return self._received(begins + latency_s, ends + latency_s, size_CR, self._to_owners)
 
     def hand_on(self, at_R: Array, nbytes: float, back: bool = False) -> Array:
         """Send θ of each chunk to the owner of the next (or its gradient back), behind earlier messages on that link.
@@ -161,12 +171,8 @@ class Traffic:
         np.maximum.at(arrived, target, there)
         return arrived
 
-    def _turns(self, at_CR: Array, nbytes: float, order: Indices) -> Array:
-        """When the sending NICs have sent messages of one size that are handed over one by one, links in turns.
-
-        This is processor sharing by virtual time, which runs at 1 / (messages being sent): a message handed over at
-        virtual time v is done at v + its own service. All are equal, so they are done in the order of handing over.
-        """
+    def _turns(self, at_CR: Array, size_CR: Array, order: Indices) -> Array:
+        """When the sending NICs have sent messages that are handed over one by one, links in turns."""
         through = np.where(self.remote, at_CR, -np.inf)
         up_bps = self.lines.up_bps
         if not np.isfinite(up_bps).any():
@@ -174,10 +180,10 @@ class Traffic:
         for rank in np.flatnonzero(np.isfinite(up_bps)):
             came = order[: int(self.remote[:, rank].sum()), rank]
             starts = np.maximum(at_CR[came, rank], self._up_free[rank])
-            through[came, rank] = shared_service(starts, 8 * nbytes / up_bps[rank])
+            through[came, rank] = shared_service(starts, 8 * size_CR[came, rank] / up_bps[rank])
         return through
 
-    def _received(self, begins: Array, ends: Array, nbytes: float, flows: Flows) -> Array:
+    def _received(self, begins: Array, ends: Array, size_CR: Array, flows: Flows) -> Array:
         """When the receiving NICs are done with messages that arrive evenly from `begins` to `ends`, both [C, R]."""
         if not np.isfinite(self.lines.down_bps).any():
             return ends
@@ -189,7 +195,7 @@ class Traffic:
             # The matrices are by [chunk, reader]: where owners receive, the peer is the reader.
             chunk, peer = flows.chunk[used, rank], flows.peer[used, rank]
             column = np.full_like(peer, rank) if flows is self._to_readers else peer
-            service_s = 8 * nbytes / self.lines.down_bps[rank]
+            service_s = 8 * size_CR[chunk, column] / self.lines.down_bps[rank]
             through, free = in_order(begins[chunk, column], ends[chunk, column], service_s, self._down_free[rank])
             arrived[chunk, column] = through
             self._down_free[rank] = free
@@ -200,31 +206,36 @@ class Traffic:
         return arrived
 
 
-def shared_service(starts: Array, service_s: float) -> Array:
-    """Ends of equal services that begin at `starts` (rising), at one server whose rate is shared equally."""
+def shared_service(starts: Array, services_s: Array) -> Array:
+    """Ends of services that begin at `starts` (rising), at one server whose rate is shared equally.
+
+    Virtual time runs at 1 / (services under way): a service that starts at virtual time v is done at v + its length.
+    """
     ends = np.empty_like(starts)
-    now, virtual, next_out = 0.0, 0.0, 0
-    tags: list[float] = []
-    for index, start in enumerate(starts.tolist()):
-        while next_out < index:
-            left = (tags[next_out] - virtual) * (index - next_out)
-            if now + left > start:
-                virtual += (start - now) / (index - next_out)
+    now, virtual = 0.0, 0.0
+    under_way: list[tuple[float, int]] = []
+
+    def serve_until(time: float) -> None:
+        nonlocal now, virtual
+        while under_way:
+            tag, first = under_way[0]
+            left = (tag - virtual) * len(under_way)
+            if now + left > time:
+                virtual += (time - now) / len(under_way)
                 break
-            now, virtual = now + left, tags[next_out]
-            ends[next_out] = now
-            next_out += 1
+            now, virtual = now + left, tag
+            ends[first] = now
+            heapq.heappop(under_way)
+
+    for index, (start, service_s) in enumerate(zip(starts.tolist(), services_s.tolist(), strict=True)):
+        serve_until(start)
         now = max(start, now)
-        tags.append(virtual + service_s)
-    while next_out < len(tags):
-        now += (tags[next_out] - virtual) * (len(tags) - next_out)
-        virtual = tags[next_out]
-        ends[next_out] = now
-        next_out += 1
+        heapq.heappush(under_way, (virtual + service_s, index))
+    serve_until(np.inf)
     return ends
 
 
-def in_order(begins: Array, ends: Array, service_s: float, free_at: float) -> tuple[Array, float]:
+def in_order(begins: Array, ends: Array, service_s: Array | float, free_at: float) -> tuple[Array, float]:
     """When a server that is busy until `free_at` is done with fluids that arrive evenly from `begins` to `ends`, served
     in order of arrival; and when it is free again."""
     ends = np.maximum(ends, begins + LEAST_S * np.maximum(1.0, np.abs(begins)) + LEAST_S)

@@ -19,6 +19,7 @@ from node.config import Config
 from node.exchange.passes import PassSpec
 from node.lab.plan.averaging import averaging_bytes, averaging_s, form_of
 from node.lab.plan.costs import Costs
+from node.lab.plan.documents import expected
 from node.lab.plan.lines import Lines, lines_of
 from node.lab.plan.memory import Memory, tightest
 from node.lab.plan.simulate import Layer, Outcome, StepWork, simulate
@@ -49,6 +50,7 @@ class Model:
             *head_work(config, self.spec),
             optimizer_work(config),
             config.train.micro_batches,
+            expected(config, config.assignment(), self.spec.tokens).rows_CR,
         )
 
     @property

@@ -12,7 +12,8 @@ Stages are those of `node.model.exchanged`, cut where messages are sent or await
 The backward mirrors this: after, the blocks (a gradient leaves after each), own, then waiting for the gradients of the
 readers, then before. No activation is computed twice, except the scores inside the fused attention kernel.
 
-The model's FLOPs are counted by `node.measure.flops`, those of compression here.
+The model's FLOPs are counted by `node.measure.flops`, those of compression here. Where attention stays within
+documents, `node.lab.plan.documents` says what is expected to be left of attention and of payloads.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from node.config import Config
 from node.config.pretrained import llama_file
 from node.data.tokenizers import make_tokenizer
 from node.exchange.passes import PassSpec
+from node.lab.plan.documents import expected
 from node.measure.flops import ATTENTION_BACKWARD, MATRIX_BACKWARD, chunk_flops, head_flops
 from node.subspace.ranks import rank_table
 from node.train.head import RUN_TOKENS
@@ -125,6 +127,10 @@ def layer_work(config: Config, layer: int, spec: PassSpec, payload_bytes: float,
     codec = 2 * tokens * _codec_width(config, layer, spec)
     chunk = chunk_flops(model, spec.tokens, pass_contexts(config))
     attends, remote = (who.remote | who.local).astype(float), who.remote.astype(float)
+    left = expected(config, assignment, spec.tokens)
+    queries, received = left.pairs_CR * attends, left.rows_CR * remote
+    out = [(left.rows_CR * who.remote)[list(assignment.chunks(rank))].sum() for rank in range(assignment.n_ranks)]
+    sent_rows = np.array(out)
 
     def stages(matrix: float, attention: float, nbytes: float) -> Stages:
         """Forward with factors of 1; backward with those of the backward. `nbytes` is the size of a message."""
@@ -132,20 +138,20 @@ def layer_work(config: Config, layer: int, spec: PassSpec, payload_bytes: float,
         before = chunk.key_value + codec
         one = np.ones_like(own)
         return Stages(
-            Work(matrix * before * own, tokens * (2 * model.d_model + 2 * d_kv) * own, one, sent, nbytes * sent),
+            Work(matrix * before * own, tokens * (2 * model.d_model + 2 * d_kv) * own, one, sent, nbytes * sent_rows),
             Work(
-                (matrix * chunk.query + pairs / 2) * own,
-                tokens * (3 * query_width + spec.tokens * model.heads / 2) * own,
+                (matrix * chunk.query + pairs / 2 * left.own) * own,
+                tokens * (3 * query_width + spec.tokens * model.heads / 2 * left.own) * own,
                 one,
                 0 * one,
                 0 * one,
             ),
             Work(
-                matrix * codec * attends + pairs * who.queries,
-                tokens * (2 * query_width * attends + (query_width + spec.tokens * model.heads) * who.queries),
+                matrix * codec * attends + pairs * queries,
+                tokens * (2 * query_width * attends + (query_width + spec.tokens * model.heads) * queries),
                 attends,
                 remote,
-                nbytes * remote,
+                nbytes * received,
             ),
             Work(
                 matrix * chunk.after * own,

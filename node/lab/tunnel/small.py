@@ -63,6 +63,11 @@ def load_target(name: str, overrides: Sequence[str], preset: str = "") -> Config
         raise ConfigError(f"--nodes {config.coordinator.nodes}: expected 2 or more; one node sends nothing")
     if config.compress.budget_bytes_per_token:
         raise ConfigError("compress.budget_bytes_per_token: the tunnel needs ranks by share, known before the run")
+    if config.data.document_masking:
+        raise ConfigError(
+            "data.document_masking = true: expected false, since the tunnel needs payloads of a size that is known "
+            "before the run"
+        )
     return config
 
 

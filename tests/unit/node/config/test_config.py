@@ -26,6 +26,8 @@ def test_default_is_the_embedded_corpus() -> None:
         ({"max_tokens": -1}, "data.max_tokens = -1"),
         ({"text_field": ""}, "data.text_field"),
         ({"texts_field": "x"}, "data.texts_field.*did you mean text_field"),
+        ({"corpus": "recall", "document_masking": True}, "data.document_masking = true: expected false"),
+        ({"document_tokens": 500}, "data.document_tokens = 500: expected 0.*data.document_masking"),
     ],
 )
 def test_mistakes_are_named(tree: dict[str, object], named: str) -> None:

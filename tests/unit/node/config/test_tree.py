@@ -98,6 +98,14 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
         "compress.unplug_step = 300: expected more than compress.warmup_steps = 50",
     ),
     ({"compress": {"unplug_lr_share": 0.0}}, "compress.unplug_lr_share = 0.0: expected a number above 0"),
+    (
+        {"compress": SUBSPACE | {"theta": "previous"}, "data": {"document_masking": True}},
+        'compress.theta = "previous": expected "chunk" or "first", since data.document_masking = true',
+    ),
+    (
+        {"compress": SUBSPACE | {"own": "projected"}, "data": {"document_masking": True}},
+        'compress.own = "projected": expected "exact", or compress.rotation = "fixed", since data.document_masking',
+    ),
     ({"compress": SUBSPACE | {"generators": 2, "rotation": "fixed"}}, "compress.generators = 2: expected 1, since"),
     (
         {"compress": SUBSPACE | {"generators": 2, "rotation": "exact"}},
@@ -266,7 +274,7 @@ def other_value(key: str, current: Any) -> Any:
 def keys() -> list[str]:
     """Settings that may be changed alone; those that want another to go with them have a test of their own."""
     every = [key.path for key in describe(Config)]
-    not_alone = ("coordinator.chunks_per_node", "compress.subspace")
+    not_alone = ("coordinator.chunks_per_node", "compress.subspace", "data.document_tokens")
     return [key for key in every if key not in not_alone and (key[:4] != "net." or key == "net.profile")]
 
 
@@ -295,3 +303,9 @@ def test_the_digest_tells_what_depends_on_another_setting() -> None:
     assert convert(Config, two).digest() == convert(Config, two | {"run": {}}).digest()
     fixed, learned = ({"compress": {"rotation": "fixed", "subspace": name}} for name in ("frozen", "learned"))
     assert convert(Config, fixed).digest() != convert(Config, learned).digest()
+
+
+def test_the_digest_leaves_out_what_only_the_planner_reads() -> None:
+    masked = {"data": {"document_masking": True}}
+    told = {"data": {"document_masking": True, "document_tokens": 800.0}}
+    assert convert(Config, masked).digest() == convert(Config, told).digest()

@@ -11,6 +11,7 @@ import pytest
 
 from netem.errors import ConfigError
 from node.data import BatchSampler, Corpus, DataConfig, heldout_contexts, heldout_count, make_tokenizer, open_data
+from node.data.task import begins, read
 
 TRAIN = np.arange(1000, dtype=np.uint16)
 HELDOUT = np.arange(5000, 5100, dtype=np.uint16)
@@ -71,6 +72,21 @@ def test_reading_stops_where_the_config_says(tmp_path: Path) -> None:
     path.write_text("t" * 1000)
     config = DataConfig(corpus=str(path), tokenizer="bytes", max_tokens=100, cache=str(tmp_path / "cache"))
     assert open_data(config).summary == "91 training and 11 held-out tokens"  # with an end-of-text each
+
+
+@pytest.mark.parametrize("masking", [True, False])
+def test_contexts_tell_where_documents_begin_where_attention_stays_within_them(tmp_path: Path, masking: bool) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("|".join(f"text {number}" for number in range(300)))
+    config = DataConfig(
+        corpus=str(path), tokenizer="bytes", separator="|", document_masking=masking, cache=str(tmp_path / "cache")
+    )
+    corpus = open_data(config)
+    for contexts in (corpus.sampler(CONTEXT, 4, seed=0).contexts(0), corpus.heldout_contexts(CONTEXT, 0, 4)):
+        follows = read(contexts)[:, :-1] == 256
+        assert follows.sum() >= 4
+        assert (begins(contexts)[:, 1:] == (follows & masking)).all()
+        assert not begins(contexts)[:, 0].any()  # what came before it is not known
 
 
 def test_novels_and_text_need_no_heavy_import(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from netem.errors import ConfigError
 from node.data import Corpus, make_tokenizer
-from node.data.task import NOT_ASKED, asked, check_room, count_asked, heldout_batches, read
+from node.data.task import NOT_ASKED, asked, begins, check_room, count_asked, heldout_batches, mark_documents, read
 
 CONTEXT = 10
 
@@ -43,3 +43,18 @@ def test_the_two_meanings_of_an_entry_are_taken_apart() -> None:
     assert read(entries).tolist() == [[3, 0, 5, 0], [3, 2, 7, 0]]
     assert asked(entries).tolist() == [[3, NOT_ASKED, NOT_ASKED, 0], [NOT_ASKED, 2, 7, NOT_ASKED]]
     assert count_asked(entries) == 3  # the first token of each context is no target
+
+
+def test_documents_are_told_apart_and_their_first_tokens_are_not_asked_for() -> None:
+    end = 9
+    contexts = np.array([[9, 3, 9, 9, 5], [1, 2, 3, 4, 9], [0, 9, 1 << 31, 2, 3]])
+    marked = mark_documents(contexts, end)
+    assert read(marked).tolist() == contexts.tolist()
+    first = [[0, 1, 0, 1, 1], [0, 0, 0, 0, 0], [0, 0, 1, 0, 0]]
+    assert begins(marked).astype(int).tolist() == first
+    assert asked(marked).tolist() == np.where(np.array(first) == 1, NOT_ASKED, contexts).tolist()
+    assert count_asked(marked) == 12 - 4
+
+
+def test_an_entry_that_is_only_read_begins_no_document() -> None:
+    assert begins(np.array([[-1, -(1 << 32), 7]])).tolist() == [[False, False, False]]

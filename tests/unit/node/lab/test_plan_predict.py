@@ -103,9 +103,13 @@ def test_a_slow_link_in_the_ring_slows_all_of_it() -> None:
 
 
 def test_equal_turns_end_together_and_what_comes_late_ends_late() -> None:
-    assert shared_service(np.array([0.0, 0.0, 0.0]), 1.0).tolist() == [3.0, 3.0, 3.0]
-    assert shared_service(np.array([0.0, 0.5]), 1.0).tolist() == [1.5, 2.0]
-    assert shared_service(np.array([0.0, 5.0]), 1.0).tolist() == [1.0, 6.0]
+    def ends(starts: list[float], services_s: list[float]) -> list[float]:
+        return shared_service(np.array(starts), np.array(services_s)).tolist()
+
+    assert ends([0.0, 0.0, 0.0], [1.0, 1.0, 1.0]) == [3.0, 3.0, 3.0]
+    assert ends([0.0, 0.5], [1.0, 1.0]) == [1.5, 2.0]
+    assert ends([0.0, 5.0], [1.0, 1.0]) == [1.0, 6.0]
+    assert ends([0.0, 0.0, 1.0], [3.0, 1.0, 0.25]) == [4.25, 2.25, 1.75]
 
 
 def test_a_receiving_nic_adds_nothing_to_one_sender_and_queues_two() -> None:

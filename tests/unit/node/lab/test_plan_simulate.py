@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 from helpers import ROOT
@@ -11,8 +14,10 @@ from helpers.small import small_config
 from netem.config import convert
 from netem.profile import NetConfig, resolve
 from node.config import Config, load_config, to_tree
+from node.exchange.documents import Documents, Run
 from node.exchange.payload import step_bytes
 from node.lab.plan.costs import Costs
+from node.lab.plan.documents import assumed, expected
 from node.lab.plan.lines import Lines, lines_of
 from node.lab.plan.predict import Model, unlimited
 from node.lab.plan.simulate import crowding
@@ -73,6 +78,77 @@ def test_passes_that_take_turns_take_what_they_take_event_by_event(
     """Gradients have a format of their own here, so both directions differ too."""
     model = model_of("dense", nodes, passes, "int8", **coordinator)
     compare_with_oracle(model, lines(nodes, rate, scope), scope)
+
+
+@pytest.mark.parametrize("coordinator", [{}, {"assignment": "zigzag"}])
+@pytest.mark.parametrize("scope", ["link", "nic"])
+@pytest.mark.parametrize("rate", ["1 Mbit/s", "5 Mbit/s", "50 Mbit/s"])
+@pytest.mark.parametrize("mode", ["subspace", "dense"])
+def test_messages_of_unequal_sizes_take_what_they_take_event_by_event(
+    coordinator: dict[str, object], scope: str, rate: str, mode: str
+) -> None:
+    """Where attention stays within documents, near readers get more of a chunk than far ones."""
+    compare_with_oracle(masked(mode, 4, 300.0, **coordinator), lines(4, rate, scope), scope)
+
+
+def masked(mode: str, nodes: int, document_tokens: float, **coordinator: object) -> Model:
+    tree = to_tree(model_of(mode, nodes, **coordinator).config)
+    tree["data"] |= {"document_masking": True, "document_tokens": document_tokens}
+    return Model(convert(Config, tree))
+
+
+@pytest.mark.parametrize("coordinator", [{}, {"assignment": "zigzag"}])
+def test_expected_bytes_are_the_mean_over_contexts(coordinator: dict[str, object]) -> None:
+    """Two thousand contexts with documents that end at random, counted by the formula of the wire."""
+    mean_tokens, count, draw = 100.0, 2000, np.random.default_rng(0)
+    model = masked("dense", 4, mean_tokens, **coordinator)
+    context = model.config.model.context
+    documents = Documents(draw.random((count, context)) < 1 / mean_tokens, model.spec.tokens)
+    sent = model.simulate(COSTS, lines(4, "1 Gbit/s", "link")).sent_bytes.sum(1)
+    for rank in range(4):
+        formula = step_bytes(model.payload, model.config.assignment(), rank, model.spec, documents).total
+        assert sent[rank] == pytest.approx(formula * model.payload.batch / count, rel=0.04)
+
+
+@pytest.mark.parametrize("coordinator", [{}, {"assignment": "zigzag"}])
+def test_expected_pairs_are_the_mean_over_contexts(coordinator: dict[str, object]) -> None:
+    """Chunks of 8 tokens, and documents of 16 in the mean."""
+    mean_tokens, tokens, count, draw = 16.0, 8, 4000, np.random.default_rng(0)
+    config = masked("dense", 4, mean_tokens, **coordinator).config
+    assignment = config.assignment()
+    documents = Documents(draw.random((count, 8 * tokens)) < 1 / mean_tokens, tokens)
+    left = expected(config, assignment, tokens)
+    for rank, chunk in itertools.product(range(4), range(8)):
+        own = assignment.chunks(rank)
+        tails = documents.tails(chunk, own)
+        pairs = sum((run.end - run.begin) * seen_by(documents, chunk, run, own) for run in tails)
+        assert left.pairs_CR[chunk, rank] == pytest.approx(pairs / count / tokens**2, rel=0.06, abs=0.006)
+    squares = sum((run.end - run.begin + 1) * (run.end - run.begin) for run in documents.parts(3))
+    assert left.own == pytest.approx(squares / count / (tokens * (tokens + 1)), rel=0.02)
+
+
+def seen_by(documents: Documents, chunk: int, run: Run, own: Sequence[int]) -> int:
+    """How many queries attend to a tail."""
+    return documents.seen_by(chunk, run.context, [reader for reader in own if reader > chunk])
+
+
+def test_documents_that_never_end_are_none() -> None:
+    plain, unknown = model_of("subspace", 4), masked("subspace", 4, 0.0)
+    network = lines(4, "20 Mbit/s", "link")
+    outcomes = [model.simulate(COSTS, network) for model in (plain, unknown)]
+    assert outcomes[0].step_s == outcomes[1].step_s
+    assert (outcomes[0].sent_bytes == outcomes[1].sent_bytes).all()
+    assert plain.flops == unknown.flops
+    short = masked("subspace", 4, 50.0)
+    assert short.flops < plain.flops
+    assert short.simulate(COSTS, network).sent_bytes.sum() < 0.2 * outcomes[0].sent_bytes.sum()
+
+
+def test_a_plan_says_what_it_assumes_of_documents() -> None:
+    said = [assumed(model.config) for model in (model_of("dense", 2), masked("dense", 2, 0.0), masked("dense", 2, 9.0))]
+    assert said[0] == []
+    assert "data.document_tokens = 0" in said[1][0]
+    assert "9 tokens each in the mean" in said[2][0]
 
 
 def compare_with_oracle(model: Model, network: Lines, scope: str) -> None:

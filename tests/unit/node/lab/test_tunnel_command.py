@@ -198,6 +198,7 @@ def test_the_fullest_node_speaks_for_the_bench_in_medians() -> None:
         (["--target", TINY, "--small", "none.toml"], "none.toml: no such file"),
         (["--target", TINY, "--mode", "dense"], "--mode dense: no such mode; there are centralized, compressed"),
         (["--target", TINY, "--compress.budget_bytes_per_token", "40"], "compress.budget_bytes_per_token: the tunnel"),
+        (["--target", TINY, "--data.document_masking", "true"], "data.document_masking = true: expected false"),
     ],
 )
 def test_mistakes_are_one_line(arguments: list[str], expected: str, capsys: pytest.CaptureFixture[str]) -> None:
