@@ -20,6 +20,7 @@ from coordinator.events import (
     Action,
     Cancelled,
     CheckpointComplete,
+    CheckpointFailed,
     Event,
     Faulted,
     Finish,
@@ -51,6 +52,8 @@ from netem.endpoint import Endpoint
 from netem.errors import IsthmusError, PeerSilent, ProtocolError
 from netem.limits import Limits
 from netem.names import plain
+
+log = logging.getLogger("isthmus.coordinator")
 
 log = logging.getLogger("isthmus.coordinator")
 
@@ -251,6 +254,8 @@ class CoordinatorServer:
                     self._record(action)
                 case CheckpointComplete(step):
                     self._checkpoint_complete(step)
+                case CheckpointFailed(step, reason):
+                    log.warning("no checkpoint after step %d, training goes on: %s", step, reason)
                 case Finish(ok, reason):
                     self._outcome = RunOutcome(ok, reason)
         except OSError as error:

@@ -26,7 +26,7 @@ from node.train.outer import OuterStep
 from node.train.ring_formats import RING_FORMATS
 from node.train.schedule import WEIGHTS, StepSchedule
 
-_VELOCITY, _AGREED, _RESIDUAL = "outer.velocity", "outer.agreed", "outer.residual"
+_VELOCITY, _AGREED, RESIDUAL = "outer.velocity", "outer.agreed", "outer.residual"
 """Names in a checkpoint: the outer step's momentum, the agreed weights where the own are others, and what formats with
 few bits have left out so far. All of them are flat, fragment after fragment."""
 
@@ -124,7 +124,7 @@ class AgreedWeights:
     def state(self) -> dict[str, Tensor]:
         """What a checkpoint holds beside the own weights."""
         assert self._begun is None, "no fragment is under way at a checkpoint"
-        found = {_VELOCITY: self.outer.velocity, _RESIDUAL: self.residual}
+        found = {_VELOCITY: self.outer.velocity, RESIDUAL: self.residual}
         found |= {_AGREED: self.vector} if self._train.streams else {}
         return {name: tensor for name, tensor in found.items() if tensor is not None}
 
@@ -144,8 +144,13 @@ class AgreedWeights:
             self.outer.velocity = self._saved(tensors, _VELOCITY, "train.outer_momentum")
         if self._train.streams:
             self.vector = self._saved(tensors, _AGREED, "train.sync_fragments")
-        if _RESIDUAL in tensors:
-            self.residual = self._saved(tensors, _RESIDUAL, "train.sync_format")
+        if RESIDUAL in tensors:
+            self.residual = self._saved(tensors, RESIDUAL, "train.sync_format")
+
+    def impose(self) -> None:
+        """The agreed weights become this node's own."""
+        with torch.no_grad():
+            unflatten_into(self.vector, self._parts[WEIGHTS].tensors)
 
     def _saved(self, tensors: dict[str, Tensor], name: str, key: str) -> Tensor:
         saved, wanted = tensors.get(name), tuple(self.vector.shape)

@@ -37,6 +37,7 @@ from node.train.schedule import (
     StepSchedule,
 )
 from node.train.world import World
+from node.train.writer import Writer
 
 Metrics = dict[str, float]
 
@@ -46,7 +47,7 @@ class StepSession(Protocol):
 
     def ready(self, step: int, metrics: Metrics | None = None, digests: dict[str, str] | None = None) -> Go | Stop: ...
 
-    def saved(self, step: int) -> None: ...
+    def saved(self, step: int, reason: str = "") -> None: ...
 
 
 class Meter(Protocol):
@@ -73,6 +74,8 @@ class Trainer:
         self._agreed = AgreedWeights(config.train, self._schedule, model)
         self._guard = StepGuard(config.train)
         self._running = basis.RunningMoments(config.compress.refresh_decay)
+        self._writer = Writer()
+        self._keep_from = 0  # checkpoints before this step may be removed
         self._digests: dict[str, str] = {}  # must be equal on all nodes, which the next barrier compares
 
     def resume(self, world: World, step: int) -> None:
@@ -92,6 +95,7 @@ class Trainer:
         meter.begin(self.done + 1)
         while isinstance(go := self._next(world, session, metrics), Go):
             self._digests = {}
+            self._keep_from = go.keep_from
             metrics = self.step(world, go)
             self.done = done = go.step + 1
             if self._schedule.saves(done):
@@ -102,13 +106,20 @@ class Trainer:
                     metrics |= self.evaluate(world, done)
             metrics |= meter.step_metrics()
 
+    def close(self, limit_s: float) -> None:
+        """Wait until no checkpoint is being written, at most so long."""
+        self._writer.wait(limit_s)
+
     def _next(self, world: World, session: StepSession, metrics: Metrics | None) -> Go | Stop:
         with world.spans.span(GO):
             return session.ready(self.done, metrics, self._digests)
 
     def _save(self, world: World, session: StepSession) -> None:
-        world.checkpoints.save(self.done, self.model, self.optimizer, self._running.total, self._agreed)
-        session.saved(self.done)
+        """Copy this node's part of a checkpoint, to be written while training goes on. The last is waited for."""
+        args = (self.done, self.model, self.optimizer, self._running.total, self._agreed, self._keep_from)
+        self._writer.write(world.checkpoints.snapshot(*args), session.saved)
+        if self.done == self._config.train.steps:
+            self._writer.wait()
         if "weights" not in self._digests:  # an averaging of weights has just taken it
             self._digests["weights"] = digest([self._common_weights()])
 
