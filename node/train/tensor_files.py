@@ -25,7 +25,7 @@ MODEL = "model.safetensors"
 CORPUS = "corpus"
 """The key of the corpus's fingerprint in a file's metadata."""
 
-_TYPES = {
+TYPES = {
     torch.float64: "F64",
     torch.float32: "F32",
     torch.float16: "F16",
@@ -92,7 +92,7 @@ def vocab_size_in(path: Path) -> int:
 def _content(name: str, tensor: Tensor) -> Content:
     assert tensor.is_contiguous(), f"{name} is not contiguous"
     data = memoryview(tensor.reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
-    return Content(name, _TYPES[tensor.dtype], tensor.shape, [data])
+    return Content(name, TYPES[tensor.dtype], tensor.shape, [data])
 
 
 def _advice(path: Path) -> str:

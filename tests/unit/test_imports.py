@@ -46,6 +46,8 @@ PURE_MODULES = [
     "coordinator.run",
     "coordinator.saves",
     "coordinator.table",
+    "node.exchange.transfer_tags",
+    "node.train.transfer",
 ]
 BELOW = {"netem": set(), "coordinator": {"netem"}, "node": {"coordinator", "netem"}}
 
