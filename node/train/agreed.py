@@ -130,7 +130,7 @@ class AgreedWeights:
 
     def named(self) -> dict[str, Tensor]:
         """The agreed weights by name, where the own may be others."""
-        if not self._train.streams:
+        if self._train.sync_every == 1:
             return {}
         whole = [torch.empty_like(self._named[name], device="cpu") for name in self._order]
         unflatten_into(self.vector, whole)
@@ -146,6 +146,17 @@ class AgreedWeights:
             self.vector = self._saved(tensors, _AGREED, "train.sync_fragments")
         if RESIDUAL in tensors:
             self.residual = self._saved(tensors, RESIDUAL, "train.sync_format")
+
+    def momentum(self) -> dict[str, Tensor]:
+        """The outer step's momentum by its name in a checkpoint, where there is one yet."""
+        return {} if self.outer.velocity is None else {_VELOCITY: self.outer.velocity}
+
+    def join(self, tensors: dict[str, Tensor]) -> None:
+        """Begin with another node's agreed weights, which are the own by now, and its momentum, where it has one yet.
+        Raises `ConfigError` where that does not fit."""
+        self.restart()
+        if _VELOCITY in tensors:
+            self.outer.velocity = self._saved(tensors, _VELOCITY, "train.outer_momentum")
 
     def impose(self) -> None:
         """The agreed weights become this node's own."""

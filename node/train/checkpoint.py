@@ -123,6 +123,27 @@ class Checkpoints:
         return _running_moments(model, tensors)
 
 
+def shared_state(
+    model: ExchangedLlama, optimizer: torch.optim.Optimizer, running: Moments, agreed: AgreedWeights
+) -> dict[str, Tensor]:
+    """What a node that joins gets of this one, by the names of a checkpoint: the agreed weights in place of the own."""
+    state = _weights(model) | agreed.named() | _optimizer_tensors(model, optimizer)
+    state |= {f"{RUNNING}{layer}.{kind}": moment for (layer, kind), moment in running.items()}
+    return state | agreed.momentum()
+
+
+def join_state(
+    tensors: dict[str, Tensor], model: ExchangedLlama, optimizer: torch.optim.Optimizer, agreed: AgreedWeights
+) -> Moments:
+    """Take what `shared_state` gave on another node; returns the running second moments, which are zeros. Raises
+    `ConfigError` where it is not of this model."""
+    load_weights(model, tensors)
+    optimizer.state.clear()
+    _load_optimizer(model, optimizer, tensors)
+    agreed.join(tensors)
+    return _running_moments(model, tensors)
+
+
 def load_weights(model: ExchangedLlama, tensors: dict[str, Tensor]) -> None:
     """Put saved weights and basis into the model. Raises `ConfigError` where they are of another model."""
     _take_ranks(model, tensors)

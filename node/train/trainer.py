@@ -24,10 +24,12 @@ from node.subspace.energy import EnergyReport
 from node.train import basis
 from node.train.agreed import AgreedWeights
 from node.train.averaging import flatten, unflatten_into
+from node.train.checkpoint import join_state, shared_state
 from node.train.evaluate import heldout_loss
 from node.train.finite import StepGuard, poison, require_finite
 from node.train.optimizer import clip_gradients, make_optimizer, set_learning_rate
 from node.train.passes import loss_sum
+from node.train.pieces import Packed, pack
 from node.train.schedule import (
     BASIS,
     FINITE,
@@ -81,6 +83,15 @@ class Trainer:
     def resume(self, world: World, step: int) -> None:
         """Load this run's checkpoint after `step` steps."""
         self._running.total = world.checkpoints.load(step, self.model, self.optimizer, self._agreed)
+        self.done = step
+
+    def share(self) -> Packed:
+        """What a node that joins gets of this one. Nothing of it may change meanwhile: this node waits at a barrier."""
+        return pack(shared_state(self.model, self.optimizer, self._running.total, self._agreed), self.done)
+
+    def join(self, tensors: dict[str, Tensor], step: int) -> None:
+        """Take what another node shares, after `step` steps. Raises `ConfigError` where it is not of this model."""
+        self._running.total = join_state(tensors, self.model, self.optimizer, self._agreed)
         self.done = step
 
     def run(self, world: World, session: StepSession, meter: Meter) -> None:
