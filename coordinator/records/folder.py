@@ -3,6 +3,7 @@
 outputs/<run>/
     config.toml           the resolved config, without secrets
     coordinator.address   where the coordinator listens
+    coordinator.lease     which coordinator serves the run, so that no second one does (`coordinator.records.lease`)
     metrics.jsonl         one line a step: the run's figures and each node's
     tensorboard/          the same as TensorBoard events
     report.png            loss over steps and wall-clock, traffic of each node

@@ -22,6 +22,7 @@ from coordinator.records.folder import (
     mark_complete,
     step_of,
 )
+from coordinator.records.lease import Lease
 from coordinator.records.lock import SERVING, locked
 from coordinator.records.recorder import Recorder
 from coordinator.records.tail import Tail
@@ -63,7 +64,8 @@ def run_coordinator(config: Config, page: PageWish | None = None) -> None:
     make_folder(folder)
     with locked(folder, SERVING):
         try:
-            _serve(config, page)
+            with Lease(folder).held() as lease:
+                _serve(config, page, lease)
         except OSError as error:
             raise RunAborted(f"the coordinator cannot write its files: {error}") from None
         except ConfigError:
@@ -72,7 +74,7 @@ def run_coordinator(config: Config, page: PageWish | None = None) -> None:
             raise
 
 
-def _serve(config: Config, page: PageWish | None) -> None:
+def _serve(config: Config, page: PageWish | None, lease: Lease) -> None:
     folder = config.run.folder
     done = start_step(config)
     log_changes(config)
@@ -120,6 +122,7 @@ def _serve(config: Config, page: PageWish | None) -> None:
         (folder / ADDRESS).write_text(server.address + "\n")
         log.info("run %s: waiting for %d nodes at %s", config.run.name, config.coordinator.nodes, server.address)
         _stop_on_signals(server)
+        lease.on_lost(server.stop)
         with Children() as children:
             if page is not None:
                 environment = os.environ | {TOKEN_VARIABLE: config.coordinator.token}
