@@ -45,6 +45,7 @@ PURE_MODULES = [
     "coordinator.rounds",
     "coordinator.run",
     "coordinator.saves",
+    "coordinator.state",
     "coordinator.table",
     "node.exchange.transfer_tags",
     "node.train.transfer",
