@@ -55,8 +55,6 @@ from netem.names import plain
 
 log = logging.getLogger("isthmus.coordinator")
 
-log = logging.getLogger("isthmus.coordinator")
-
 _FLUSH_TIMEOUT_S = 2.0
 _MAX_BATCH = 10_000  # arrivals between two ticks; a flood must not stop the clock
 _LIMITS = Limits(max_strangers=256, max_open_messages=16, max_message_bytes=MAX_BODY_BYTES)

@@ -44,7 +44,7 @@ class Entry(NamedTuple):
     holder: str
     host: str
     pid: int
-    count: int
+    beats: int
 
 
 class Lease:
@@ -79,7 +79,7 @@ class Lease:
             found = read_lease(self._path)
             if found is not None and found.holder != self._own.holder:
                 return False
-            self._own = self._own._replace(count=self._own.count + 1)
+            self._own = self._own._replace(beats=self._own.beats + 1)
             self._write()
         except OSError as error:
             log.warning("%s: cannot be written: %s", self._path, error)
@@ -153,7 +153,7 @@ def read_lease(path: Path) -> Entry | None:
         said = json.loads(path.read_bytes())
     except (FileNotFoundError, ValueError, RecursionError):
         return None
-    wanted = {"holder": str, "host": str, "pid": int, "count": int}
+    wanted = {"holder": str, "host": str, "pid": int, "beats": int}
     if not isinstance(said, dict) or said.keys() != wanted.keys():
         return None
     return Entry(**said) if all(type(said[key]) is kind for key, kind in wanted.items()) else None

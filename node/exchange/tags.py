@@ -44,20 +44,21 @@ class RingTag(msgspec.Struct, frozen=True, array_like=True, tag="ring", forbid_u
     bucket: Index
 
 
-Tag = ChunkTag | RingTag | TransferTag
+Tag = ChunkTag | RingTag
+AnyTag = Tag | TransferTag
 
 
-def encode_tag(tag: Tag) -> bytes:
+def encode_tag(tag: AnyTag) -> bytes:
     """The tag's bytes."""
     packed: bytes = msgpack.packb(msgspec.to_builtins(tag))
     return packed
 
 
-def decode_tag(data: bytes, peer: str) -> Tag:
+def decode_tag(data: bytes, peer: str) -> AnyTag:
     """Validate a tag that came from `peer`. Raises `ProtocolError`."""
     try:
         tree = msgpack.unpackb(data, use_list=True, max_str_len=64, max_array_len=64, max_map_len=0)
-        named: Tag = msgspec.convert(tree, Tag, strict=True)
+        named: AnyTag = msgspec.convert(tree, AnyTag, strict=True)
     except (ValueError, msgpack.UnpackException, msgspec.ValidationError) as error:
         raise ProtocolError(f"a tensor came with a malformed tag: {error}", peer=peer) from None
     return named

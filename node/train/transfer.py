@@ -83,9 +83,9 @@ class Say(NamedTuple):
 
 
 class Keep(NamedTuple):
-    """Piece `index` is right: put its bytes in their place. The action follows the message that brought it."""
+    """This piece is right: put its bytes in their place. The action follows the message that brought it."""
 
-    index: int
+    piece: int
 
 
 class Note(NamedTuple):

@@ -30,7 +30,7 @@ def test_a_first_coordinator_takes_the_lease_at_once_and_gives_it_back(tmp_path:
     assert clock.slept_s == 0
     found = read_lease(tmp_path / LEASE)
     assert found is not None
-    assert (found.host, found.count) == ("atlas", 1)
+    assert (found.host, found.beats) == ("atlas", 1)
     assert (tmp_path / LEASE).stat().st_size == 512
     lease.drop()
     assert read_lease(tmp_path / LEASE) is None

@@ -123,7 +123,7 @@ class Net:
             if isinstance(action, Say):
                 self._send(action.peer, action.message, b"", True)
             elif isinstance(action, Keep):
-                self.held[action.index] = data
+                self.held[action.piece] = data
             else:
                 self.notes.append(action.text)
 
