@@ -152,10 +152,6 @@ class Session:
             self._raise_if_void()
         return Commit(round_id=round_id)
 
-    def saved(self, step: int) -> None:
-        """Say that this node's part of the checkpoint after `step` steps is on disk. Does not wait."""
-        self._say(Saved(step=step))
-
     def leave(self, reason: str = "") -> None:
         """Leave the run; before its end this ends it for all nodes. Does not raise, and may be called twice."""
         self._part(Leave(reason=shorten(reason)))
@@ -177,6 +173,18 @@ class Session:
         return None if ending is None or ending.how is End.FINISHED else ending.reason
 
     # Any thread.
+
+    def saved(self, step: int, reason: str = "") -> None:
+        """Say that this node's part of the checkpoint after `step` steps is on disk, or why it is not.
+
+        It neither waits nor raises: where this node has left the run, nobody needs to know.
+        """
+        with self._changed:
+            try:
+                out = self._member.send(Saved(step=step, reason=shorten(reason)), time.monotonic())
+            except ProtocolError:
+                return
+        self._put(out)
 
     def on_abort(self, callback: Callable[[str], None]) -> None:
         """Have `callback(reason)` called once when the run is aborted, or at once where it is already.

@@ -109,6 +109,13 @@ class CheckpointComplete(NamedTuple):
     step: int
 
 
+class CheckpointFailed(NamedTuple):
+    """There is no checkpoint after `step` steps: the node that `reason` names could not write its part."""
+
+    step: int
+    reason: str
+
+
 class Finish(NamedTuple):
     """The run is over. This is the last action."""
 
@@ -116,4 +123,4 @@ class Finish(NamedTuple):
     reason: str
 
 
-Action = Send | Forget | Follow | Record | CheckpointComplete | Finish
+Action = Send | Forget | Follow | Record | CheckpointComplete | CheckpointFailed | Finish

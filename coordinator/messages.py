@@ -86,9 +86,10 @@ class Vote(Message, frozen=True, kw_only=True):
 
 
 class Saved(Message, frozen=True, kw_only=True):
-    """The sender's part of the checkpoint after `step` steps is on disk."""
+    """The sender's part of the checkpoint after `step` steps is on disk, or is not, for `reason`."""
 
     step: Count
+    reason: Reason = ""
 
 
 class Changed(Message, frozen=True, kw_only=True):
@@ -208,7 +209,8 @@ class Go(Message, frozen=True, kw_only=True):
     """All members are ready: do the step after `step` steps on the contexts from `cursor` on.
 
     The members vote on `rounds` during the step, in this order. `begins` are rounds whose data starts to travel as the
-    step starts. They are among the `rounds` of a later step, or of this one.
+    step starts. They are among the `rounds` of a later step, or of this one. Checkpoints before step `keep_from` may be
+    removed.
     """
 
     step: Count
@@ -216,6 +218,7 @@ class Go(Message, frozen=True, kw_only=True):
     cursor: Count
     rounds: Annotated[list[Round], msgspec.Meta(max_length=64)] = []
     begins: Annotated[list[Round], msgspec.Meta(max_length=64)] = []
+    keep_from: Count = 0
 
 
 class Alter(Message, frozen=True, kw_only=True):

@@ -16,7 +16,8 @@ class RunPlan:
     `rounds_for(step)` is a pure function that gives the kinds of averaging in that step, in order. `begins_for(step)`
     gives the kinds whose data starts to travel as that step starts, and `ends_for(step)` those of them that are agreed
     on in it, after its other rounds. Nodes must join with the same `config_digest`. `schedule` is the emulated network
-    and its planned changes.
+    and its planned changes. Of the complete checkpoints, which at the start are those of the steps `kept`, the last
+    `keep_last` stay; 0 keeps all.
     """
 
     run_name: str
@@ -30,6 +31,8 @@ class RunPlan:
     schedule: Schedule
     start_step: int = 0
     start_cursor: int = 0
+    keep_last: int = 0
+    kept: Sequence[int] = ()
 
     def cursor_at(self, step: int) -> int:
         """The first context that the step after `step` steps is done on."""

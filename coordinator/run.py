@@ -20,6 +20,7 @@ from coordinator.events import (
     Action,
     Cancelled,
     CheckpointComplete,
+    CheckpointFailed,
     Event,
     Faulted,
     Finish,
@@ -87,7 +88,7 @@ class Run:
         self._roster: Roster | None = None  # the members of this generation, once all have joined
         self._barrier = Barrier((), plan.start_step, config.step_timeout_s)
         self._rounds = StepRounds(config.step_timeout_s)
-        self._saves = Saves()
+        self._saves = Saves(plan.keep_last, plan.kept)
         self._live = LiveNetwork(plan.schedule)
         self._outcome = Finish(False, "")
         # The end of the rendezvous, of the time without any progress, or of the farewells, depending on the phase.
@@ -158,8 +159,10 @@ class Run:
     def _save(self, peer: str, saved: Saved, now_s: float) -> list[Action]:
         if not self._plan.start_step <= saved.step <= self.step + 1:
             raise ProtocolError(f"saved step {saved.step} where the run is at step {self.step}", peer=peer)
-        complete = self._saves.note(peer, saved.step, self._members)
         self._progress(now_s)
+        if saved.reason:
+            return [CheckpointFailed(saved.step, f"{plain(peer)}: {saved.reason}")]
+        complete = self._saves.note(peer, saved.step, self._members)
         return [CheckpointComplete(saved.step)] if complete else []
 
     def _ask(self, peer: str, ask: Ask, now_s: float) -> list[Action]:
@@ -270,6 +273,7 @@ class Run:
             cursor=plan.cursor_at(step),
             rounds=rounds,
             begins=begins,
+            keep_from=self._saves.oldest_kept,
         )
         return self._broadcast(go)
 

@@ -20,6 +20,7 @@ from coordinator.events import (
     Action,
     Cancelled,
     CheckpointComplete,
+    CheckpointFailed,
     Event,
     Faulted,
     Finish,
@@ -251,6 +252,8 @@ class CoordinatorServer:
                     self._record(action)
                 case CheckpointComplete(step):
                     self._checkpoint_complete(step)
+                case CheckpointFailed(step, reason):
+                    log.warning("no checkpoint after step %d, training goes on: %s", step, reason)
                 case Finish(ok, reason):
                     self._outcome = RunOutcome(ok, reason)
         except OSError as error:

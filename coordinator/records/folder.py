@@ -3,12 +3,13 @@
 outputs/<run>/
     config.toml           the resolved config, without secrets
     coordinator.address   where the coordinator listens
+    coordinator.lease     which coordinator serves the run, so that no second one does (`coordinator.records.lease`)
     metrics.jsonl         one line a step: the run's figures and each node's
     tensorboard/          the same as TensorBoard events
     report.png            loss over steps and wall-clock, traffic of each node
     trace/                single steps as each node saw them, where `run.trace` asks (`node.measure.trace_file`)
     logs/                 what coordinator and nodes printed (of `isthmus run`)
-    checkpoint/step-N/    valid only with COMPLETE.json in it (`node.train.checkpoint`)
+    checkpoint/step-N/    valid only with COMPLETE.json in it (`node.train.checkpoint`); `step-N.refused` was damaged
 
 What is read back is checked: another program, a crash or a full disk may have left something else there. `metrics`
 reads metrics.jsonl; `lock` keeps two processes from writing to one folder.
@@ -21,7 +22,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -37,17 +38,31 @@ _COMPLETE = "COMPLETE.json"
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
+def whole_file(path: Path, durable: bool = False) -> Iterator[Path]:
     """Where to write what will be at `path`: it is renamed after the block, so a file of that name is always whole.
 
-    Nothing is left behind where the block fails.
+    Nothing is left behind where the block fails. A `durable` file is on the disk, also after a power failure, when the
+    block has ended.
     """
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         yield unfinished
+        if durable:
+            _flush(unfinished)
         unfinished.replace(path)
+        if durable:
+            _flush(path.parent)  # the new name
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def _flush(path: Path) -> None:
+    """Wait until what was written to a file or folder is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def make_folder(folder: Path, exist_ok: bool = True) -> None:
@@ -72,7 +87,7 @@ def mark_complete(run_folder: Path, step: int, nodes: int) -> None:
     """Mark a checkpoint as whole: every node has saved its part. The mark appears at once or not at all."""
     folder = checkpoint_folder(run_folder, step)
     folder.mkdir(parents=True, exist_ok=True)
-    with whole_file(folder / _COMPLETE) as unfinished:
+    with whole_file(folder / _COMPLETE, durable=True) as unfinished:
         unfinished.write_text(json.dumps({"step": step, "nodes": nodes}) + "\n")
 
 
@@ -81,10 +96,38 @@ def is_complete(checkpoint: Path) -> bool:
     return (checkpoint / _COMPLETE).is_file()
 
 
+def checkpoints(run_folder: Path) -> list[Path]:
+    """The folders of a run's checkpoints, complete or not, the last one first."""
+    found = [folder for folder in (run_folder / "checkpoint").glob("step-*") if step_of(folder) >= 0]
+    return sorted(found, key=step_of, reverse=True)
+
+
+def complete_checkpoints(run_folder: Path) -> list[Path]:
+    """The complete checkpoints of a run, the last one first."""
+    return [folder for folder in checkpoints(run_folder) if is_complete(folder)]
+
+
 def latest_complete(run_folder: Path) -> Path | None:
     """The last complete checkpoint of a run, if there is one."""
-    complete = [folder for folder in (run_folder / "checkpoint").glob("step-*") if is_complete(folder)]
-    return max(complete, key=step_of, default=None)
+    return next(iter(complete_checkpoints(run_folder)), None)
+
+
+def drop_before(run_folder: Path, step: int) -> None:
+    """Remove the checkpoints before that of `step`, complete or not. What the disk does not let go stays there.
+
+    The mark goes first, so a folder of which only a part is left does not count.
+    """
+    for folder in checkpoints(run_folder):
+        if step_of(folder) < step:
+            with suppress(OSError):
+                (folder / _COMPLETE).unlink(missing_ok=True)
+                shutil.rmtree(folder, ignore_errors=True)  # another process may be removing it too
+
+
+def set_aside(checkpoint: Path) -> Path:
+    """Give a checkpoint that is not to be used a name under which it does not count; the new one."""
+    names = (checkpoint.with_name(f"{checkpoint.name}.refused{number}") for number in ("", *map(str, range(2, 1000))))
+    return checkpoint.rename(next(name for name in names if not name.exists()))
 
 
 def step_of(checkpoint: Path) -> int:

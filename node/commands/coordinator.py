@@ -6,11 +6,23 @@ import logging
 import os
 import signal
 import time
+from functools import partial
 
 from coordinator.events import Record
 from coordinator.messages import Watched
 from coordinator.plan import RunPlan
-from coordinator.records.folder import ADDRESS, CONFIG, METRICS, discard_unstarted, make_folder, mark_complete
+from coordinator.records.folder import (
+    ADDRESS,
+    CONFIG,
+    METRICS,
+    complete_checkpoints,
+    discard_unstarted,
+    drop_before,
+    make_folder,
+    mark_complete,
+    step_of,
+)
+from coordinator.records.lease import Lease
 from coordinator.records.lock import SERVING, locked
 from coordinator.records.recorder import Recorder
 from coordinator.records.tail import Tail
@@ -20,7 +32,7 @@ from netem.errors import ConfigError, RunAborted
 from netem.profile import resolve_schedule
 from node.commands.dashboard import PageWish, start_page
 from node.config import TOKEN_VARIABLE, Config, public_toml, save_config
-from node.train.resume import check_can_start, log_changes, start_step
+from node.train.resume import check_can_start, log_changes, set_refused_aside, start_step
 from node.train.schedule import StepSchedule
 from node.watch.view import View
 
@@ -52,7 +64,8 @@ def run_coordinator(config: Config, page: PageWish | None = None) -> None:
     make_folder(folder)
     with locked(folder, SERVING):
         try:
-            _serve(config, page)
+            with Lease(folder).held() as lease:
+                _serve(config, page, lease)
         except OSError as error:
             raise RunAborted(f"the coordinator cannot write its files: {error}") from None
         except ConfigError:
@@ -61,10 +74,11 @@ def run_coordinator(config: Config, page: PageWish | None = None) -> None:
             raise
 
 
-def _serve(config: Config, page: PageWish | None) -> None:
+def _serve(config: Config, page: PageWish | None, lease: Lease) -> None:
     folder = config.run.folder
     done = start_step(config)
     log_changes(config)
+    set_refused_aside(config)
     (folder / ADDRESS).unlink(missing_ok=True)
     save_config(config, folder / CONFIG)
     network, steps = resolve_schedule(config.net), StepSchedule(config.model, config.compress, config.train)
@@ -80,6 +94,8 @@ def _serve(config: Config, page: PageWish | None) -> None:
         start_step=done,
         start_cursor=done * config.train.batch,
         schedule=network,
+        keep_last=config.train.keep_last,
+        kept=[step_of(checkpoint) for checkpoint in complete_checkpoints(folder)],
     )
     view, tail, began_s = View(config, say=log.info), Tail(), time.monotonic()
 
@@ -100,12 +116,13 @@ def _serve(config: Config, page: PageWish | None) -> None:
             config.coordinator,
             plan,
             record=record,
-            checkpoint_complete=lambda step: mark_complete(folder, step, config.coordinator.nodes),
+            checkpoint_complete=partial(_complete, config),
             show=show,
         )
         (folder / ADDRESS).write_text(server.address + "\n")
         log.info("run %s: waiting for %d nodes at %s", config.run.name, config.coordinator.nodes, server.address)
         _stop_on_signals(server)
+        lease.on_lost(server.stop)
         with Children() as children:
             if page is not None:
                 environment = os.environ | {TOKEN_VARIABLE: config.coordinator.token}
@@ -114,6 +131,19 @@ def _serve(config: Config, page: PageWish | None) -> None:
     if not outcome.ok:
         raise RunAborted(f"the run ended before its last step: {outcome.reason}")
     log.info("run %s: done after %d steps", config.run.name, config.train.steps)
+
+
+def _complete(config: Config, step: int) -> None:
+    """Mark a checkpoint, and remove those that are too old. Where the disk fails, the one before stays the last."""
+    folder, keep_last = config.run.folder, config.train.keep_last
+    try:
+        mark_complete(folder, step, config.coordinator.nodes)
+    except OSError as error:
+        log.warning("no checkpoint after step %d, training goes on: %s", step, error)
+        return
+    kept = complete_checkpoints(folder)[:keep_last]
+    if kept:
+        drop_before(folder, step_of(kept[-1]))
 
 
 def _stop_on_signals(server: CoordinatorServer) -> None:

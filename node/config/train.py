@@ -83,6 +83,14 @@ class TrainConfig(Section, frozen=True, kw_only=True):
         0.0
     )
     checkpoint_every: Annotated[int, Meta(description="Steps between checkpoints. 0: only at the end.", ge=0)] = 0
+    keep_last: Annotated[
+        int,
+        Meta(
+            description="Complete checkpoints that stay on the disk; older ones are removed. With 1 there is none to "
+            "go on from where the last one is damaged. 0: all stay.",
+            ge=0,
+        ),
+    ] = 0
     eval_every: Annotated[
         int, Meta(description="Steps between held-out evaluations. 0: only at the start and the end.", ge=0)
     ] = 0

@@ -23,6 +23,7 @@ from node.exchange.chunks import most_ahead
 from node.exchange.passes import PassSpec
 from node.exchange.payload import PayloadFormat
 from node.exchange.tags import ChunkTag, RingTag, decode_tag
+from node.exchange.transfer_tags import TransferTag
 
 _WHAT = {
     "kv": "keys and values",
@@ -88,8 +89,16 @@ class Conversation(Protocol):
     def on_generation(self, callback: Callable[[int], None]) -> None: ...
 
 
+class Transfers(Protocol):
+    """Takes what members send of their state when a node joins (`node.worker.handover`). Neither call may block."""
+
+    def admit(self, peer: str, tag: TransferTag, total_bytes: int) -> memoryview | None: ...
+
+    def deliver(self, peer: str, tag: TransferTag, buffer: memoryview) -> None: ...
+
+
 class Inbox:
-    """A `netem.endpoint.Receiver`: control messages go to the conversation, tensors wait here.
+    """A `netem.endpoint.Receiver`: control messages go to the conversation, states to `transfers`, tensors wait here.
 
     A peer may be as many passes ahead of this node as may be in flight.
     """
@@ -107,6 +116,7 @@ class Inbox:
         self._newest = 0
         self._open: set[int] = set()
         self._failure: IsthmusError | None = None
+        self.transfers: Transfers | None = None
 
     def follow(self, conversation: Conversation) -> None:
         """Hand control messages to `conversation`. It ends every wait when a generation or the run is over."""
@@ -215,6 +225,8 @@ class Inbox:
         with self._changed:
             if not self._is_of_now(generation):
                 return None
+            if isinstance(named, TransferTag):
+                return self.transfers.admit(peer, named, total_bytes) if self.transfers else None
             if isinstance(named, RingTag):
                 key: Key | None = self._admit_ring(named, total_bytes, peer)
             else:
@@ -237,6 +249,10 @@ class Inbox:
         with self._changed:
             if not self._is_of_now(generation):
                 return  # it was admitted just before this generation began
+            if isinstance(named, TransferTag):
+                if self.transfers:
+                    self.transfers.deliver(peer, named, buffer)
+                return
             assert self._world is not None
             key = self._key(named, self._world.peers.index(peer))
             if key in self._admitted:  # its pass may have ended while it came in

@@ -14,6 +14,7 @@ from msgspec import Meta
 
 from netem.errors import ProtocolError
 from node.config import FormatName
+from node.exchange.transfer_tags import TransferTag
 
 Index = Annotated[int, Meta(ge=0, le=1 << 40)]
 
@@ -44,19 +45,20 @@ class RingTag(msgspec.Struct, frozen=True, array_like=True, tag="ring", forbid_u
 
 
 Tag = ChunkTag | RingTag
+AnyTag = Tag | TransferTag
 
 
-def encode_tag(tag: Tag) -> bytes:
+def encode_tag(tag: AnyTag) -> bytes:
     """The tag's bytes."""
     packed: bytes = msgpack.packb(msgspec.to_builtins(tag))
     return packed
 
 
-def decode_tag(data: bytes, peer: str) -> Tag:
+def decode_tag(data: bytes, peer: str) -> AnyTag:
     """Validate a tag that came from `peer`. Raises `ProtocolError`."""
     try:
         tree = msgpack.unpackb(data, use_list=True, max_str_len=64, max_array_len=64, max_map_len=0)
-        named: Tag = msgspec.convert(tree, ChunkTag | RingTag, strict=True)
+        named: AnyTag = msgspec.convert(tree, AnyTag, strict=True)
     except (ValueError, msgpack.UnpackException, msgspec.ValidationError) as error:
         raise ProtocolError(f"a tensor came with a malformed tag: {error}", peer=peer) from None
     return named

@@ -189,7 +189,7 @@ class Session:
     def ready(self, step: int, metrics: Metrics | None = None, digests: dict[str, str] | None = None) -> Go | Stop:
         return self.coordinator.ready(self.rank, step, metrics, digests or {})
 
-    def saved(self, step: int) -> None:
+    def saved(self, step: int, reason: str = "") -> None:
         """Nothing follows from it: a study keeps no checkpoints."""
 
     def vote(self, round_id: int, ok: bool, digest: str, reason: str = "") -> None:

@@ -26,7 +26,7 @@ from node.train.outer import OuterStep
 from node.train.ring_formats import RING_FORMATS
 from node.train.schedule import WEIGHTS, StepSchedule
 
-_VELOCITY, _AGREED, _RESIDUAL = "outer.velocity", "outer.agreed", "outer.residual"
+_VELOCITY, _AGREED, RESIDUAL = "outer.velocity", "outer.agreed", "outer.residual"
 """Names in a checkpoint: the outer step's momentum, the agreed weights where the own are others, and what formats with
 few bits have left out so far. All of them are flat, fragment after fragment."""
 
@@ -124,13 +124,13 @@ class AgreedWeights:
     def state(self) -> dict[str, Tensor]:
         """What a checkpoint holds beside the own weights."""
         assert self._begun is None, "no fragment is under way at a checkpoint"
-        found = {_VELOCITY: self.outer.velocity, _RESIDUAL: self.residual}
+        found = {_VELOCITY: self.outer.velocity, RESIDUAL: self.residual}
         found |= {_AGREED: self.vector} if self._train.streams else {}
         return {name: tensor for name, tensor in found.items() if tensor is not None}
 
     def named(self) -> dict[str, Tensor]:
         """The agreed weights by name, where the own may be others."""
-        if not self._train.streams:
+        if self._train.sync_every == 1:
             return {}
         whole = [torch.empty_like(self._named[name], device="cpu") for name in self._order]
         unflatten_into(self.vector, whole)
@@ -144,8 +144,24 @@ class AgreedWeights:
             self.outer.velocity = self._saved(tensors, _VELOCITY, "train.outer_momentum")
         if self._train.streams:
             self.vector = self._saved(tensors, _AGREED, "train.sync_fragments")
-        if _RESIDUAL in tensors:
-            self.residual = self._saved(tensors, _RESIDUAL, "train.sync_format")
+        if RESIDUAL in tensors:
+            self.residual = self._saved(tensors, RESIDUAL, "train.sync_format")
+
+    def momentum(self) -> dict[str, Tensor]:
+        """The outer step's momentum by its name in a checkpoint, where there is one yet."""
+        return {} if self.outer.velocity is None else {_VELOCITY: self.outer.velocity}
+
+    def join(self, tensors: dict[str, Tensor]) -> None:
+        """Begin with another node's agreed weights, which are the own by now, and its momentum, where it has one yet.
+        Raises `ConfigError` where that does not fit."""
+        self.restart()
+        if _VELOCITY in tensors:
+            self.outer.velocity = self._saved(tensors, _VELOCITY, "train.outer_momentum")
+
+    def impose(self) -> None:
+        """The agreed weights become this node's own."""
+        with torch.no_grad():
+            unflatten_into(self.vector, self._parts[WEIGHTS].tensors)
 
     def _saved(self, tensors: dict[str, Tensor], name: str, key: str) -> Tensor:
         saved, wanted = tensors.get(name), tuple(self.vector.shape)

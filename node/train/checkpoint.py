@@ -8,18 +8,21 @@
                               (each node writes its own)
         COMPLETE.json         written last, by the coordinator, when every node has saved (`coordinator.records.folder`)
 
-Each node's file is enough for that node, so machines need not share a disk. `node.train.tensor_files` reads and writes
-them.
+Each node's file is enough for that node, so machines need not share a disk. The trainer's thread only copies the
+tensors (`Checkpoints.snapshot`); another one writes them (`node.train.writer`). `node.train.tensor_files` reads and
+writes the files, and `node.train.parts` finds what a node goes on from where the number of nodes has changed.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from coordinator.records.folder import checkpoint_folder
+from coordinator.records.folder import checkpoint_folder, drop_before
 from netem.errors import ConfigError
 from node.model.exchanged import ExchangedLlama
 from node.subspace.basis import Moments
@@ -27,24 +30,67 @@ from node.subspace.codec import Codec
 from node.train.agreed import AgreedWeights
 from node.train.basis import restore_basis
 from node.train.finite import require_finite
+from node.train.parts import NODES, RANK, RUNNING, part_name, read_part
 from node.train.tensor_files import CORPUS, MODEL, read_sound, vocab_size_in, write_tensors
-
-_RUNNING = "running."
-"""Before the layer and kind of a running second moment."""
 
 _OTHER_MODEL = "it was made with other [model] or [compress] settings"
 
 
+@dataclass(frozen=True)
+class Snapshot:
+    """One node's part of the checkpoint after `step` steps, as a copy that training does not change any more.
+
+    `files` has the tensors of each file, and `about` what all of these say of themselves.
+    """
+
+    step: int
+    files: dict[Path, dict[str, Tensor]]
+    about: dict[str, str]
+    run_folder: Path
+    keep_from: int = 0
+    """Checkpoints before this step are removed, to make room for this one."""
+
+    def write(self) -> None:
+        """Write the files, one after another. Raises `IsthmusError` where the disk fails."""
+        drop_before(self.run_folder, self.keep_from)
+        for path, tensors in self.files.items():
+            write_tensors(tensors, path, self.about)
+
+
 class Checkpoints:
-    """The checkpoints of one run, as one node sees them.
+    """The checkpoints of one run, as one of its `nodes` sees them.
 
     `corpus` is the fingerprint of the tokens that are trained on; empty where it is not compared.
     """
 
-    def __init__(self, run_folder: Path, rank: int, corpus: str = "") -> None:
+    def __init__(self, run_folder: Path, rank: int, corpus: str = "", nodes: int = 1) -> None:
         self._run_folder = run_folder
         self._rank = rank
         self._corpus = corpus
+        self._nodes = nodes
+
+    def snapshot(
+        self,
+        step: int,
+        model: ExchangedLlama,
+        optimizer: torch.optim.Optimizer,
+        running: Moments | None = None,
+        agreed: AgreedWeights | None = None,
+        keep_from: int = 0,
+    ) -> Snapshot:
+        """Copy this node's part of the checkpoint after `step` steps, whose writing will remove those before step
+        `keep_from`. Raises `RunAborted` where a tensor is not finite: nothing is to be written then."""
+        folder = checkpoint_folder(self._run_folder, step)
+        weights = _copies(_weights(model))
+        rest = _optimizer_tensors(model, optimizer)
+        rest |= {f"{RUNNING}{layer}.{kind}": moment for (layer, kind), moment in (running or {}).items()}
+        rest |= agreed.state() if agreed is not None else {}
+        part = weights | _copies(rest)
+        require_finite(part, f"step {step}: no checkpoint")
+        about = {"step": str(step), RANK: str(self._rank), NODES: str(self._nodes)}
+        about |= {CORPUS: self._corpus} if self._corpus else {}
+        files = {folder / MODEL: weights | (agreed.named() if agreed else {})} if self._rank == 0 else {}
+        return Snapshot(step, files | {folder / part_name(self._rank): part}, about, self._run_folder, keep_from)
 
     def save(
         self,
@@ -54,35 +100,48 @@ class Checkpoints:
         running: Moments | None = None,
         agreed: AgreedWeights | None = None,
     ) -> None:
-        """Write this node's part of the checkpoint after `step` steps.
-
-        Raises `RunAborted` where a tensor is not finite, before anything is written; `IsthmusError` where the disk
-        fails.
-        """
-        folder = checkpoint_folder(self._run_folder, step)
-        weights = {name: tensor.detach().cpu().contiguous() for name, tensor in _weights(model).items()}
-        moments = _optimizer_tensors(model, optimizer)
-        for (layer, kind), moment in (running or {}).items():
-            moments[f"{_RUNNING}{layer}.{kind}"] = moment.cpu().contiguous()
-        if agreed is not None:
-            moments |= agreed.state()
-        require_finite({**weights, **moments}, f"step {step}: no checkpoint")
-        about = {"step": str(step)} | ({CORPUS: self._corpus} if self._corpus else {})
-        if self._rank == 0:
-            write_tensors(weights | (agreed.named() if agreed else {}), folder / MODEL, about)
-        write_tensors({**weights, **moments}, folder / _part(self._rank), about)
+        """Write this node's part at once. Raises as `snapshot` and `Snapshot.write` do."""
+        self.snapshot(step, model, optimizer, running, agreed).write()
 
     def load(
         self, step: int, model: ExchangedLlama, optimizer: torch.optim.Optimizer, agreed: AgreedWeights | None = None
     ) -> Moments:
-        """Load this node's part of the checkpoint after `step` steps; returns its running second moments, if any.
-        Raises `ConfigError` where it is not there, is not finite, or is of another step or corpus."""
-        tensors = read_sound(checkpoint_folder(self._run_folder, step) / _part(self._rank), self._corpus)
+        """Load the checkpoint after `step` steps; returns this node's running second moments, if any.
+
+        A node goes on from its own part, as if it had never stopped. Where another number of nodes wrote the
+        checkpoint, or this node has no part of it here, it goes on from the agreed weights (`node.train.parts`). Raises
+        `ConfigError` where there is none, it is not sound, or it is of another step or corpus.
+        """
+        folder = checkpoint_folder(self._run_folder, step)
+        tensors, own = read_part(folder, self._rank, self._nodes, self._corpus)
         load_weights(model, tensors)
         _load_optimizer(model, optimizer, tensors)
         if agreed is not None:
             agreed.load(tensors)
+            if not own:
+                agreed.impose()
         return _running_moments(model, tensors)
+
+
+def shared_state(
+    model: ExchangedLlama, optimizer: torch.optim.Optimizer, running: Moments, agreed: AgreedWeights
+) -> dict[str, Tensor]:
+    """What a node that joins gets of this one, by the names of a checkpoint: the agreed weights in place of the own."""
+    state = _weights(model) | agreed.named() | _optimizer_tensors(model, optimizer)
+    state |= {f"{RUNNING}{layer}.{kind}": moment for (layer, kind), moment in running.items()}
+    return state | agreed.momentum()
+
+
+def join_state(
+    tensors: dict[str, Tensor], model: ExchangedLlama, optimizer: torch.optim.Optimizer, agreed: AgreedWeights
+) -> Moments:
+    """Take what `shared_state` gave on another node; returns the running second moments, which are zeros. Raises
+    `ConfigError` where it is not of this model."""
+    load_weights(model, tensors)
+    optimizer.state.clear()
+    _load_optimizer(model, optimizer, tensors)
+    agreed.join(tensors)
+    return _running_moments(model, tensors)
 
 
 def load_weights(model: ExchangedLlama, tensors: dict[str, Tensor]) -> None:
@@ -93,7 +152,7 @@ def load_weights(model: ExchangedLlama, tensors: dict[str, Tensor]) -> None:
     strays = [
         name
         for name in tensors.keys() - own.keys()
-        if not name.startswith(("optimizer.", "outer.", _RUNNING)) and "codecs" not in name
+        if not name.startswith(("optimizer.", "outer.", RUNNING)) and "codecs" not in name
     ]
     if strays:
         raise ConfigError(f"checkpoint: {min(strays)} is in it and not in the model: {_OTHER_MODEL}")
@@ -135,21 +194,25 @@ def vocab_size_of(folder: Path) -> int:
     return vocab_size_in(folder / MODEL)
 
 
-def _part(rank: int) -> str:
-    return f"node-{rank}.safetensors"
-
-
 def _weights(model: ExchangedLlama) -> dict[str, Tensor]:
     """Parameters and basis by name; a tied head is the embedding, and is written once."""
     state = dict(model.named_parameters())
     return state | dict(model.named_buffers())
 
 
+def _copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies on the CPU, row by row."""
+    return {
+        name: tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+        for name, tensor in tensors.items()
+    }
+
+
 def _optimizer_tensors(model: ExchangedLlama, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for name, parameter in model.named_parameters():
         for key, value in optimizer.state.get(parameter, {}).items():
-            tensors[f"optimizer.{key}.{name}"] = torch.as_tensor(value).detach().cpu().contiguous()
+            tensors[f"optimizer.{key}.{name}"] = torch.as_tensor(value)
     return tensors
 
 
@@ -166,5 +229,5 @@ def _load_optimizer(model: ExchangedLlama, optimizer: torch.optim.Optimizer, ten
 
 def _running_moments(model: ExchangedLlama, tensors: dict[str, Tensor]) -> Moments:
     device = model.embed_tokens.weight.device
-    named = {key: f"{_RUNNING}{key[0]}.{key[1]}" for key, _ in model.codecs()}
+    named = {key: f"{RUNNING}{key[0]}.{key[1]}" for key, _ in model.codecs()}
     return {key: tensors[name].to(device) for key, name in named.items() if name in tensors}

@@ -1,35 +1,56 @@
 """The files of a checkpoint: safetensors, written whole or not at all, and trusted only once they have been checked.
 
-A file is sound where it is whole, all its tensors are finite, it is of its folder's step, and it was trained on the
-corpus at hand. Tensors only; nothing is unpickled.
+A file is sound where it is what was written (its digest fits, `node.train.file_digest`), all its tensors are finite, it
+is of its folder's step, and it was trained on the corpus at hand. Tensors only; nothing is unpickled.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import safetensors
+import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
 from coordinator.records.folder import is_complete, step_of, whole_file
 from netem.errors import ConfigError, IsthmusError
+from node.train.file_digest import DIGEST, Content, check_digest, digest_of
 from node.train.finite import first_nonfinite
 
 MODEL = "model.safetensors"
 CORPUS = "corpus"
 """The key of the corpus's fingerprint in a file's metadata."""
 
+TYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+"""What safetensors calls the types that a checkpoint may hold."""
+
 
 def write_tensors(tensors: dict[str, Tensor], path: Path, about: dict[str, str]) -> None:
-    """Write a file and its folder. Raises `IsthmusError` where the disk fails, as for lack of room."""
+    """Write a file and its folder. Raises `IsthmusError` where the disk fails, as for lack of room.
+
+    The tensors are contiguous and on the CPU. What a killed process has left of this file is removed.
+    """
+    about = {"format": "pt", **about}
+    about[DIGEST] = digest_of(about, (_content(name, tensor) for name, tensor in sorted(tensors.items())))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with whole_file(path) as unfinished:
-            save_file(tensors, unfinished, metadata={"format": "pt", **about})
+        for left in path.parent.glob(f".{path.name}.*"):
+            left.unlink(missing_ok=True)
+        with whole_file(path, durable=True) as unfinished:
+            save_file(tensors, unfinished, metadata=about)
     except (safetensors.SafetensorError, OSError) as error:
         raise IsthmusError(f"{path}: cannot be written: {error}") from None
 
@@ -40,6 +61,10 @@ def read_sound(path: Path, corpus: str = "") -> dict[str, Tensor]:
     An empty `corpus` is not compared, nor is one with a file that names none.
     """
     tensors, about = _read(path)
+    try:
+        check_digest(path)
+    except ConfigError as error:
+        raise ConfigError(f"{error}; {_advice(path)}") from None
     said, expected = about.get("step"), step_of(path.parent)
     if said is not None and said != str(expected):
         raise ConfigError(
@@ -64,17 +89,22 @@ def vocab_size_in(path: Path) -> int:
         return int(tensors.get_slice("embed_tokens.weight").get_shape()[0])
 
 
+def _content(name: str, tensor: Tensor) -> Content:
+    assert tensor.is_contiguous(), f"{name} is not contiguous"
+    data = memoryview(tensor.reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
+    return Content(name, TYPES[tensor.dtype], tensor.shape, [data])
+
+
 def _advice(path: Path) -> str:
     """Which checkpoint before this one to use, and how."""
     folder = path.parent
-    earlier = [other for other in folder.parent.glob("step-*") if step_of(other) < step_of(folder)]
+    earlier = [other for other in folder.parent.glob("step-*") if 0 <= step_of(other) < step_of(folder)]
     for other in sorted(filter(is_complete, earlier), key=step_of, reverse=True):
-        try:
+        with suppress(ConfigError):
+            check_digest(other / path.name)
             tensors, _ = _read(other / path.name)
-        except ConfigError:
-            continue
-        if not first_nonfinite(tensors):
-            return f"{other} is sound: use it, or move {folder} away and resume from there"
+            if not first_nonfinite(tensors):
+                return f"{other} is sound: use it, or move {folder} away and resume from there"
     return "no checkpoint before it is sound; train anew with a lower train.lr"
 
 

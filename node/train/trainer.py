@@ -24,10 +24,12 @@ from node.subspace.energy import EnergyReport
 from node.train import basis
 from node.train.agreed import AgreedWeights
 from node.train.averaging import flatten, unflatten_into
+from node.train.checkpoint import join_state, shared_state
 from node.train.evaluate import heldout_loss
 from node.train.finite import StepGuard, poison, require_finite
 from node.train.optimizer import clip_gradients, make_optimizer, set_learning_rate
 from node.train.passes import loss_sum
+from node.train.pieces import Packed, pack
 from node.train.schedule import (
     BASIS,
     FINITE,
@@ -37,6 +39,7 @@ from node.train.schedule import (
     StepSchedule,
 )
 from node.train.world import World
+from node.train.writer import Writer
 
 Metrics = dict[str, float]
 
@@ -46,7 +49,7 @@ class StepSession(Protocol):
 
     def ready(self, step: int, metrics: Metrics | None = None, digests: dict[str, str] | None = None) -> Go | Stop: ...
 
-    def saved(self, step: int) -> None: ...
+    def saved(self, step: int, reason: str = "") -> None: ...
 
 
 class Meter(Protocol):
@@ -73,11 +76,22 @@ class Trainer:
         self._agreed = AgreedWeights(config.train, self._schedule, model)
         self._guard = StepGuard(config.train)
         self._running = basis.RunningMoments(config.compress.refresh_decay)
+        self._writer = Writer()
+        self._keep_from = 0  # checkpoints before this step may be removed
         self._digests: dict[str, str] = {}  # must be equal on all nodes, which the next barrier compares
 
     def resume(self, world: World, step: int) -> None:
         """Load this run's checkpoint after `step` steps."""
         self._running.total = world.checkpoints.load(step, self.model, self.optimizer, self._agreed)
+        self.done = step
+
+    def share(self) -> Packed:
+        """What a node that joins gets of this one. Nothing of it may change meanwhile: this node waits at a barrier."""
+        return pack(shared_state(self.model, self.optimizer, self._running.total, self._agreed), self.done)
+
+    def join(self, tensors: dict[str, Tensor], step: int) -> None:
+        """Take what another node shares, after `step` steps. Raises `ConfigError` where it is not of this model."""
+        self._running.total = join_state(tensors, self.model, self.optimizer, self._agreed)
         self.done = step
 
     def run(self, world: World, session: StepSession, meter: Meter) -> None:
@@ -92,6 +106,7 @@ class Trainer:
         meter.begin(self.done + 1)
         while isinstance(go := self._next(world, session, metrics), Go):
             self._digests = {}
+            self._keep_from = go.keep_from
             metrics = self.step(world, go)
             self.done = done = go.step + 1
             if self._schedule.saves(done):
@@ -102,13 +117,20 @@ class Trainer:
                     metrics |= self.evaluate(world, done)
             metrics |= meter.step_metrics()
 
+    def close(self, limit_s: float) -> None:
+        """Wait until no checkpoint is being written, at most so long."""
+        self._writer.wait(limit_s)
+
     def _next(self, world: World, session: StepSession, metrics: Metrics | None) -> Go | Stop:
         with world.spans.span(GO):
             return session.ready(self.done, metrics, self._digests)
 
     def _save(self, world: World, session: StepSession) -> None:
-        world.checkpoints.save(self.done, self.model, self.optimizer, self._running.total, self._agreed)
-        session.saved(self.done)
+        """Copy this node's part of a checkpoint, to be written while training goes on. The last is waited for."""
+        args = (self.done, self.model, self.optimizer, self._running.total, self._agreed, self._keep_from)
+        self._writer.write(world.checkpoints.snapshot(*args), session.saved)
+        if self.done == self._config.train.steps:
+            self._writer.wait()
         if "weights" not in self._digests:  # an averaging of weights has just taken it
             self._digests["weights"] = digest([self._common_weights()])
 

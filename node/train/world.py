@@ -66,5 +66,5 @@ def build_world(
         members=members,
         exchange=ChunkExchange(assignment, rank, payload, wire, recorder),
         averager=Averager(rank, assignment.n_ranks, wire, session, recorder),
-        checkpoints=Checkpoints(run_folder, rank, corpus),
+        checkpoints=Checkpoints(run_folder, rank, corpus, assignment.n_ranks),
     )

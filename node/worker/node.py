@@ -122,12 +122,14 @@ def _take_part(
         return step_flops(config.model, config.compress, config.train.batch, own, spec, task.vocab_size)
 
     builder = WorldBuilder(endpoint, inbox, payload, session, timeout_s, config.run, task.fingerprint, machine, flops)
+    trainer = Trainer(config, task, model)
     try:
-        _train(Trainer(config, task, model), session, builder, place)
+        _train(trainer, session, builder, place)
     except Exception as error:  # also a fault of our own: the others say then what it was
         session.fail(str(error) if isinstance(error, IsthmusError) else repr(error))
         raise
     finally:
+        trainer.close(FAREWELL_S)
         session.leave()
         builder.close()
         for peer in endpoint.counters():

@@ -100,7 +100,8 @@ class Session:
             return Stop(ok=True)
         return go(self.shared.config, Assignment(self.shared.world), step)
 
-    def saved(self, step: int) -> None:
+    def saved(self, step: int, reason: str = "") -> None:
+        assert not reason
         self.shared.saved[self.rank].append(step)
 
     def vote(self, round_id: int, ok: bool, digest: str, reason: str = "") -> None:
@@ -149,6 +150,7 @@ def train(
         if start:
             trainer.resume(here, start)
         trainer.run(here, session, Still())
+        trainer.close(TIMEOUT_S)
         return trainer
 
     return shared, run_ranks(len(world), work)

@@ -10,7 +10,19 @@ from collections import deque
 from typing import Any
 
 from coordinator.config import CoordinatorConfig
-from coordinator.events import Action, CheckpointComplete, Event, Faulted, Finish, Follow, Received, Record, Send, Tick
+from coordinator.events import (
+    Action,
+    CheckpointComplete,
+    CheckpointFailed,
+    Event,
+    Faulted,
+    Finish,
+    Follow,
+    Received,
+    Record,
+    Send,
+    Tick,
+)
 from coordinator.member import Member, State
 from coordinator.messages import (
     PROTOCOL_VERSION,
@@ -206,6 +218,8 @@ class Wire:
                 self.records.append(action)
             case CheckpointComplete(step):
                 self.checkpoints.append(step)
+            case CheckpointFailed():
+                pass  # the server says it in its log
             case Finish():
                 self.outcome = action
 

@@ -45,7 +45,10 @@ PURE_MODULES = [
     "coordinator.rounds",
     "coordinator.run",
     "coordinator.saves",
+    "coordinator.state",
     "coordinator.table",
+    "node.exchange.transfer_tags",
+    "node.train.transfer",
 ]
 BELOW = {"netem": set(), "coordinator": {"netem"}, "node": {"coordinator", "netem"}}
 

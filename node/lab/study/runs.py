@@ -20,7 +20,7 @@ from node.config import Config, to_tree
 from node.lab.study.table import Arm, Study
 from node.lab.study.version import code_version
 
-_NO_PART = ("run.name", "run.outputs", "run.resume", "run.threads", "run.recompute", "data.cache")
+_NO_PART = ("run.name", "run.outputs", "run.resume", "run.threads", "run.recompute", "train.keep_last", "data.cache")
 _NO_SECTION = ("net",)
 
 

@@ -15,7 +15,11 @@ import node
 
 _ROOT = Path(node.__file__).parent
 _PARTS = ("model", "subspace", "train", "exchange", "data", "config/seeds.py", "lab/study/measure.py")
-_NO_PART = ("exchange/inbox.py", "exchange/wire.py", "exchange/tags.py", "train/checkpoint.py", "data/hub_reader.py")
+_NO_PART = (
+    *("exchange/inbox.py", "exchange/wire.py", "exchange/tags.py", "exchange/transfer_tags.py", "data/hub_reader.py"),
+    *("train/checkpoint.py", "train/file_digest.py", "train/parts.py", "train/writer.py"),
+    *("train/transfer.py", "train/pieces.py"),
+)
 
 
 @functools.cache

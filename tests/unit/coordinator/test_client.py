@@ -127,7 +127,7 @@ def test_rosters_come_one_after_another_until_the_run_is_over(script: MakeScript
     with pytest.raises(GenerationOver, match="generation 1 is over: 3 has begun"):
         one.session.vote(0, True)
     said = list(one.said)
-    for call in (lambda: one.session.ready(1), lambda: one.session.vote(0, True), lambda: one.session.saved(1)):
+    for call in (lambda: one.session.ready(1), lambda: one.session.vote(0, True)):
         with pytest.raises(GenerationOver):
             call()
     assert one.said == said, "words of the old generation would be taken for the new one's"
@@ -184,7 +184,7 @@ def test_an_abort_raises_with_its_reason_and_tells_the_subscribers_once(script: 
     one.session.ready(0)
     with pytest.raises(RunAborted, match="node-1 failed"):
         one.session.vote(0, True)
-    for call in (lambda: one.session.ready(1), lambda: one.session.vote(0, True), lambda: one.session.saved(1)):
+    for call in (lambda: one.session.ready(1), lambda: one.session.vote(0, True)):
         with pytest.raises(RunAborted, match="node-1 failed"):
             call()
     assert reasons == ["node-1 failed"]

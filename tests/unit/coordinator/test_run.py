@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from helpers.fake_coordinator import Wire, config, in_round, plan, started, told
 
-from coordinator.events import Faulted, Forget, PeerLost
+from coordinator.events import CheckpointFailed, Faulted, Finish, Forget, PeerLost
 from coordinator.messages import (
     Abort,
     Commit,
@@ -237,6 +237,30 @@ def test_a_checkpoint_is_complete_once_all_have_saved_it() -> None:
     wire.say("node-1", Saved(step=1))
     wire.settle()
     assert wire.checkpoints == [1]
+
+
+def test_a_node_whose_disk_is_full_costs_the_checkpoint_and_not_the_run() -> None:
+    wire = started()
+    wire.play(until=1)
+    wire.say("node-0", Saved(step=1))
+    wire.settle()
+    assert wire.inject("node-1", Saved(step=1, reason="No space left on device")) == [
+        CheckpointFailed(1, "node-1: No space left on device")
+    ]
+    wire.play()
+    assert wire.checkpoints == []
+    assert wire.outcome == Finish(True, "")
+
+
+def test_nodes_are_told_which_checkpoints_they_may_remove() -> None:
+    wire = started(keep_last=1, kept=[0])
+    for step in (1, 2):
+        wire.play(until=step)
+        for name in ("node-0", "node-1"):
+            wire.say(name, Saved(step=step))
+        wire.settle()
+    wire.play()
+    assert [go.keep_from for go in told(wire, "node-0", Go)] == [0, 0, 1]
 
 
 @pytest.mark.parametrize("message", [Saved(step=9), Saved(step=1)])

@@ -7,15 +7,17 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.checkpoint_files import rewrite
 from helpers.small import VOCAB, contexts, small_model
 from helpers.worlds import WORLDS, exchange_of, full_spec, tiny_config
 from safetensors.torch import load_file, save_file
 
-from coordinator.records.folder import checkpoint_folder
+from coordinator.records.folder import checkpoint_folder, checkpoints, mark_complete, step_of
 from netem.errors import ConfigError
 from node.config import Config
 from node.model.exchanged import ExchangedLlama
 from node.train.checkpoint import Checkpoints, load_model
+from node.train.file_digest import read_about
 from node.train.from_config import drawn_model
 from node.train.optimizer import make_optimizer
 from node.train.passes import loss_sum
@@ -146,11 +148,76 @@ def test_a_damaged_file_is_an_error_that_names_it(damage: str, tmp_path: Path) -
         Checkpoints(tmp_path, 0).load(STEP, model, optimizer)
 
 
-def test_a_missing_file_is_an_error_that_says_whose_it_is(tmp_path: Path) -> None:
+def test_a_machine_without_any_part_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:
     config = tiny_config()
     model, optimizer = saved(config, tmp_path)
-    with pytest.raises(ConfigError, match=r"node-1\.safetensors: is missing; every node resumes from the file that it"):
+    (checkpoint_folder(tmp_path, STEP) / "node-0.safetensors").unlink()
+    with pytest.raises(ConfigError, match=r"node-1\.safetensors: is missing, and so is every other node's; copy one"):
         Checkpoints(tmp_path, 1).load(STEP, model, optimizer)
+
+
+def test_one_flipped_bit_is_found_and_a_sound_checkpoint_is_named(tmp_path: Path) -> None:
+    config = tiny_config()
+    model, optimizer = saved(config, tmp_path)
+    checkpoint_folder(tmp_path, STEP).rename(checkpoint_folder(tmp_path, STEP - 1))
+    rewrite(checkpoint_folder(tmp_path, STEP - 1) / "node-0.safetensors", lambda tensors: tensors, step=str(STEP - 1))
+    mark_complete(tmp_path, STEP - 1, nodes=1)
+    saved(config, tmp_path)
+    path = checkpoint_folder(tmp_path, STEP) / "node-0.safetensors"
+    for place in (-5, 700):  # in a tensor, and in the header
+        whole = path.read_bytes()
+        spoiled = bytearray(whole)
+        spoiled[place] ^= 1
+        path.write_bytes(spoiled)
+        with pytest.raises(ConfigError, match=r"node-0\.safetensors: (damaged|not a whole)"):
+            Checkpoints(tmp_path, 0).load(STEP, model, optimizer)
+        path.write_bytes(whole)
+    Checkpoints(tmp_path, 0).load(STEP, model, optimizer)
+    path.write_bytes(spoiled[:-5] + b"\0" + spoiled[-4:])
+    sound = rf"{checkpoint_folder(tmp_path, STEP - 1)} is sound: use it"
+    with pytest.raises(ConfigError, match=sound):
+        Checkpoints(tmp_path, 0).load(STEP, model, optimizer)
+
+
+def test_a_file_without_a_digest_is_refused(tmp_path: Path) -> None:
+    config = tiny_config()
+    model, optimizer = saved(config, tmp_path)
+    path = checkpoint_folder(tmp_path, STEP) / "node-0.safetensors"
+    save_file(load_file(path), path, metadata={"step": str(STEP), "nodes": "1"})
+    with pytest.raises(ConfigError, match="it holds no digest"):
+        Checkpoints(tmp_path, 0).load(STEP, model, optimizer)
+
+
+def test_a_snapshot_does_not_change_with_training(tmp_path: Path) -> None:
+    """It is written while the next steps change weights and moments."""
+    config = tiny_config()
+    model, optimizer = saved(config, tmp_path)
+    path = checkpoint_folder(tmp_path, STEP) / "node-0.safetensors"
+    before = read_about(path)
+    snapshot = Checkpoints(tmp_path, 0).snapshot(STEP, model, optimizer)
+    steps(config, model, optimizer, range(3, 5))
+    snapshot.write()
+    assert read_about(path) == before  # with its digest
+    Checkpoints(tmp_path, 0).save(STEP, model, optimizer)
+    assert read_about(path) != before
+
+
+def test_older_checkpoints_make_room(tmp_path: Path) -> None:
+    config = tiny_config()
+    model, optimizer = saved(config, tmp_path)
+    for step in (1, 2, 3):
+        Checkpoints(tmp_path, 0).save(step, model, optimizer)
+        mark_complete(tmp_path, step, nodes=1)
+    Checkpoints(tmp_path, 0).snapshot(8, model, optimizer, keep_from=3).write()
+    assert [step_of(folder) for folder in checkpoints(tmp_path)] == [8, STEP, 3]
+
+
+def test_what_a_killed_process_left_of_a_file_is_removed(tmp_path: Path) -> None:
+    left = checkpoint_folder(tmp_path, STEP) / ".node-0.safetensors.12345"
+    left.parent.mkdir(parents=True)
+    left.write_bytes(b"half")
+    saved(tiny_config(), tmp_path)
+    assert not left.exists()
 
 
 def test_a_file_is_whole_or_not_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -174,8 +241,6 @@ def test_moments_of_another_shape_are_refused(tmp_path: Path) -> None:
     config = tiny_config()
     model, optimizer = saved(config, tmp_path)
     path = checkpoint_folder(tmp_path, STEP) / "node-0.safetensors"
-    tensors = load_file(path)
-    tensors["optimizer.exp_avg.norm.weight"] = torch.zeros(3)
-    save_file(tensors, path)
+    rewrite(path, lambda tensors: tensors | {"optimizer.exp_avg.norm.weight": torch.zeros(3)})
     with pytest.raises(ConfigError, match=r"optimizer\.exp_avg\.norm\.weight"):
         Checkpoints(tmp_path, 0).load(STEP, model, optimizer)

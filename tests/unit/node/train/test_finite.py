@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from helpers.checkpoint_files import rewrite
 from helpers.coordinated import Coordinator, Session, Still, make_trainer, make_world
 from helpers.small import VOCAB, schedule_of, small_model
 from helpers.threads import ThreadWire, run_ranks
 from helpers.worlds import WORLDS, tiny_config
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from coordinator.messages import Go
@@ -160,6 +161,11 @@ def test_the_warm_start_that_ends_without_finite_moments_is_said_in_words(tmp_pa
     run_ranks(1, work)
 
 
+def _spoil(name: str, value: float, tensors: dict[str, Tensor]) -> None:
+    if name in tensors:
+        tensors[name].view(-1)[0] = value
+
+
 def checkpoint(folder: Path, step: int, **spoil: float) -> tuple[Config, ExchangedLlama, torch.optim.Optimizer]:
     """A complete checkpoint of one node; `spoil` sets an entry of a tensor after it was written."""
     config = tiny_config()
@@ -172,10 +178,7 @@ def checkpoint(folder: Path, step: int, **spoil: float) -> tuple[Config, Exchang
     for name, value in spoil.items():
         for file in ("model", "node-0"):
             path = checkpoint_folder(folder, step) / f"{file}.safetensors"
-            tensors = load_file(path)
-            if name in tensors:
-                tensors[name].view(-1)[0] = value
-                save_file(tensors, path)
+            rewrite(path, partial(_spoil, name, value))
     return config, model, optimizer
 
 

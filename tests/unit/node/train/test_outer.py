@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.checkpoint_files import rewrite
 from helpers.coordinated import Coordinator, Session, make_trainer, make_world, train
 from helpers.threads import ThreadWire, run_ranks
 from helpers.worlds import WORLDS, tiny_config
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from coordinator.assignment import Assignment
@@ -94,8 +95,7 @@ def test_a_run_resumed_with_another_momentum_would_not(tmp_path: Path) -> None:
     config = outer_config()
     whole, _ = train(config, WORLDS["1"], tmp_path)
     path = checkpoint_folder(tmp_path, 4) / "node-0.safetensors"
-    tensors = load_file(path)
-    save_file(tensors | {"outer.velocity": torch.zeros_like(tensors["outer.velocity"])}, path)
+    rewrite(path, lambda tensors: tensors | {"outer.velocity": torch.zeros_like(tensors["outer.velocity"])})
     rest, _ = train(config, WORLDS["1"], tmp_path, start=4)
     assert rest.losses()[:2] == whole.losses()[4:6]  # until the next averaging
     assert rest.losses()[2] != whole.losses()[6]
@@ -108,8 +108,12 @@ def test_a_checkpoint_without_its_momentum_is_refused(damage: Tensor | None, fou
     config = outer_config()
     train(config, WORLDS["1"], tmp_path, until=2)
     path = checkpoint_folder(tmp_path, 2) / "node-0.safetensors"
-    tensors = {name: tensor for name, tensor in load_file(path).items() if name != "outer.velocity"}
-    save_file(tensors | ({} if damage is None else {"outer.velocity": damage}), path)
+
+    def spoil(tensors: dict[str, Tensor]) -> None:
+        del tensors["outer.velocity"]
+        tensors |= {} if damage is None else {"outer.velocity": damage}
+
+    rewrite(path, spoil)
     with pytest.raises(ConfigError, match=rf"outer\.velocity is {found}, train\.outer_momentum wants"):
         train(config, WORLDS["1"], tmp_path, start=2)
 

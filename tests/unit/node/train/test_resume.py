@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import logging
+import re
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+import torch
 
-from coordinator.records.folder import CONFIG, METRICS, checkpoint_folder, is_complete, mark_complete
+from coordinator.records.folder import (
+    CONFIG,
+    METRICS,
+    checkpoint_folder,
+    is_complete,
+    latest_complete,
+    mark_complete,
+)
 from coordinator.records.lock import SERVING, STARTING, locked
 from netem.errors import ConfigError
 from node.commands.run import prepared
 from node.config import Config, load_config, save_config
-from node.train.resume import start_step
+from node.train.resume import log_changes, set_refused_aside, start_step
+from node.train.tensor_files import write_tensors
 
 
 def config(folder: Path, *overrides: str) -> Config:
@@ -53,7 +63,6 @@ def test_a_run_whose_coordinator_others_can_reach_goes_on_though_the_file_has_no
         ("--train.batch=4", "train.batch = 4: the run to go on with has 1"),
         ("--run.seed=7", "run.seed = 7: the run to go on with has 0"),
         ("--model.layers=3", "model.layers = 3: the run to go on with has 4"),
-        ("--coordinator.nodes=4", "set coordinator.nodes = 2"),
         ("--train.steps=40", "raise train.steps"),
         ("--run.name=b", "holds no complete checkpoint"),
     ],
@@ -133,10 +142,46 @@ def test_what_would_change_the_steps_done_may_not(run: Path, override: str) -> N
         (b'{"step": 30, "nodes": 2}', "is of step 30, and the folder's name says otherwise; rename .* to step-000030"),
     ],
 )
-def test_a_mark_that_is_damaged_or_of_another_step_is_refused(run: Path, content: bytes, expected: str) -> None:
+def test_a_mark_that_is_damaged_or_of_another_step_is_refused(
+    run: Path, content: bytes, expected: str, caplog: pytest.LogCaptureFixture
+) -> None:
     (checkpoint_folder(run, 40) / "COMPLETE.json").write_bytes(content)
-    with pytest.raises(ConfigError, match=expected):
+    assert start_step(resumed(run)) == 20
+    log_changes(resumed(run))
+    assert re.search(rf"{expected}.*; the run goes on from .*step-000020", caplog.text)
+    (checkpoint_folder(run, 20) / "COMPLETE.json").unlink()
+    with pytest.raises(ConfigError, match=f"{expected}.*; no checkpoint before it can be gone on from"):
         start_step(resumed(run))
+
+
+def test_a_damaged_file_is_refused_by_name_and_the_checkpoint_before_is_used(
+    run: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """On the machine that has it. The damaged one is kept under a name that does not count."""
+    for step in (20, 40):
+        for name in ("model", "node-0", "node-1"):
+            path = checkpoint_folder(run, step) / f"{name}.safetensors"
+            write_tensors({"weight": torch.ones(300)}, path, {"step": str(step)})
+    assert start_step(resumed(run)) == 40
+    path = checkpoint_folder(run, 40) / "node-1.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"\x40")
+    assert start_step(resumed(run)) == 20
+    set_refused_aside(resumed(run))
+    assert "step-000040 is kept as step-000040.refused" in caplog.text
+    assert latest_complete(run) == checkpoint_folder(run, 20)
+    mark_complete(run, 40, nodes=2)
+    (checkpoint_folder(run, 40) / "COMPLETE.json").write_bytes(b"")
+    set_refused_aside(resumed(run))
+    assert (run / "checkpoint" / "step-000040.refused2").is_dir()
+    assert start_step(resumed(run)) == 20
+
+
+def test_another_number_of_nodes_goes_on_and_says_so(run: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    asked = resumed(run, "--coordinator.nodes=3")
+    assert start_step(asked) == 40
+    log_changes(asked)
+    assert "3 nodes go on from the weights that 2 nodes had agreed on; a node that is new takes" in caplog.text
 
 
 def test_metrics_that_are_none_are_refused_before_anything_starts(run: Path) -> None:
