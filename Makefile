@@ -17,10 +17,10 @@ FIGURE_RUN = $(BIN)/isthmus run configs/figure.toml --run.outputs outputs/figure
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo figure test test-slow bench check lint types clean
+.PHONY: help demo figure test test-slow test-docker bench check lint types clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
 
 demo: $(VENV)/.installed-run  ## train a small Llama on four local nodes, joined by emulated 300 Mbit/s links (minutes)
 	$(BIN)/isthmus run configs/demo.toml $(ARGS)
@@ -46,6 +46,10 @@ endif
 
 test-slow: $(VENV)/.installed-dev  ## run the tests that take minutes
 	$(BIN)/pytest -m slow $(ARGS)
+
+test-docker: $(VENV)/.installed-dev  ## run the tests in containers, as root on Debian (half an hour at first)
+	eval "$$(tests/docker/engine.sh up)" && ISTHMUS_TEST_DOCKER=1 $(BIN)/pytest -q -s tests/docker $(ARGS); \
+		status=$$?; tests/docker/engine.sh down; exit $$status
 
 bench: $(VENV)/.installed-dev  ## measure the cost of compression beside that of a training step (minutes)
 	$(BIN)/python tests/benchmarks/codec_cost.py --out docs/benchmarks/codec-cost.md $(ARGS)
