@@ -18,7 +18,7 @@ from netem.children import end_with_parent
 from netem.errors import ConfigError, IsthmusError
 from node.commands.dashboard import PageWish
 from node.commands.load import load
-from node.commands.questions import bench, experiment, given, net, plan, plan_config_of, study, tunnel
+from node.commands.questions import bench, chaos, experiment, given, net, plan, plan_config_of, study, tunnel
 from node.config import public_toml
 from node.options import parse
 from node.terminal import make_readable, reader_has_gone
@@ -219,6 +219,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace, list[str]], int | None]] = {
     "tunnel": tunnel,
     "bench": bench,
     "experiment": experiment,
+    "chaos": chaos,
     "net": net,
     "settings": _settings,
     "completion": _completion,

@@ -51,6 +51,13 @@ from elsewhere through a tunnel, such as ssh -L 7080:127.0.0.1:7080 HOST.
 It needs pip install 'isthmus[web]'.
 """
 
+CHAOS = f"""\
+{SETTINGS.rstrip()}
+Kinds: kill, stop (SIGSTOP), slow; deaf, mute, cut, delay, corrupt, truncate on the way to a node; leader (the
+coordinator is killed). What ends is started again. Only processes that the command has started are touched:
+  isthmus chaos configs/tiny.toml --coordinator.nodes 4 --train.steps 100000 --minutes 10 --seed 3
+"""
+
 TRACE = """\
 A run records the steps that it is asked for:
   isthmus run configs/demo.toml --run.trace 40..42

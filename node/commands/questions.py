@@ -123,3 +123,10 @@ def experiment(options: argparse.Namespace, overrides: list[str]) -> None:
 
     arms = tuple(options.arm or ())
     experiment(Wish(options.steps, arms, options.runs, options.png, options.page, tuple(overrides)))
+
+
+def chaos(options: argparse.Namespace, overrides: list[str]) -> int:
+    from node.commands.chaos import Wish, chaos
+
+    wish = Wish(options.seed, options.minutes, options.gap, tuple(options.kind), options.spare, options.out)
+    return chaos(load(options, overrides), wish)

@@ -15,7 +15,7 @@ from netem.errors import ConfigError
 from node.epilogs import COMPLETION, OVERVIEW
 from node.options.common import add_command
 from node.options.job import add_results, add_training
-from node.options.lab import add_questions, add_study
+from node.options.lab import add_chaos, add_questions, add_study
 from node.options.network import add_net
 
 _SETTING = re.compile(r"--[^=.\s-][^=.\s]*\.[^=]*(?P<value>=.*)?", re.DOTALL)
@@ -73,6 +73,7 @@ def parser() -> argparse.ArgumentParser:
     add_study(commands)
     add_net(commands)
     add_questions(commands)
+    add_chaos(commands)
 
     settings = add_command(commands, "settings", "the presets, and every setting with its default and meaning")
     settings.add_argument("section", nargs="?", default="", help="one section: run, model, compress, train, …")

@@ -1,12 +1,12 @@
-"""The options of the laboratory's commands: study, tunnel, bench, experiment, plan."""
+"""The options of the laboratory's commands: study, tunnel, bench, experiment, plan, chaos."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
-from node.epilogs import BENCH, EXPERIMENT, PLAN, SETTINGS, TUNNEL
-from node.options.common import Commands, add_command, add_preset, add_print_config
+from node.epilogs import BENCH, CHAOS, EXPERIMENT, PLAN, SETTINGS, TUNNEL
+from node.options.common import Commands, add_command, add_config, add_preset, add_print_config
 
 
 def add_study(commands: Commands) -> None:
@@ -59,6 +59,24 @@ def add_questions(commands: Commands) -> None:
             takes_settings=True,
         )
     )
+
+
+def add_chaos(commands: Commands) -> None:
+    """`isthmus chaos`."""
+    chaos = add_command(
+        commands, "chaos", "a local run, disturbed on purpose, and what it survived", CHAOS, takes_settings=True
+    )
+    add_config(chaos)
+    chaos.add_argument("--seed", type=int, default=0, help="what happens when is drawn from it (default: %(default)s)")
+    chaos.add_argument("--minutes", type=float, default=5.0, help="length of the run (default: %(default)g)")
+    chaos.add_argument(
+        "--gap", type=float, default=20.0, metavar="SECONDS", help="between disturbances, on average (%(default)g)"
+    )
+    chaos.add_argument(
+        "--kind", action="append", default=[], help="only this kind of disturbance; several may be given (default: all)"
+    )
+    chaos.add_argument("--spare", type=int, default=1, metavar="NODES", help="always leave so many nodes alone (1)")
+    chaos.add_argument("--out", type=Path, help="the table to write (default: chaos.md in the run's folder)")
 
 
 def _add_study(study: argparse.ArgumentParser) -> None:

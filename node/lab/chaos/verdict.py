@@ -1,0 +1,121 @@
+"""What came of a run under chaos, from the records and samples of `drive`. No I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from statistics import median
+from typing import NamedTuple
+
+from coordinator.records.rates import Record, number
+from netem.tables import markdown_table
+from node.lab.chaos.drive import Outcome, Sample
+from node.lab.chaos.schedule import Disturbance
+
+SETTLE_S = 5.0
+"""For so long after a disturbance the run may still be busy with it."""
+WARM_SHARE = 0.25
+"""The first part of a process' life that does not count for leaks: caches fill."""
+
+
+class Effect(NamedTuple):
+    """What one disturbance did."""
+
+    disturbance: Disturbance
+    stood_s: float
+    """The longest time without a step, from its beginning until some seconds after its end."""
+    generations: int
+    """How often the membership changed meanwhile."""
+
+
+def effects(outcome: Outcome, recovery_s: float) -> list[Effect]:
+    """One for each disturbance."""
+    found = []
+    for one in outcome.done:
+        until_s = one.until_s + recovery_s
+        inside = [(at_s, record) for at_s, record in outcome.records if one.at_s <= at_s <= until_s]
+        times_s = [one.at_s, *(at_s for at_s, _ in inside), until_s]
+        stood_s = max(later - earlier for earlier, later in pairwise(times_s))
+        found.append(Effect(one, stood_s, _generation_changes(outcome, one.at_s, until_s)))
+    return found
+
+
+def throughput_kept(outcome: Outcome, duration_s: float) -> float | None:
+    """Steps a second outside disturbances over those before the first one; None where there is too little to tell."""
+    if not outcome.done:
+        return None
+    first_s = outcome.done[0].at_s
+    quiet = _quiet(outcome.done, duration_s)
+    before = _rate(outcome.records, [(0.0, first_s)])
+    after = _rate(outcome.records, [span for span in quiet if span[0] > first_s])
+    return after / before if before and after is not None else None
+
+
+def growth(samples: Sequence[Sample]) -> dict[str, tuple[float, float, float]]:
+    """By process: how much memory (bytes), threads and files grew from the middle of its life to its end, as medians
+    of the two halves after the first part."""
+    found = {}
+    for process in sorted({sample.process for sample in samples}):
+        own = [sample for sample in samples if sample.process == process]
+        own = own[int(WARM_SHARE * len(own)) :]
+        early, late = own[: len(own) // 2], own[len(own) // 2 :]
+        if early and late:
+            found[process] = (
+                median(one.rss_bytes for one in late) - median(one.rss_bytes for one in early),
+                median(one.threads for one in late) - median(one.threads for one in early),
+                median(one.files for one in late) - median(one.files for one in early),
+            )
+    return found
+
+
+def lines(outcome: Outcome, duration_s: float, recovery_s: float) -> list[str]:
+    """The whole, for people and for Markdown."""
+    rows = [
+        [
+            f"{effect.disturbance.at_s:.0f} s",
+            str(effect.disturbance.kind),
+            effect.disturbance.victim,
+            f"{effect.disturbance.lasts_s:.1f} s",
+            f"{effect.stood_s:.1f} s",
+            str(effect.generations),
+        ]
+        for effect in effects(outcome, recovery_s)
+    ]
+    head = ["at", "what", "who", "lasted", "stood still for", "new generations"]
+    kept = throughput_kept(outcome, duration_s)
+    steps = sorted({int(number(record, "step")) for _, record in outcome.records})
+    told = [
+        markdown_table(head, rows, align="rllrrr"),
+        "",
+        f"steps done: {len(steps)}, of which missing in the records: {steps[-1] - steps[0] + 1 - len(steps)}",
+        f"throughput outside disturbances, over that before the first: {'–' if kept is None else f'{kept:.2f}'}",
+        f"processes started again: {', '.join(f'{name} {n}' for name, n in outcome.restarts.items()) or 'none'}",
+    ]
+    for process, (rss_bytes, threads, files) in growth(outcome.samples).items():
+        told.append(f"{process}: memory {rss_bytes / 1e6:+.0f} MB, threads {threads:+.0f}, files {files:+.0f}")
+    return [*told, f"ended early: {outcome.ended}"] if outcome.ended else told
+
+
+def _generation_changes(outcome: Outcome, from_s: float, until_s: float) -> int:
+    before = [record for at_s, record in outcome.records if at_s < from_s]
+    inside = [record for at_s, record in outcome.records if from_s <= at_s <= until_s]
+    if not inside:
+        return 0
+    start = number(before[-1] if before else inside[0], "generation")
+    return int(number(inside[-1], "generation") - start)
+
+
+def _quiet(done: Sequence[Disturbance], duration_s: float) -> list[tuple[float, float]]:
+    """The spans of time without a disturbance."""
+    spans, from_s = [], 0.0
+    for one in done:
+        if one.at_s > from_s:
+            spans.append((from_s, one.at_s))
+        from_s = max(from_s, one.until_s + SETTLE_S)
+    return [*spans, (from_s, duration_s)] if from_s < duration_s else spans
+
+
+def _rate(records: Sequence[tuple[float, Record]], spans: Sequence[tuple[float, float]]) -> float | None:
+    lasted_s = sum(until_s - from_s for from_s, until_s in spans)
+    count = sum(any(from_s <= at_s < until_s for from_s, until_s in spans) for at_s, _ in records)
+    return count / lasted_s if lasted_s > 0 else None
