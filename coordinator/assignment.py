@@ -122,6 +122,25 @@ def assign(chunks: int, nodes: int, mode: Mode = "contiguous", chunks_per_node: 
     return Assignment(_runs([share + (rank < rest) for rank in range(nodes)]))
 
 
+def share_out(whole: Assignment, mode: Mode, places: Sequence[int]) -> Assignment:
+    """The chunks of `whole` for the ranks of it that are left, `places`, rising: all get as large a part of what the
+    others had as they had before, at least one chunk. Contiguous runs stay such, and `zigzag` is dealt anew."""
+    if len(places) == whole.n_ranks:
+        return whole
+    if mode == "zigzag":
+        return assign(whole.n_chunks, len(places), mode)
+    had = [len(whole.chunks(place)) for place in places]
+    parts = [count * whole.n_chunks / sum(had) for count in had]
+    counts = [max(1, int(part)) for part in parts]
+    while (left := whole.n_chunks - sum(counts)) != 0:  # a few chunks, by rounding
+        gaps = [part - count for part, count in zip(parts, counts, strict=True)]
+        if left > 0:
+            counts[gaps.index(max(gaps))] += 1
+        else:
+            counts[min((rank for rank, count in enumerate(counts) if count > 1), key=gaps.__getitem__)] -= 1
+    return Assignment(_runs(counts))
+
+
 def _runs(counts: Sequence[int]) -> list[list[int]]:
     runs: list[list[int]] = []
     start = 0

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 from coordinator.messages import Ready
 from netem.errors import ProtocolError
@@ -20,6 +21,14 @@ class BarrierState(enum.Enum):
     EMPTY = "empty"
     FILLING = "filling"
     FULL = "full"
+
+
+class Disagreement(NamedTuple):
+    """Digests that differ, in words, and the members that most others contradict: none where no value has more than
+    half of all members."""
+
+    reason: str
+    outvoted: list[str]
 
 
 class Barrier:
@@ -50,25 +59,35 @@ class Barrier:
             self._first, self._deadline_s = plain(peer), now_s + self._timeout_s
         self._ready[peer] = message
 
-    def overdue(self, now_s: float) -> str | None:
-        """Once the deadline has passed, a reason to end the run that names the members that are late; else None."""
+    def late(self, now_s: float) -> tuple[list[str], str]:
+        """Once the deadline has passed, the members that are late, and with what; none before that."""
         if self.state is not BarrierState.FILLING or now_s <= self._deadline_s:
-            return None
-        late = ", ".join(plain(peer) for peer in self._peers if peer not in self._ready)
-        return f"step {self.step}: {late} not ready within {self._timeout_s:g} s of {self._first}"
+            return [], ""
+        late = [peer for peer in self._peers if peer not in self._ready]
+        return late, f"not ready for step {self.step} within {self._timeout_s:g} s of {self._first}"
 
-    def disagreement(self) -> str | None:
-        """The first key whose digests differ, with the members of each value; None where all of them agree."""
+    def disagreement(self) -> Disagreement | None:
+        """The first key whose digests differ; None where all of them agree."""
         keys = sorted({key for message in self._ready.values() for key in message.digests})
         for key in keys:
-            told = {plain(peer): m.digests[key] for peer, m in self._ready.items() if key in m.digests}
-            if (text := differing(told)) is not None:
-                return f"step {self.step}: {key} is not the same on all nodes: {text}"
+            told = {peer: m.digests[key] for peer, m in self._ready.items() if key in m.digests}
+            text = differing({plain(peer): value for peer, value in told.items()})
+            if text is not None:
+                reason = f"step {self.step}: {key} is not the same on all nodes: {text}"
+                return Disagreement(reason, outvoted(told, len(self._peers)))
         return None
 
     def metrics(self) -> dict[str, dict[str, float]]:
         """The members' metrics, by name; members without metrics are left out."""
         return {plain(peer): self._ready[peer].metrics for peer in self._peers if self._ready[peer].metrics}
+
+
+def outvoted(told: Mapping[str, str], members: int) -> list[str]:
+    """Those who have another value than more than half of all `members` have; nobody where no value has so many."""
+    for value in set(told.values()):
+        if 2 * sum(other == value for other in told.values()) > members:
+            return [name for name, other in told.items() if other != value]
+    return []
 
 
 def differing(told: Mapping[str, str]) -> str | None:

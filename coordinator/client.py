@@ -3,10 +3,14 @@
 `Session` wraps the machine `Member` with a lock, a clock and a timer thread. It owns no endpoint: it is given a
 `send`, and the node's receiver hands it the coordinator's messages (`on_message`, on the I/O thread), so a node has one
 endpoint for control and bulk. The timer thread sends heartbeats while the trainer computes.
+
+A node that was evicted, because it was silent or slow or differed from the others, joins anew and comes in with a later
+generation (`Session.rosters`).
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import threading
@@ -27,11 +31,14 @@ from coordinator.messages import (
     Join,
     Leave,
     NodeMessage,
+    Pause,
     Ready,
+    Refused,
     Roster,
     Saved,
     Send,
     Stop,
+    Suspect,
     Vote,
     decode_from_coordinator,
     encode,
@@ -41,6 +48,11 @@ from netem import cores
 from netem.endpoint import Endpoint
 from netem.errors import ConfigError, GenerationOver, IsthmusError, ProtocolError, RunAborted
 from netem.schedule import Timed
+
+log = logging.getLogger("isthmus.node")
+
+MOST_EVICTIONS = 20
+"""A node that was evicted so often gives up."""
 
 OnNetwork = Callable[[float, tuple[Timed, ...]], None]
 """Called with the time at which the run began here (seconds of the monotonic clock), and all changes of its network by
@@ -60,7 +72,9 @@ class Session:
     """One node in one run. The blocking calls belong to one thread, the trainer's.
 
     Every blocking call raises `RunAborted` with the reason once the run has ended before its last step, and
-    `GenerationOver` once a roster has come that `rosters` has not given yet. `run` is the run's name, `name` the node's
+    `GenerationOver` once the generation that `rosters` has given last is over.
+
+    `run` is the run's name, `name` the node's
     plain name, `address` the address at which its endpoint listens; `rank` is the rank that the node asks for, −1 for
     none. `on_network` is called on the I/O thread when a roster comes, and when the network is changed.
     """
@@ -95,6 +109,9 @@ class Session:
         self._member = Member(config)
         self._changed = threading.Condition()
         self._generation = 0  # of the roster that the trainer's thread knows
+        self._ask_again_s = 0.0  # after a refusal
+        # The coordinator finds who holds a step up, and ends the run itself where nobody makes progress.
+        self._patience_s = config.progress_timeout_s + config.step_timeout_s + config.heartbeat_timeout_s
         self._callbacks: list[Callable[[str], None]] = []
         self._on_generation: list[Callable[[int], None]] = []
         self._closed = threading.Event()
@@ -106,28 +123,49 @@ class Session:
         """Join, then give this node's rank and the roster of each generation, one after another.
 
         Ask for the next one when a call has raised `GenerationOver`, or when the run has ended in good order: then
-        there is none. Raises as `join` does.
+        there is none. It waits where none has begun yet, and joins anew where this node was evicted. Raises as `join`
+        does.
         """
         yield self.join()
-        while self._member.ending is None:
-            yield self._newest()
+        evictions = 0
+        while (how := self._how_it_ended()) is None or how is End.EVICTED:
+            if how is None:
+                self._await_generation()
+                if self._how_it_ended() is None:
+                    yield self._newest()
+                continue
+            evictions += 1
+            assert self._member.ending is not None
+            log.warning("the others go on without this node: %s", self._member.ending.reason)
+            if evictions > MOST_EVICTIONS:
+                raise RunAborted(f"this node was told to go {evictions} times: {self._member.ending.reason}")
+            log.info("joining anew")
+            yield self.join()
         self.raise_if_over()
 
     def join(self) -> tuple[int, Roster]:
-        """Ask to be let in, and wait until all nodes have joined. Returns this node's rank and the first roster.
+        """Ask to be let in, and wait until all nodes have joined, or, in a run that goes on, until the next generation
+        begins. Returns this node's rank and the roster.
 
         Raises `ConfigError` where the coordinator refuses or cannot be reached.
         """
-        self._say(self._join)
-        self._timer.start()
+        self._ask_to_join()
+        if not self._timer.is_alive():
+            self._timer.start()
         # The coordinator ends a rendezvous by itself. This limit is for one that is alive and sends no roster.
-        limit_s = 2 * self._config.join_timeout_s + self._config.heartbeat_timeout_s
+        limit_s = 2 * self._config.join_timeout_s + self._config.heartbeat_timeout_s + self._config.progress_timeout_s
         self._wait_while((State.JOINING, State.WAITING), limit_s)
+        while (pause_s := self._ask_again_s) > 0:  # a process of this name is about to be found lost
+            self._pause(pause_s)
+            self._ask_to_join()
+            self._wait_while((State.JOINING, State.WAITING), limit_s)
         ending = self._member.ending
         if ending is not None and ending.how is End.REFUSED:
             raise ConfigError(f"the coordinator refuses this node: {ending.reason}")
         if ending is not None and ending.how is End.UNREACHABLE:
             raise ConfigError(f"{ending.reason}; is it running, and is its address right?")
+        if ending is not None and ending.how is End.EVICTED:
+            raise RunAborted(ending.reason)
         self.raise_if_over()
         return self._newest()
 
@@ -136,7 +174,7 @@ class Session:
     ) -> Go | Stop:
         """Say that `step` steps are done, and wait for the next step, or for the end of the run in good order."""
         self._say(Ready(step=step, metrics=dict(metrics or {}), digests=dict(digests or {})))
-        self._wait_while((State.READY,), self._config.step_timeout_s + self._config.heartbeat_timeout_s)
+        self._wait_while((State.READY,), self._patience_s)
         if self._member.ending is not None and self._member.ending.how is End.FINISHED:
             return Stop(ok=True, reason=self._member.ending.reason)
         with self._changed:
@@ -145,20 +183,30 @@ class Session:
             return self._member.go
 
     def vote(self, round_id: int, ok: bool, digest: str = "", reason: str = "") -> Commit:
-        """Say how the round went here, and wait for the decision. Raises `RunAborted` where the round is aborted."""
+        """Say how the round went here, and wait for the decision. Where this returns, the round has happened on all
+        members, though the generation or the run may be over by then; where it raises, on none."""
         self._say(Vote(round_id=round_id, ok=ok, digest=digest, reason=shorten(reason)))
-        self._wait_while((State.VOTED,), self._config.step_timeout_s + self._config.heartbeat_timeout_s)
+        self._wait_while((State.VOTED,), self._patience_s)
         with self._changed:
-            self._raise_if_void()
+            if self._member.committed != round_id:
+                self._raise_if_void()
         return Commit(round_id=round_id)
 
+    def suspect(self, peer: str, reason: str) -> None:
+        """Report a member that this node waits for in vain, cannot reach, or has got nonsense from. Does not wait, and
+        may be called from any thread."""
+        with self._changed:
+            out = self._member.send(Suspect(peer=peer, reason=shorten(reason)), time.monotonic())
+        self._put(out)
+
     def leave(self, reason: str = "") -> None:
-        """Leave the run; before its end this ends it for all nodes. Does not raise, and may be called twice."""
+        """Leave the run; the others go on without this node. Does not raise, and may be called twice."""
         self._part(Leave(reason=shorten(reason)))
 
-    def fail(self, reason: str) -> None:
-        """Tell the coordinator that this node cannot go on. Does not raise, and may be called twice."""
-        self._part(Failed(reason=shorten(reason)))
+    def fail(self, reason: str, ends_run: bool = False) -> None:
+        """Tell the coordinator that this node cannot go on, or, with `ends_run`, that nobody should. Does not raise,
+        and may be called twice."""
+        self._part(Failed(reason=shorten(reason), ends_run=ends_run))
 
     def raise_if_over(self) -> None:
         """Raise `RunAborted` where the run has ended before its last step."""
@@ -170,16 +218,20 @@ class Session:
     def abort_reason(self) -> str | None:
         """Why the run ended before its last step; None where it has not. May be read from any thread."""
         ending = self._member.ending
-        return None if ending is None or ending.how is End.FINISHED else ending.reason
+        return None if ending is None or ending.how in (End.FINISHED, End.EVICTED) else ending.reason
 
     # Any thread.
 
-    def saved(self, step: int, reason: str = "") -> None:
+    def saved(self, step: int, reason: str = "", generation: int | None = None) -> None:
         """Say that this node's part of the checkpoint after `step` steps is on disk, or why it is not.
 
-        It neither waits nor raises: where this node has left the run, nobody needs to know.
+        It neither waits nor raises: where this node has left the run, or its `generation` is over, in which the part
+        was made, nobody needs to know.
         """
         with self._changed:
+            roster = self._member.roster
+            if generation is not None and (roster is None or roster.generation != generation):
+                return
             try:
                 out = self._member.send(Saved(step=step, reason=shorten(reason)), time.monotonic())
             except ProtocolError:
@@ -199,7 +251,8 @@ class Session:
             callback(reason)
 
     def on_generation(self, callback: Callable[[int], None]) -> None:
-        """Have `callback(generation)` called on the I/O thread whenever a roster comes. It must not block."""
+        """Have `callback(generation)` called whenever a generation is over: when a later roster or a pause comes, or
+        this node is evicted; also when the first begins. It is called on the I/O thread and must not block."""
         self._on_generation.append(callback)
 
     def on_message(self, body: bytes | bytearray | memoryview) -> None:
@@ -208,9 +261,12 @@ class Session:
             message = decode_from_coordinator(body)
             with self._changed:
                 self._member.receive(message, time.monotonic())
-            if isinstance(message, Roster):
-                for callback in self._on_generation:
-                    callback(message.generation)
+                if isinstance(message, Refused) and self._member.state is State.GONE:
+                    self._ask_again_s = message.again_s
+            if isinstance(message, Roster | Pause):
+                self._announce(message.generation)
+            elif self._how_it_ended() is End.EVICTED:
+                self._announce(self._generation + 1)
             if isinstance(message, Roster | Alter):
                 self._follow(message)
         except ProtocolError as error:
@@ -232,21 +288,54 @@ class Session:
             out = self._member.send(message, time.monotonic())
         self._put(out)
 
+    def _ask_to_join(self) -> None:
+        with self._changed:
+            self.raise_if_over()
+            out = self._member.send(self._join, time.monotonic())
+            self._ask_again_s = 0.0
+        self._put(out)
+
+    def _pause(self, seconds: float) -> None:
+        """Wait, unless this node leaves meanwhile. The member then starts over."""
+        log.info("the coordinator still counts on an earlier process of this name; asking again in %.0f s", seconds)
+        self._closed.wait(seconds)
+        with self._changed:
+            self._member = Member(self._config)
+
+    def _await_generation(self) -> None:
+        """Wait until a generation has begun that the trainer's thread does not know, or the run is over here."""
+        with self._changed:
+            known = self._generation
+
+            def has_come() -> bool:
+                member = self._member
+                return member.ending is not None or (member.state is not State.WAITING and member.generation > known)
+
+            if not self._changed.wait_for(has_come, self._patience_s):
+                self._member.lose(f"the coordinator lives, but began no generation within {self._patience_s:g} s")
+        self._settle()
+
+    def _how_it_ended(self) -> End | None:
+        ending = self._member.ending
+        return None if ending is None else ending.how
+
+    def _announce(self, generation: int) -> None:
+        for callback in self._on_generation:
+            callback(generation)
+
     def _newest(self) -> tuple[int, Roster]:
         """This node's rank and the roster of the newest generation, which the trainer's thread knows from here on."""
         with self._changed:
             roster = self._member.roster
             assert roster is not None
-            assert roster.generation > self._generation, "no call has raised: the trainer's generation goes on"
             self._generation = roster.generation
             return self._member.rank, roster
 
     def _raise_if_void(self) -> None:
         """Raise where the run is over, or the trainer's thread works in a generation that is."""
         self.raise_if_over()
-        roster = self._member.roster
-        if roster is not None and roster.generation > self._generation:
-            raise GenerationOver(f"generation {self._generation} is over: {roster.generation} has begun")
+        if self._how_it_ended() is End.EVICTED or self._member.generation > self._generation:
+            raise GenerationOver(f"generation {self._generation} is over")
 
     def _follow(self, message: Roster | Alter) -> None:
         """Hand the network's changes on, and confirm a new one to the coordinator."""
@@ -299,8 +388,10 @@ class Session:
         while not self._closed.wait(pause_s):
             with self._changed:
                 beats = self._member.tick(time.monotonic())
-                over = self._member.ending is not None
+                again = self._ask_again_s > 0 or self._how_it_ended() is End.EVICTED
+                over = self._member.ending is not None and not again
             self._put(beats)
-            if over:
+            if over or again:
                 self._settle()
+            if over:
                 return

@@ -33,6 +33,24 @@ class CoordinatorConfig(Section, frozen=True, kw_only=True):
         msgspec.Meta(description="Where the coordinator listens, tcp://INTERFACE:PORT; port 0 takes a free one."),
     ] = "tcp://127.0.0.1:0"
     nodes: Annotated[int, msgspec.Meta(ge=1, le=1000, description="Number of nodes.")] = 1
+    min_nodes: Annotated[
+        int,
+        msgspec.Meta(
+            ge=1,
+            le=1000,
+            description="Fewest nodes that train. Where losses leave fewer, the run waits coordinator.join_timeout_s "
+            "for nodes to come back, and then ends.",
+        ),
+    ] = 1
+    max_retries_per_step: Annotated[
+        int,
+        msgspec.Meta(
+            ge=0,
+            le=1000,
+            description="How often one step may be begun anew, because nodes were lost or disagreed, before the run "
+            "ends.",
+        ),
+    ] = 5
     token: Annotated[
         str,
         msgspec.Meta(
@@ -61,7 +79,7 @@ class CoordinatorConfig(Section, frozen=True, kw_only=True):
         ),
     ] = ()
     join_timeout_s: Annotated[
-        float, msgspec.Meta(gt=0, le=LONGEST_S, description="Seconds to wait for all nodes to join.")
+        float, msgspec.Meta(gt=0, le=LONGEST_S, description="Seconds to wait for all nodes to join, or to come back.")
     ] = 120.0
     heartbeat_interval_s: Annotated[
         float, msgspec.Meta(gt=0, le=LONGEST_S, description="Seconds between heartbeats.")
@@ -79,7 +97,8 @@ class CoordinatorConfig(Section, frozen=True, kw_only=True):
         msgspec.Meta(
             gt=0,
             le=LONGEST_S,
-            description="Seconds by which the slowest node may lag behind the first one, in a step or an averaging.",
+            description="Seconds by which the slowest node may lag behind the first one, in a step or an averaging, "
+            "before the others go on without it.",
         ),
     ] = 300.0
     progress_timeout_s: Annotated[
@@ -101,6 +120,11 @@ class CoordinatorConfig(Section, frozen=True, kw_only=True):
             raise ConfigError(
                 f"{path}heartbeat_timeout_s = {self.heartbeat_timeout_s}: expected at least twice "
                 f"{path}heartbeat_interval_s ({self.heartbeat_interval_s})"
+            )
+        if self.min_nodes > self.nodes:
+            raise ConfigError(
+                f"{path}min_nodes = {self.min_nodes}: expected at most {path}nodes ({self.nodes}), so that the run can "
+                "begin"
             )
         if self.node_speeds and len(self.node_speeds) != self.nodes:
             raise ConfigError(

@@ -104,9 +104,49 @@ class Follow(NamedTuple):
 
 
 class CheckpointComplete(NamedTuple):
-    """Every node has its part of the checkpoint after `step` steps on disk."""
+    """Every one of `nodes` members has its part of the checkpoint after `step` steps on disk."""
 
     step: int
+    nodes: int
+
+
+LOST, LEFT, FAILED, EVICTED, DISAGREED, JOINED = "lost", "left", "failed", "evicted", "disagreed", "joined"
+"""The kinds of `Fault`. A node that joins is none, but is told in the same way."""
+
+
+class Fault(NamedTuple):
+    """Something has changed the membership or has cost a step, and what was done about it.
+
+    It ended `generation`, in which `step` steps counted, and had gone on unseen for `unseen_s` seconds. `done` says in
+    words how the run went on, `cost_s` seconds later. Changes of the last `lost_steps` steps, which only the lost nodes
+    had, are lost.
+    """
+
+    kind: str
+    nodes: tuple[str, ...]
+    reason: str
+    step: int
+    generation: int
+    unseen_s: float
+    done: str
+    cost_s: float
+    lost_steps: int
+
+    def __str__(self) -> str:
+        """For a log: ``after step 7: node-1 was lost: silent for 15 s; generation 5 has …; cost 0.4 s``."""
+        lost = f"; its changes of {self.lost_steps} steps are lost" if self.lost_steps else ""
+        return f"after step {self.step}: {self.reason}; {self.done}{lost}; cost {self.cost_s:.1f} s"
+
+    @property
+    def loses(self) -> bool:
+        """Whether the nodes and their changes are gone."""
+        return self.kind in (LOST, LEFT, FAILED, EVICTED)
+
+
+class Say(NamedTuple):
+    """Something that a person who reads the coordinator's log should know at once."""
+
+    text: str
 
 
 class CheckpointFailed(NamedTuple):
@@ -123,4 +163,4 @@ class Finish(NamedTuple):
     reason: str
 
 
-Action = Send | Forget | Follow | Record | CheckpointComplete | CheckpointFailed | Finish
+Action = Send | Forget | Follow | Record | CheckpointComplete | CheckpointFailed | Fault | Say | Finish

@@ -54,7 +54,7 @@ class LiveNetwork:
     def ask(self, peer: str, ask: Ask, members: Mapping[str, str], step: int, now_s: float) -> list[Action]:
         """A person who has the token asks. `members` are names by peer, all of them once the run has begun."""
         if ask.change is None:
-            return [Send(peer, self._answer(step, self._elapsed_s(now_s)))]
+            return [Send(peer, self._answer(step, self.elapsed_s(now_s)))]
         if self._began_s is None:
             return _refuse(peer, "the run has not begun: its nodes are joining")
         timed = Timed(at_s=self._next_time_s(members, now_s), change=ask.change)
@@ -88,9 +88,13 @@ class LiveNetwork:
         """The changes since the last call, without the steps of traces."""
         if self._began_s is None:
             return ()
-        before_s, self._told_s = self._told_s, self._elapsed_s(now_s)
+        before_s, self._told_s = self._told_s, self.elapsed_s(now_s)
         due = [timed for timed in self._schedule.timed if before_s < timed.at_s <= self._told_s]
         return tuple(NetworkChange(round(timed.at_s, 3), str(timed.change)) for timed in due)
+
+    def changes(self) -> list[Alter]:
+        """The changes by command so far, for a node that joins later."""
+        return [Alter(number=number, timed=timed) for number, timed in enumerate(self._changes, start=1)]
 
     def _objection(self, timed: Timed, members: Mapping[str, str]) -> str | None:
         """What is wrong with a change, for the person who asks."""
@@ -111,7 +115,7 @@ class LiveNetwork:
 
     def _next_time_s(self, members: Mapping[str, str], now_s: float) -> float:
         """The time of a change that is asked for now: it can have reached all nodes, and earlier changes come first."""
-        elapsed_s = self._elapsed_s(now_s)
+        elapsed_s = self.elapsed_s(now_s)
         profile = self._schedule.profile_at(elapsed_s)
         ways = [profile.link(COORDINATOR, name) for name in members.values()]
         lead_s = max((way.latency_s + way.jitter_s for way in ways), default=0.0) + _LEAD_S
@@ -120,7 +124,7 @@ class LiveNetwork:
     def _settle(self, number: int, step: int, now_s: float) -> list[Action]:
         pending = self._pending.pop(number)
         # At least the time of the change itself: the clock's time, rounded down, may be just before it.
-        elapsed_s = max(self._elapsed_s(now_s), self._changes[number - 1].at_s)
+        elapsed_s = max(self.elapsed_s(now_s), self._changes[number - 1].at_s)
         answer = self._answer(step, elapsed_s, pending.confirmed, tuple(pending.silent.values()))
         return [Send(pending.asker, answer)]
 
@@ -140,7 +144,8 @@ class LiveNetwork:
             silent=list(silent),
         )
 
-    def _elapsed_s(self, now_s: float) -> float:
+    def elapsed_s(self, now_s: float) -> float:
+        """Seconds since the first roster was sent."""
         return 0.0 if self._began_s is None else max(0.0, now_s - self._began_s)
 
 

@@ -4,37 +4,42 @@ The node's own events go in through `send` (what it wants to say), `tick` (time)
 the coordinator's messages through `receive`. `LOCAL` and `REMOTE` hold every legal move and the states to which it may
 lead; anything else raises `ProtocolError`, whose `peer` is "" where this side is at fault. A member goes NEW →
 JOINING → WAITING → RUNNING ⇄ READY, RUNNING ⇄ VOTED, and from any of them to DONE → GONE; `docs/protocol.md` has the
-diagram. A later roster, of a higher generation, takes it back to RUNNING. `run` is the other side; `client` adds
-threads and a clock.
+diagram. A later roster, of a higher generation, takes it back to RUNNING, a pause to WAITING. One that was evicted is
+DONE, and may ask to join anew. `run` is the other side; `client` adds threads and a clock.
 """
 
 from __future__ import annotations
 
 import enum
+import math
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
+
+import msgspec
 
 from coordinator.assignment import Assignment
 from coordinator.config import CoordinatorConfig
 from coordinator.events import PeerLost, Tick
 from coordinator.messages import (
     COORDINATOR,
-    Abort,
     Alter,
     Changed,
     Commit,
     CoordinatorMessage,
+    Evicted,
     Failed,
     Go,
     Heartbeat,
     Join,
     Leave,
     NodeMessage,
+    Pause,
     Ready,
     Refused,
     Roster,
     Saved,
     Stop,
+    Suspect,
     Vote,
     Welcome,
 )
@@ -49,7 +54,7 @@ class State(enum.Enum):
 
     NEW = "not joined yet"
     JOINING = "asking to join"
-    WAITING = "waiting for the other nodes"
+    WAITING = "waiting for a generation to begin"
     RUNNING = "computing"
     READY = "waiting for the next step"
     VOTED = "waiting for the verdict of a round"
@@ -65,6 +70,7 @@ class End(enum.Enum):
     REFUSED = "refused"  # the coordinator did not let this node in
     UNREACHABLE = "unreachable"  # the coordinator never answered
     LEFT = "left"  # this node left
+    EVICTED = "evicted"  # the others go on without this node, which may join anew
 
 
 class Ending(NamedTuple):
@@ -77,6 +83,7 @@ class Ending(NamedTuple):
 # In these states both sides send heartbeats.
 _LIVE = (State.WAITING, State.RUNNING, State.READY, State.VOTED)
 _IN_WORLD = (State.RUNNING, State.READY, State.VOTED)
+_BEFORE = (State.NEW, State.JOINING, State.WAITING)
 _JOINED = (State.JOINING, *_LIVE)
 _OVER = (State.DONE, State.GONE)
 _APART = (State.NEW, State.GONE)
@@ -85,28 +92,34 @@ _APART = (State.NEW, State.GONE)
 class Member:
     """One node in one run. Times are seconds of a monotonic clock.
 
-    From RUNNING on, `roster` is the latest roster, `rank` this node's rank in it, and `began_s` the time at which the
-    first one came. `go` is the step last begun under that roster, `committed` the last round that was committed,
-    `changes` the network's changes by command. `ending` is set from DONE on.
+    From RUNNING on, `roster` is the latest roster, `generation` the newest generation, which may be a pause, `rank`
+    this node's rank, and `began_s` the time at which the run began. `go` is the step last begun under that roster,
+    `committed` the last round that was committed, `changes` the network's changes by command. `ending` is set from DONE
+    on. Messages that belong to a generation leave with the roster's.
     """
 
     def __init__(self, config: CoordinatorConfig) -> None:
+        self._config = config
+        self._start_over()
+        self._heard_s = 0.0
+        self._ticked_s = math.inf
+        self._next_beat_s = 0.0
+        self._interval_s = config.heartbeat_interval_s
+        self._timeout_s = config.heartbeat_timeout_s
+
+    def _start_over(self) -> None:
         self.state = State.NEW
         self.rank = -1
         self.roster: Roster | None = None
+        self.generation = 0
         self.began_s = 0.0
         self.changes: tuple[Timed, ...] = ()
         self.go: Go | None = None
         self.committed: int | None = None
         self.ending: Ending | None = None
-        self._config = config
         self._join: Join | None = None
         self._ready_step = -1
         self._rounds_left: list[int] = []
-        self._heard_s = 0.0
-        self._next_beat_s = 0.0
-        self._interval_s = config.heartbeat_interval_s
-        self._timeout_s = config.heartbeat_timeout_s
 
     def send(self, message: NodeMessage, now_s: float) -> list[NodeMessage]:
         """Say something. Returns the messages for the wire; none where the coordinator no longer needs this one."""
@@ -140,6 +153,9 @@ class Member:
     # Local moves. Each takes the event and the time, and returns the messages for the wire.
 
     def _ask(self, join: Join, now_s: float) -> list[NodeMessage]:
+        if self.ending is not None and self.ending.how is not End.EVICTED:
+            raise ProtocolError(f"Join while {self.state.value}")
+        self._start_over()
         self.state = State.JOINING
         self._join = join
         self._heard_s = now_s
@@ -148,20 +164,26 @@ class Member:
     def _report(self, ready: Ready, now_s: float) -> list[NodeMessage]:
         if self._rounds_left:
             raise ProtocolError(f"ready for step {ready.step} before a vote on round {self._rounds_left[0]}")
-        if self.go is not None and ready.step != self.go.step + 1:
+        if self.go is not None and ready.step != self.go.step + (not self.go.tail):
             raise ProtocolError(f"ready for step {ready.step} after step {self.go.step}")
         self.state = State.READY
         self._ready_step = ready.step
-        return [ready]
+        return self._stamped(ready)
 
     def _cast(self, vote: Vote, now_s: float) -> list[NodeMessage]:
         if not self._rounds_left or vote.round_id != self._rounds_left[0]:
             expected = f"round {self._rounds_left[0]}" if self._rounds_left else "no round"
             raise ProtocolError(f"vote on round {vote.round_id}, open is {expected}")
         self.state = State.VOTED
-        return [vote]
+        return self._stamped(vote)
 
-    def _pass(self, message: Saved | Changed, now_s: float) -> list[NodeMessage]:
+    def _stamped(self, message: Ready | Vote | Saved | Suspect, now_s: float = 0.0) -> list[NodeMessage]:
+        """The message, with the generation that it belongs to; nothing where there has been none."""
+        if self.roster is None:
+            return []
+        return [msgspec.structs.replace(message, generation=self.roster.generation)]
+
+    def _pass(self, message: Changed, now_s: float) -> list[NodeMessage]:
         return [message]
 
     def _go_away(self, message: Leave | Failed, now_s: float) -> list[NodeMessage]:
@@ -183,6 +205,9 @@ class Member:
         return []
 
     def _keep_in_touch(self, tick: Tick, now_s: float) -> list[NodeMessage]:
+        if now_s - self._ticked_s > self._timeout_s / 2:  # this process was stopped: what came meanwhile is to be read
+            self._heard_s = now_s
+        self._ticked_s = now_s
         if now_s - self._heard_s > self._timeout_s:
             self._end(End.ABORTED, f"the coordinator was lost: silent for {self._timeout_s:g} s")
             return []
@@ -213,15 +238,25 @@ class Member:
             raise self._wrong("Refused after Welcome")
 
     def _enrolled(self, roster: Roster, now_s: float) -> None:
+        """A generation begins: what was under way in an older one is void."""
+        self._supersede(roster.generation)
+        first = self.roster is None
         self._enter(roster)
-        self.began_s = now_s
+        if first:
+            self.began_s = now_s - roster.elapsed_s
 
-    def _enrolled_anew(self, roster: Roster, now_s: float) -> None:
-        """The membership has changed: what was under way in the older generation is void."""
-        assert self.roster is not None
-        if roster.generation <= self.roster.generation:
-            raise self._wrong(f"a roster of generation {roster.generation} after {self.roster.generation}")
-        self._enter(roster)
+    def _paused(self, pause: Pause, now_s: float) -> None:
+        self._supersede(pause.generation)
+        self.state = State.WAITING
+
+    def _evicted(self, evicted: Evicted, now_s: float) -> None:
+        self._end(End.EVICTED, evicted.reason)
+
+    def _supersede(self, generation: int) -> None:
+        """The older generation is over."""
+        if generation <= self.generation:
+            raise self._wrong(f"generation {generation} after {self.generation}")
+        self.generation = generation
         self.go = None
         self._ready_step = -1
         self._rounds_left = []
@@ -267,10 +302,6 @@ class Member:
             raise self._wrong(f"change {alter.number} of the network after change {len(self.changes)}")
         self.changes = (*self.changes, alter.timed)
 
-    def _aborted(self, abort: Abort, now_s: float) -> None:
-        self._require_open(abort.round_id)
-        self._end(End.ABORTED, abort.reason)
-
     def _stopped(self, stop: Stop, now_s: float) -> None:
         self._end(End.FINISHED if stop.ok else End.ABORTED, stop.reason)
 
@@ -298,12 +329,15 @@ LocalMove = Callable[[Member, Any, float], list[NodeMessage]]
 RemoteMove = Callable[[Member, Any, float], None]
 
 LOCAL: Final[Table[State, LocalMove]] = {
-    (State.NEW, Join): row(Member._ask, State.JOINING),
+    **{(state, Join): row(Member._ask, State.JOINING) for state in (State.NEW, State.DONE)},
     (State.RUNNING, Ready): row(Member._report, State.READY),
     (State.RUNNING, Vote): row(Member._cast, State.VOTED),
-    **{(state, kind): row(Member._pass, state) for state in _IN_WORLD for kind in (Saved, Changed)},
-    (State.DONE, Saved): row(Member._pass, State.DONE),
-    **{(state, Changed): row(Member._say_nothing, state) for state in _OVER},
+    **{(state, kind): row(Member._stamped, state) for state in _IN_WORLD for kind in (Saved, Suspect)},
+    **{(state, Changed): row(Member._pass, state) for state in _IN_WORLD},
+    (State.DONE, Saved): row(Member._stamped, State.DONE),
+    **{(state, Changed): row(Member._say_nothing, state) for state in (State.WAITING, *_OVER)},
+    **{(state, Suspect): row(Member._say_nothing, state) for state in (*_BEFORE, *_OVER)},
+    (State.WAITING, Saved): row(Member._say_nothing, State.WAITING),
     **{(state, kind): row(Member._go_away, State.GONE) for state in _JOINED for kind in (Leave, Failed)},
     **{(State.DONE, kind): row(Member._say_farewell, State.GONE) for kind in (Leave, Failed)},
     **{(state, kind): row(Member._say_nothing, state) for state in _APART for kind in (Leave, Failed)},
@@ -319,14 +353,13 @@ REMOTE: Final[Table[State, RemoteMove]] = {
     (State.JOINING, Refused): row(Member._refused, State.JOINING, State.GONE),
     (State.JOINING, Stop): row(Member._stopped, State.DONE),
     (State.JOINING, Heartbeat): row(Member._heard, State.JOINING),
-    (State.WAITING, Roster): row(Member._enrolled, State.RUNNING),
-    **{(state, Roster): row(Member._enrolled_anew, State.RUNNING) for state in _IN_WORLD},
+    (State.JOINING, Evicted): row(Member._heard, State.JOINING),  # an answer to what was said before it asked anew
+    **{(state, Roster): row(Member._enrolled, State.RUNNING) for state in (State.WAITING, *_IN_WORLD)},
+    **{(state, Pause): row(Member._paused, State.WAITING) for state in _IN_WORLD},
+    **{(state, Evicted): row(Member._evicted, State.DONE) for state in _LIVE},
     (State.READY, Go): row(Member._begun, State.RUNNING),
-    **{(state, Alter): row(Member._altered, state) for state in _IN_WORLD},
+    **{(state, Alter): row(Member._altered, state) for state in (State.WAITING, *_IN_WORLD)},
     (State.VOTED, Commit): row(Member._agreed, State.RUNNING),
-    # One member's vote against, or the deadline, may end a round before this node has voted.
-    (State.RUNNING, Abort): row(Member._aborted, State.DONE),
-    (State.VOTED, Abort): row(Member._aborted, State.DONE),
     **{(state, Stop): row(Member._stopped, State.DONE) for state in _LIVE},
     **{(state, Heartbeat): row(Member._heard, state) for state in _LIVE},
     # A refusal is legal here only where its address shows that it is for another node of this name.
@@ -334,6 +367,6 @@ REMOTE: Final[Table[State, RemoteMove]] = {
     **{
         (state, kind): row(Member._heard, state)
         for state in _OVER
-        for kind in (Welcome, Refused, Roster, Go, Alter, Commit, Abort, Stop, Heartbeat)
+        for kind in (Welcome, Refused, Roster, Go, Alter, Commit, Pause, Evicted, Stop, Heartbeat)
     },
 }

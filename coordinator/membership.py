@@ -1,31 +1,34 @@
 """The members of a run, from the first that joins: a small machine without I/O.
 
-It decides which nodes may join, says why another may not, counts generations, and finds members that are silent. Ranks
-are given when the roster is made: members get the ranks that they asked for, the rest follow in name order, so ranks do
-not depend on the order of joining. It sends nothing; `run` does.
+It decides which nodes may join, says why another may not, counts generations, and finds members that are silent. Who
+joins a run that goes on is a guest until the next generation begins; `run` knows who is in which one. Each member has a
+place, a number below the number of nodes that the run began with. When the first roster is made, members get the
+places that they asked for, the rest follow in name order, so they do not depend on the order of joining; one that comes
+later gets a free one. Ranks are in the order of places. It sends nothing; `run` does.
 """
 
 from __future__ import annotations
 
 import hmac
 import re
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 
 import msgspec
 
-from coordinator.assignment import Assignment
 from coordinator.config import CoordinatorConfig
-from coordinator.messages import COORDINATOR, PROTOCOL_VERSION, Ask, Join, Peer, Roster, RosterEntry, Watch, Welcome
+from coordinator.holdoff import HoldOff
+from coordinator.messages import COORDINATOR, PROTOCOL_VERSION, Ask, Join, Peer, RosterEntry, Watch, Welcome
 from netem.names import plain
 
 
 @dataclass
 class Seat:
-    """One member: its `Join`, and when it was last heard (seconds of the caller's clock)."""
+    """One member: its `Join`, when it was last heard (seconds of the caller's clock), and its place, −1 for none."""
 
     join: Join
     heard_s: float
+    place: int = -1
 
 
 class Membership:
@@ -41,6 +44,7 @@ class Membership:
         self._run_name = run_name
         self._config_digest = config_digest
         self._seats: dict[str, Seat] = {}
+        self._holdoff = HoldOff(config.heartbeat_timeout_s)
         self.generation = 0
 
     def __contains__(self, peer: str) -> bool:
@@ -95,6 +99,15 @@ class Membership:
             return f"{name} does not have this run's token; {mend} as the coordinator has it"
         return None
 
+    def again_s(self, join: Join, now_s: float) -> float:
+        """When a node that may not join should ask again: soon, where a member of its name is about to be found lost,
+        as when a process was started again; 0 for never."""
+        for seat in self._seats.values():
+            unheard_s = now_s - seat.heard_s
+            if seat.join.name == join.name and unheard_s > 2 * self._config.heartbeat_interval_s:
+                return max(self._config.heartbeat_timeout_s - unheard_s, 0.0) + self._config.heartbeat_interval_s
+        return 0.0
+
     def admit(self, peer: str, join: Join, now_s: float) -> None:
         """Make a node a member. `refusal` must have returned None for it."""
         assert peer not in self._seats
@@ -102,10 +115,24 @@ class Membership:
         self._seats[peer] = Seat(join, now_s)
         self.generation += 1
 
-    def remove(self, peer: str) -> None:
+    def remove(self, peer: str, now_s: float) -> None:
         """Remove a member that left or was lost."""
         del self._seats[peer]
         self.generation += 1
+        self._holdoff.lose(plain(peer), now_s)
+
+    def next_generation(self) -> int:
+        """A generation begins, or is over, though the members are the same: its number."""
+        self.generation += 1
+        return self.generation
+
+    def is_held_off(self, peer: str, now_s: float) -> bool:
+        """Whether a node was lost so often that it must wait before it takes part again."""
+        return now_s < self._holdoff.until_s(plain(peer))
+
+    def unheard_s(self, peer: str, now_s: float) -> float:
+        """How long ago a member was last heard."""
+        return max(0.0, now_s - self._seats[peer].heard_s)
 
     def hear(self, peer: str, now_s: float) -> None:
         """Note that a member was heard at `now_s`. A time before the latest one changes nothing."""
@@ -125,26 +152,33 @@ class Membership:
             heartbeat_timeout_s=self._config.heartbeat_timeout_s,
         )
 
-    def roster(self, start_step: int, assignment: Assignment) -> Roster:
-        """This generation's members by rank, and their chunks.
+    def seat(self, peers: Sequence[str]) -> list[str]:
+        """Give places to those that have none yet; all of `peers` in the order of their places."""
+        free = set(range(self._config.nodes)) - {seat.place for seat in self._seats.values()}
+        new = [peer for peer in self.peers if peer in peers and self._seats[peer].place < 0]
+        for peer in new:
+            if (asked := self._seats[peer].join.rank) in free:
+                self._seats[peer].place = asked
+                free.remove(asked)
+        for peer in new:
+            if self._seats[peer].place < 0:
+                self._seats[peer].place = min(free)
+                free.remove(self._seats[peer].place)
+        return sorted(peers, key=self.place)
 
-        Members get the ranks that they asked for, where there are such ranks; the others fill the gaps in name order.
-        """
-        count = len(self._seats)
-        assert assignment.n_ranks == count
-        asked = {seat.join.rank: peer for peer, seat in self._seats.items() if 0 <= seat.join.rank < count}
-        others = iter(peer for peer in self.peers if peer not in asked.values())
-        order = [asked[rank] if rank in asked else next(others) for rank in range(count)]
-        return Roster(
-            generation=self.generation,
-            start_step=start_step,
-            members=[
-                RosterEntry(name=plain(peer), peer=peer, rank=rank, address=join.address, cores=join.cores)
-                for rank, peer in enumerate(order)
-                for join in (self._seats[peer].join,)
-            ],
-            assignment=assignment.to_lists(),
-        )
+    def place(self, peer: str) -> int:
+        """The place of a member that has one."""
+        return self._seats[peer].place
+
+    def entries(self, peers: Sequence[str], joins: Container[str] = ()) -> list[RosterEntry]:
+        """The roster's members, by rank; those of `joins` were none before."""
+        joined = [self._seats[peer].join for peer in peers]
+        return [
+            RosterEntry(
+                name=join.name, peer=peer, rank=rank, address=join.address, cores=join.cores, joins=peer in joins
+            )
+            for rank, (peer, join) in enumerate(zip(peers, joined, strict=True))
+        ]
 
     def describe(self, peers: Sequence[str]) -> str:
         """Names, each with its process and host: ``node-2 (pid 71 on atlas)``."""

@@ -18,7 +18,7 @@ from netem.changes import Change
 from netem.errors import ProtocolError
 from netem.schedule import Timed
 
-PROTOCOL_VERSION = 4
+PROTOCOL_VERSION = 5
 COORDINATOR = "coordinator"  # the coordinator's name as an endpoint; no node may bear it
 RUN_ID = "isthmus"  # the same for all runs, so that a coordinator can tell a node that it has asked at the wrong run
 NODE_NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"
@@ -66,12 +66,14 @@ class Join(Message, frozen=True, kw_only=True):
 
 
 class Ready(Message, frozen=True, kw_only=True):
-    """The sender has done `step` steps and waits for the next.
+    """The sender has taken `step` steps, or holds the last of them, and waits for the next.
 
-    `metrics` are those of the last step; equal keys of `digests` must have equal values on all nodes.
+    `generation` is that in which it says so, here and below; a message of an older one counts for nothing. `metrics`
+    are those of the last step; equal keys of `digests` must have equal values on all nodes.
     """
 
     step: Count
+    generation: Count = 0
     metrics: Annotated[dict[Key, float], msgspec.Meta(max_length=1024)] = {}
     digests: Annotated[dict[Key, Digest], msgspec.Meta(max_length=64)] = {}
 
@@ -81,6 +83,7 @@ class Vote(Message, frozen=True, kw_only=True):
 
     round_id: Count
     ok: bool
+    generation: Count = 0
     digest: Digest = ""
     reason: Reason = ""
 
@@ -90,6 +93,15 @@ class Saved(Message, frozen=True, kw_only=True):
 
     step: Count
     reason: Reason = ""
+    generation: Count = 0
+
+
+class Suspect(Message, frozen=True, kw_only=True):
+    """The sender waits in vain for the member `peer`, cannot reach it, or has got nonsense from it."""
+
+    peer: Peer
+    reason: Reason
+    generation: Count = 0
 
 
 class Changed(Message, frozen=True, kw_only=True):
@@ -105,9 +117,10 @@ class Leave(Message, frozen=True, kw_only=True):
 
 
 class Failed(Message, frozen=True, kw_only=True):
-    """The sender cannot go on."""
+    """The sender cannot go on. With `ends_run` nobody should: its reason holds for all, such as a loss of NaN."""
 
     reason: Reason
+    ends_run: bool = False
 
 
 # From a person (`operator`) to the coordinator, and back. The person does not become a member.
@@ -159,7 +172,7 @@ class Answer(Message, frozen=True, kw_only=True):
 
 
 class Welcome(Message, frozen=True, kw_only=True):
-    """The node is a member and waits for the roster. `rank` repeats the rank that it asked for, or −1."""
+    """The node is let in and waits for a roster. `rank` repeats the rank that it asked for, or −1."""
 
     rank: Annotated[int, msgspec.Meta(ge=-1)]
     heartbeat_interval_s: Annotated[float, msgspec.Meta(gt=0)]
@@ -167,32 +180,38 @@ class Welcome(Message, frozen=True, kw_only=True):
 
 
 class Refused(Message, frozen=True, kw_only=True):
-    """The node may not join, and why. `address` repeats its address, which tells two nodes of one name apart."""
+    """The node may not join, and why. `address` repeats its address, which tells two nodes of one name apart. Where it
+    may ask again, it does so after `again_s` seconds; 0 stands for never."""
 
     reason: Reason
     address: Annotated[str, msgspec.Meta(max_length=256)] = ""
+    again_s: Annotated[float, msgspec.Meta(ge=0, le=86_400)] = 0.0
 
 
 class RosterEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One member. It listens at `address`; `peer` is the name of its endpoint. Members with the same `cores` share
-    them."""
+    them. One that `joins` was no member before, in a run that goes on: it has not the weights after `start_step` steps,
+    and gets them from one that has."""
 
     name: Name
     peer: Peer
     rank: Count
     address: Address
     cores: Text = ""
+    joins: bool = False
 
 
 class Roster(Message, frozen=True, kw_only=True):
     """A generation begins: its members by rank, and the chunks of each rank.
 
-    `start_step` steps are done already. A node that has not done them itself goes on from its own part of that
-    checkpoint.
+    All members have taken `start_step` steps: one that holds the last of them takes it, and whatever else was under way
+    is dropped. In the first generation of a resumed run each goes on from its own part of that checkpoint. `elapsed_s`
+    seconds have passed since the first roster of the run was sent.
     """
 
     generation: Count
     start_step: Count = 0
+    elapsed_s: Annotated[float, msgspec.Meta(ge=0)] = 0.0
     members: Annotated[list[RosterEntry], msgspec.Meta(min_length=1, max_length=4096)]
     assignment: Annotated[list[list[Count]], msgspec.Meta(min_length=1, max_length=4096)]
 
@@ -211,6 +230,9 @@ class Go(Message, frozen=True, kw_only=True):
     The members vote on `rounds` during the step, in this order. `begins` are rounds whose data starts to travel as the
     step starts. They are among the `rounds` of a later step, or of this one. Checkpoints before step `keep_from` may be
     removed.
+
+    Every member takes the step that it holds from before. With `tail` no step is to be done: all have taken `step`
+    steps, and what follows the last one of them was not finished by all; `rounds` are those that are left of it.
     """
 
     step: Count
@@ -219,6 +241,7 @@ class Go(Message, frozen=True, kw_only=True):
     rounds: Annotated[list[Round], msgspec.Meta(max_length=64)] = []
     begins: Annotated[list[Round], msgspec.Meta(max_length=64)] = []
     keep_from: Count = 0
+    tail: bool = False
 
 
 class Alter(Message, frozen=True, kw_only=True):
@@ -229,15 +252,22 @@ class Alter(Message, frozen=True, kw_only=True):
 
 
 class Commit(Message, frozen=True, kw_only=True):
-    """All members have the same result of the round, and apply it."""
+    """All members have the same result of the round, and apply it. Where a roster, a pause or the run's end comes
+    first, the round has happened on no member."""
 
     round_id: Count
 
 
-class Abort(Message, frozen=True, kw_only=True):
-    """The round did not happen on any member; its result is discarded."""
+class Pause(Message, frozen=True, kw_only=True):
+    """The generation before `generation` is over, and no other one begins before there are enough nodes."""
 
-    round_id: Count
+    generation: Count
+    reason: Reason
+
+
+class Evicted(Message, frozen=True, kw_only=True):
+    """The node is no member any more, and why. It may ask to join anew."""
+
     reason: Reason
 
 
@@ -248,8 +278,10 @@ class Stop(Message, frozen=True, kw_only=True):
     reason: Reason = ""
 
 
-NodeMessage = Join | Ready | Vote | Saved | Changed | Leave | Failed | Heartbeat | Ask | Watch
-CoordinatorMessage = Welcome | Refused | Roster | Go | Alter | Commit | Abort | Stop | Heartbeat | Answer | Watched
+NodeMessage = Join | Ready | Vote | Saved | Suspect | Changed | Leave | Failed | Heartbeat | Ask | Watch
+CoordinatorMessage = (
+    Welcome | Refused | Roster | Go | Alter | Commit | Pause | Evicted | Stop | Heartbeat | Answer | Watched
+)
 
 Send = Callable[[bytes], None]
 

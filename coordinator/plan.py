@@ -7,6 +7,10 @@ from dataclasses import dataclass, field
 
 from netem.schedule import Schedule
 
+TAKE = "take"
+"""The kind of a round without data, on whose commit all members take the step that they hold. What follows it in the
+step is done with the weights after that step. A step without such a round is taken when the next one begins."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunPlan:
@@ -17,7 +21,8 @@ class RunPlan:
     gives the kinds whose data starts to travel as that step starts, and `ends_for(step)` those of them that are agreed
     on in it, after its other rounds. Nodes must join with the same `config_digest`. `schedule` is the emulated network
     and its planned changes. Of the complete checkpoints, which at the start are those of the steps `kept`, the last
-    `keep_last` stay; 0 keeps all.
+    `keep_last` stay; 0 keeps all. `lost_with(step)` says for how many steps a node that is lost after `step` steps has
+    changed its weights alone, since they were averaged.
     """
 
     run_name: str
@@ -29,6 +34,7 @@ class RunPlan:
     begins_for: Callable[[int], Sequence[str]] = field(default=lambda step: ())
     ends_for: Callable[[int], Sequence[str]] = field(default=lambda step: ())
     schedule: Schedule
+    lost_with: Callable[[int], int] = field(default=lambda step: 0)
     start_step: int = 0
     start_cursor: int = 0
     keep_last: int = 0

@@ -1,10 +1,11 @@
 """Averaging rounds: each one happens on all members or on none. Small machines without I/O.
 
 The members exchange the data among themselves; the coordinator only counts their votes (`Ballot`). A round is committed
-where all vote for it with equal digests. One vote against, one other digest or one late vote aborts it, and the reason
-names the member. This is two-phase commit without a log: the coordinator's decision is final, and a member that does
-not hear it ends its run. `StepRounds` numbers the rounds of a step and opens one after another. A round may be named in
-an earlier step than the one in which the members vote on it: its data travels in between.
+where all vote for it with equal digests. One vote against, one other digest or a lost member aborts it, and the
+generation with it. This is two-phase commit without a log: the coordinator's decision is final. A member that has voted
+hears of a commit before it hears of a later generation, or else the round has happened nowhere. `StepRounds` numbers
+the rounds of a step and opens one after another. A round may be named in an earlier step than the one in which the
+members vote on it: its data travels in between.
 """
 
 from __future__ import annotations
@@ -55,11 +56,12 @@ class Ballot:
         elif len(self._votes) == len(self._peers):
             self._close()
 
-    def tick(self, now_s: float) -> None:
-        """Abort once the deadline has passed, naming those who have not voted."""
-        if self.state is RoundState.OPEN and now_s > self._deadline_s:
-            late = ", ".join(plain(peer) for peer in self._peers if peer not in self._votes)
-            self._abort(f"{late} did not finish within {self._timeout_s:g} s of the first")
+    def late(self, now_s: float) -> tuple[list[str], str]:
+        """Once the deadline has passed, the members that have not voted, and with what they are late; none before."""
+        if self.state is not RoundState.OPEN or now_s <= self._deadline_s:
+            return [], ""
+        late = [peer for peer in self._peers if peer not in self._votes]
+        return late, f"{self._where}: no vote within {self._timeout_s:g} s of the first"
 
     def _close(self) -> None:
         text = differing({plain(peer): vote.digest for peer, vote in self._votes.items()})
@@ -76,16 +78,32 @@ class Ballot:
 class StepRounds:
     """The averaging rounds of one step after another. Their numbers rise through the whole run.
 
-    `ballot` is the one that was opened last.
+    `ballot` is the one that is open; None where no round is.
     """
 
-    ballot: Ballot
-
     def __init__(self, timeout_s: float) -> None:
+        self.ballot: Ballot | None = None
         self._timeout_s = timeout_s
         self._next_id = 0
         self._waiting: deque[Round] = deque()
         self._begun: dict[str, Round] = {}
+        self._ending: frozenset[int] = frozenset()
+
+    @property
+    def travels(self) -> bool:
+        """Whether a round has begun to travel and not come to its end."""
+        return bool(self._begun)
+
+    @property
+    def left(self) -> list[str]:
+        """The kinds of the step's rounds that are not open yet, in order, without those that were begun before it."""
+        return [round_.kind for round_ in self._waiting if round_.round_id not in self._ending]
+
+    def drop(self) -> None:
+        """The generation is over, and with it every round that is open, waits or travels."""
+        self.ballot = None
+        self._waiting.clear()
+        self._begun.clear()
 
     def begin(self, kinds: Sequence[str], weights: Sequence[float]) -> list[Round]:
         """Rounds that begin to travel with the next step; `weights` are by rank. They are opened in the step whose
@@ -96,9 +114,12 @@ class StepRounds:
 
     def number(self, kinds: Sequence[str], weights: Sequence[float], ends: Sequence[str] = ()) -> list[Round]:
         """The rounds of the next step, in order: new ones, then those of `ends` that have begun to travel. None of them
-        is open yet. A round that never began, because the run was resumed after that step, does not end either."""
+        is open yet. A round that never began, because the run was resumed or the membership changed after that step,
+        does not end either."""
         assert not self._waiting
-        rounds = self._named(kinds, weights) + [self._begun.pop(kind) for kind in ends if kind in self._begun]
+        ending = [self._begun.pop(kind) for kind in ends if kind in self._begun]
+        self._ending = frozenset(round_.round_id for round_ in ending)
+        rounds = self._named(kinds, weights) + ending
         self._waiting.extend(rounds)
         return rounds
 
@@ -109,16 +130,5 @@ class StepRounds:
 
     def open_next(self, peers: Iterable[str], step: int) -> bool:
         """Open the next round of `step`. False where none is left."""
-        if not self._waiting:
-            return False
-        self.ballot = Ballot(peers, self._waiting.popleft(), step, self._timeout_s)
-        return True
-
-    def vote(self, peer: str, vote: Vote, now_s: float) -> None:
-        """Count a vote on the open round. Raises `ProtocolError` as `Ballot.vote` does."""
-        self.ballot.vote(peer, vote, now_s)
-
-    def tick(self, now_s: float) -> RoundState:
-        """Let time pass for the open round, and return its state."""
-        self.ballot.tick(now_s)
-        return self.ballot.state
+        self.ballot = Ballot(peers, self._waiting.popleft(), step, self._timeout_s) if self._waiting else None
+        return self.ballot is not None

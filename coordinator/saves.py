@@ -26,6 +26,10 @@ class Saves:
         """The step of the oldest checkpoint that is to stay. Those before it may be removed."""
         return self._kept[-self._keep_last] if 0 < self._keep_last <= len(self._kept) else 0
 
+    def drop_parts(self) -> None:
+        """Another generation begins: parts of members of the one before do not fit those that will come."""
+        self._peers.clear()
+
     def note(self, peer: str, step: int, members: Iterable[str]) -> bool:
         """Note one member's part. True where all of `members` have now saved theirs. Raises `ProtocolError` for a part
         that was noted already."""

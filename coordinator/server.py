@@ -22,6 +22,7 @@ from coordinator.events import (
     CheckpointComplete,
     CheckpointFailed,
     Event,
+    Fault,
     Faulted,
     Finish,
     Follow,
@@ -29,6 +30,7 @@ from coordinator.events import (
     PeerLost,
     Received,
     Record,
+    Say,
     Send,
     Tick,
 )
@@ -52,6 +54,8 @@ from netem.endpoint import Endpoint
 from netem.errors import IsthmusError, PeerSilent, ProtocolError
 from netem.limits import Limits
 from netem.names import plain
+
+log = logging.getLogger("isthmus.coordinator")
 
 log = logging.getLogger("isthmus.coordinator")
 
@@ -127,9 +131,10 @@ class _Inbox:
 class CoordinatorServer:
     """One run's coordinator. It listens at `address` at once; `serve` blocks until the run is over.
 
-    `record` and `checkpoint_complete` are called on the serving thread; an `OSError` from them ends the run. `show`
-    gives the records after a line's number to those who watch, with where the run is in words. Raises
-    `ConfigError` where the chunks cannot be assigned or the address cannot be bound.
+    `record`, `fault` and `checkpoint_complete`, which takes a step and the number of nodes that wrote it, are called on
+    the serving thread; an `OSError` from them ends the run. `show` gives the records after a line's number to those who
+    watch, with where the run is in words. Raises `ConfigError` where the chunks cannot be assigned or the address
+    cannot be bound.
     """
 
     def __init__(
@@ -138,10 +143,12 @@ class CoordinatorServer:
         plan: RunPlan,
         *,
         record: Callable[[Record], None],
-        checkpoint_complete: Callable[[int], None],
+        checkpoint_complete: Callable[[int, int], None],
+        fault: Callable[[Fault], None] = lambda fault: None,
         show: Callable[[int, str], Watched] | None = None,
     ) -> None:
         self._record = record
+        self._fault = fault
         self._checkpoint_complete = checkpoint_complete
         self._show = show
         self._tick_s = min(0.25, config.heartbeat_interval_s / 2)
@@ -250,10 +257,15 @@ class CoordinatorServer:
                     self._endpoint.follow(schedule, began_s)
                 case Record():
                     self._record(action)
-                case CheckpointComplete(step):
-                    self._checkpoint_complete(step)
+                case CheckpointComplete(step, nodes):
+                    self._checkpoint_complete(step, nodes)
                 case CheckpointFailed(step, reason):
                     log.warning("no checkpoint after step %d, training goes on: %s", step, reason)
+                case Fault():
+                    log.warning("%s", action)
+                    self._fault(action)
+                case Say(text):
+                    log.warning("%s", text)
                 case Finish(ok, reason):
                     self._outcome = RunOutcome(ok, reason)
         except OSError as error:

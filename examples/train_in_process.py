@@ -13,8 +13,8 @@ from node.config import load_config
 from node.data import open_data
 from node.lab.in_process import train_in_process
 from node.model.exchanged import ExchangedLlama
+from node.train.attempt import Metrics
 from node.train.from_config import payload_format
-from node.train.trainer import Metrics
 
 STEPS = 8
 SETTINGS = [

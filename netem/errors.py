@@ -36,6 +36,14 @@ class GenerationOver(IsthmusError):
     """The membership has changed: work that was under way in the older generation cannot be finished."""
 
 
+class PeerLate(IsthmusError):
+    """This node waits in vain for `peer`, which sends nothing or takes nothing."""
+
+    def __init__(self, peer: str, message: str) -> None:
+        super().__init__(message)
+        self.peer = peer
+
+
 class QueueFull(IsthmusError):
     """The send queue is full, because the network is slower than the sender. The call may be repeated later."""
 

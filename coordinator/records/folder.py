@@ -5,6 +5,7 @@ outputs/<run>/
     coordinator.address   where the coordinator listens
     coordinator.lease     which coordinator serves the run, so that no second one does (`coordinator.records.lease`)
     metrics.jsonl         one line a step: the run's figures and each node's
+    faults.jsonl          one line for each fault, and for each node that joined later (`coordinator.events.Fault`)
     tensorboard/          the same as TensorBoard events
     report.png            loss over steps and wall-clock, traffic of each node
     trace/                single steps as each node saw them, where `run.trace` asks (`node.measure.trace_file`)
@@ -32,6 +33,7 @@ CONFIG = "config.toml"
 ADDRESS = "coordinator.address"
 EVALUATION = "evaluation.json"
 METRICS = "metrics.jsonl"
+FAULTS = "faults.jsonl"
 REPORT = "report.png"
 LOGS = "logs"
 _COMPLETE = "COMPLETE.json"

@@ -15,9 +15,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from coordinator.events import PER_LAYER, PER_LINK, Record
+from coordinator.events import PER_LAYER, PER_LINK, Fault, Record
 from coordinator.records.board import Board
-from coordinator.records.folder import METRICS
+from coordinator.records.folder import FAULTS, METRICS
 from coordinator.records.metrics import cut_torn_line, describe_steps, missing_steps, read_records
 
 # A loss is per token of all nodes: Σ numerator / Σ denominator.
@@ -79,6 +79,7 @@ class Recorder:
         cut_torn_line(self._path)
         self.missing = describe_steps(missing_steps(before, done))
         self._failed = False
+        self._faults = 0
         self._lines = self._path.open("a", encoding="utf-8")
         self._board = Board(folder / "tensorboard", done + 1, clock())
 
@@ -114,6 +115,23 @@ class Recorder:
             raise OSError(error.errno, error.strerror, str(self._path.parent)) from None
         self._failed = False
         return line
+
+    def fault(self, fault: Fault) -> None:
+        """Write one fault: a line of ``faults.jsonl``, and how many there were up to its step for TensorBoard.
+
+        `since` and `time` are Unix times: of when it began, as far as that is known, and of when the run had gone on.
+        """
+        now_s = self._clock()
+        line = fault._asdict() | {
+            "since": round(now_s - fault.cost_s - fault.unseen_s, 3),
+            "time": round(now_s, 3),
+            "cost_s": round(fault.cost_s, 3),
+            "unseen_s": round(fault.unseen_s, 3),
+        }
+        with self._path.with_name(FAULTS).open("a", encoding="utf-8") as lines:
+            lines.write(json.dumps(line) + "\n")
+        self._faults += 1
+        self._board.add({"faults": float(self._faults)}, fault.step, now_s)
 
     def close(self) -> None:
         """Flush and close both. A failure that `record` has raised is not raised again."""

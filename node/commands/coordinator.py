@@ -91,6 +91,7 @@ def _serve(config: Config, page: PageWish | None, lease: Lease) -> None:
         rounds_for=lambda done: steps.rounds(done + 1),
         begins_for=lambda done: steps.begins(done + 1),
         ends_for=lambda done: steps.ends(done + 1),
+        lost_with=steps.alone,
         start_step=done,
         start_cursor=done * config.train.batch,
         schedule=network,
@@ -117,6 +118,7 @@ def _serve(config: Config, page: PageWish | None, lease: Lease) -> None:
             plan,
             record=record,
             checkpoint_complete=partial(_complete, config),
+            fault=recorder.fault,
             show=show,
         )
         (folder / ADDRESS).write_text(server.address + "\n")
@@ -133,11 +135,11 @@ def _serve(config: Config, page: PageWish | None, lease: Lease) -> None:
     log.info("run %s: done after %d steps", config.run.name, config.train.steps)
 
 
-def _complete(config: Config, step: int) -> None:
+def _complete(config: Config, step: int, nodes: int) -> None:
     """Mark a checkpoint, and remove those that are too old. Where the disk fails, the one before stays the last."""
     folder, keep_last = config.run.folder, config.train.keep_last
     try:
-        mark_complete(folder, step, config.coordinator.nodes)
+        mark_complete(folder, step, nodes)
     except OSError as error:
         log.warning("no checkpoint after step %d, training goes on: %s", step, error)
         return

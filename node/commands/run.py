@@ -154,6 +154,7 @@ class Swarm:
         self._coordinator: Child | None = None
         self._nodes: list[Child] = []
         self._has_begun = False  # the first step is done
+        self._told: set[str] = set()  # nodes whose end has been said
         token = config.coordinator.token or secrets.token_urlsafe(24)
         self._environment = os.environ | {TOKEN_VARIABLE: token}
 
@@ -208,8 +209,9 @@ class Swarm:
     def _over(self) -> bool:
         """Whether all have ended, or the rest have had their time to.
 
-        After a failure, the others may take as long as it takes to find that out. What is left without a coordinator,
-        or without nodes, has only `GRACE_S`.
+        Once the run trains, the others go on without a node that fails, as the coordinator decides. Before that they
+        may take as long as it takes to find that out. What is left without a coordinator, or without nodes, has only
+        `GRACE_S`.
         """
         ends_s = [child.ended_s for child in self._all() if child.ended_s is not None]
         if not ends_s or len(ends_s) == len(self._all()):
@@ -219,7 +221,16 @@ class Swarm:
         alone = not self._coordinator.running or not any(node.running for node in self._nodes)
         failed = any(child.failed for child in self._all())
         patience_s = self._config.coordinator.heartbeat_timeout_s + GRACE_S
+        if failed and self._has_begun and not alone:
+            self._warn_of_failed()
+            return False
         return (alone and now - max(ends_s) > GRACE_S) or (failed and now - min(ends_s) > patience_s)
+
+    def _warn_of_failed(self) -> None:
+        for node in self._nodes:
+            if node.failed and node.name not in self._told:
+                self._told.add(node.name)
+                log.warning("%s; the others go on if the coordinator lets them", node.describe())
 
     def _all(self) -> list[Child]:
         return [*self._nodes, *([self._coordinator] if self._coordinator else [])]
@@ -247,7 +258,11 @@ class Swarm:
         logs = self._folder / LOGS
         if not logs.is_dir():
             raise RunAborted(f"{self._folder} was deleted or moved while the run went on")
-        culprit = failed_first(self._all())
+        if self._coordinator is not None and self._coordinator.code == 0:
+            self._warn_of_failed()
+            culprit = None  # the run has reached its last step
+        else:
+            culprit = failed_first(self._all())
         if culprit is None:
             if stuck := [child.name for child in self._all() if child.running]:
                 raise RunAborted(f"{', '.join(stuck)} did not end in time and had to be stopped; logs are in {logs}")

@@ -17,7 +17,7 @@ import numpy as np
 from coordinator import ring
 from coordinator.assignment import Assignment
 from coordinator.messages import COORDINATOR, control_buffer
-from netem.errors import GenerationOver, IsthmusError, PeerSilent, ProtocolError, RunAborted
+from netem.errors import GenerationOver, IsthmusError, PeerLate, PeerSilent, ProtocolError, RunAborted
 from netem.names import plain
 from node.exchange.chunks import most_ahead
 from node.exchange.passes import PassSpec
@@ -83,6 +83,8 @@ class Conversation(Protocol):
     def on_message(self, body: memoryview) -> None: ...
 
     def on_failure(self, error: IsthmusError) -> None: ...
+
+    def suspect(self, peer: str, reason: str) -> None: ...
 
     def on_abort(self, callback: Callable[[str], None]) -> None: ...
 
@@ -198,9 +200,14 @@ class Inbox:
     def _wait(self, arrived: Callable[[], bool], keys: tuple[Key, ...], timeout_s: float) -> None:
         done = self._changed.wait_for(lambda: arrived() or self._over() is not None, timeout_s)
         if not done:
-            raise RunAborted(f"waited {timeout_s:g} s for {self._describe(keys[0])}: coordinator.step_timeout_s")
+            what = f"waited {timeout_s:g} s for {self._describe(keys[0])}: coordinator.step_timeout_s"
+            raise PeerLate(self._sender_of(keys[0]), what)
         if not arrived():
             self.raise_if_over()
+
+    def _sender_of(self, key: Key) -> str:
+        assert self._world is not None
+        return self._world.peers[key.rank] if isinstance(key, ChunkKey) else self._previous()
 
     def _describe(self, key: Key) -> str:
         if isinstance(key, RingKey):
@@ -260,9 +267,12 @@ class Inbox:
                 self._changed.notify_all()
 
     def failed(self, error: IsthmusError) -> None:
-        """A member broke the protocol or is silent, or the endpoint failed: this node cannot go on."""
+        """A member broke the protocol or is silent, which the coordinator is told; it decides who goes on. Where it is
+        the coordinator, or the endpoint that failed, this node cannot go on."""
         peer = error.peer if isinstance(error, ProtocolError | PeerSilent) else ""
-        if peer not in ("", COORDINATOR) and not self._is_member(peer):
+        if peer not in ("", COORDINATOR):
+            if self._is_member(peer) and self._conversation:
+                self._conversation.suspect(peer, str(error))
             return
         if self._conversation:
             self._conversation.on_failure(error)

@@ -17,7 +17,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from netem.errors import ProtocolError, QueueFull, RunAborted
+from netem.errors import PeerLate, ProtocolError, QueueFull
 from netem.names import plain
 from node.exchange.formats import TensorSpec
 from node.exchange.inbox import ChunkKey, Inbox, Key, Members, RingKey
@@ -154,9 +154,9 @@ class Wire:
                 waiting = False
             except QueueFull as error:
                 if time.monotonic() - began >= self._timeout_s:
-                    to = plain(self._members.peers[rank])
-                    what = f"waited {self._timeout_s:g} s for room to send to {to}: coordinator.step_timeout_s"
-                    raise RunAborted(f"{what}; {error}") from None
+                    peer = self._members.peers[rank]
+                    what = f"waited {self._timeout_s:g} s for room to send to {plain(peer)}: coordinator.step_timeout_s"
+                    raise PeerLate(peer, f"{what}; {error}") from None
 
     def _take(self, key: Key, specs: tuple[TensorSpec, ...], device: torch.device) -> tuple[Tensor, ...]:
         with self._span(_way(key).wait, key):

@@ -27,9 +27,10 @@ from node.exchange.inbox import Members
 from node.exchange.passes import PassKey
 from node.exchange.payload import PayloadFormat
 from node.model.exchanged import ExchangedLlama
+from node.train.attempt import Metrics
 from node.train.from_config import first_model
 from node.train.schedule import StepSchedule
-from node.train.trainer import Metrics, Trainer
+from node.train.trainer import Trainer
 from node.train.world import World, build_world
 
 TIMEOUT_S = 600.0
@@ -189,7 +190,7 @@ class Session:
     def ready(self, step: int, metrics: Metrics | None = None, digests: dict[str, str] | None = None) -> Go | Stop:
         return self.coordinator.ready(self.rank, step, metrics, digests or {})
 
-    def saved(self, step: int, reason: str = "") -> None:
+    def saved(self, step: int, reason: str = "", generation: int | None = None) -> None:
         """Nothing follows from it: a study keeps no checkpoints."""
 
     def vote(self, round_id: int, ok: bool, digest: str, reason: str = "") -> None:

@@ -97,8 +97,13 @@ class Averager:
         """As `total`, in the format `form`. `residual` is what this node has left out of the sums before."""
         with self._spans.span(ROUND):
             result = all_reduce(vector, self.rank, self._world_size, self._wire, round_id, form, residual)
-            self._agree(round_id, result)
+            self._vote(round_id, digest([result.total]))
         return result
+
+    def agree(self, round_id: int) -> None:
+        """A round without data. Returns once all nodes have come to it."""
+        with self._spans.span(ROUND):
+            self._vote(round_id, "")
 
     def begin(self, round_id: int, vector: Tensor, form: RingFormat, residual: Tensor | None = None) -> Flight:
         """Begin a round that travels while the trainer computes; `finish` takes what this returns."""
@@ -113,7 +118,7 @@ class Averager:
         self._flights.remove(flight)
         with self._spans.span(ROUND):
             result = flight.land()
-            self._agree(round_id, result)
+            self._vote(round_id, digest([result.total]))
         return result
 
     def close(self) -> None:
@@ -122,8 +127,8 @@ class Averager:
             flight.thread.shutdown(wait=True)
         self._flights.clear()
 
-    def _agree(self, round_id: int, result: RingSum) -> None:
-        self._session.vote(round_id, True, digest([result.total]))
+    def _vote(self, round_id: int, value: str) -> None:
+        self._session.vote(round_id, True, value)
 
 
 def all_reduce(

@@ -13,6 +13,8 @@ much as the subspace has moved. `node.subspace.basis.align` keeps the coordinate
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 
@@ -108,6 +110,28 @@ def restore_basis(model: ExchangedLlama) -> None:
         codec.set_basis(codec.leading.clone())
 
 
+def keep_basis(model: ExchangedLlama) -> Callable[[], None]:
+    """What puts bases and ranks back as they are now, and with them the trained matrices of a learned subspace."""
+    ranks = model.ranks.ranks
+    kept = [
+        (codec, codec.leading.clone(), bool(codec.directions), [p.detach().clone() for p in codec.parameters()])
+        for _, codec in model.codecs()
+    ]
+
+    def put_back() -> None:
+        model.ranks.choose(ranks)
+        for codec, leading, has_basis, parameters in kept:
+            codec.leading = leading.clone()
+            for parameter, value in zip(codec.parameters(), parameters, strict=True):
+                parameter.data = value.clone()  # its shape may be another one by now
+            if has_basis:
+                codec.set_basis(leading)
+            else:
+                codec.directions = ()
+
+    return put_back
+
+
 def basis_digest(model: ExchangedLlama) -> str:
     """The digest of bases and ranks that nodes compare."""
     ranks = torch.tensor(list(model.ranks.ranks.values()))
@@ -125,7 +149,8 @@ def energies(model: ExchangedLlama, moments: Moments) -> dict[str, float]:
 
 
 class RunningMoments:
-    """Second moments of this node's K and V in training passes, from which the basis is refreshed.
+    """Second moments of this node's K and V in training passes, from which the basis is refreshed. No tensor and no
+    dictionary of `total` is written to, so what it was can be put back.
 
     They are the sums since the last refresh, plus `decay` times the sums before it. Only a few steps are sampled
     (`node.train.schedule.samples_moments`), so that the cost is small.
@@ -137,8 +162,8 @@ class RunningMoments:
 
     def add(self, moments: Moments) -> None:
         """Add the moments of one pass."""
-        for key, moment in moments.items():
-            self.total[key] = self.total[key] + moment if key in self.total else moment
+        added = {key: self.total[key] + moment if key in self.total else moment for key, moment in moments.items()}
+        self.total = self.total | added
 
     def take(self) -> Moments:
         """A copy of the moments now; from here on they count `decay` times."""

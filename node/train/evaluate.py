@@ -31,11 +31,13 @@ def heldout_loss(
     available = heldout_batches(task, context, batch)
     total, count = 0.0, 0
     model.eval()
-    with torch.no_grad():
-        for index in range(min(batches, available)):
-            contexts = task.heldout_contexts(context, index * batch, batch)
-            total += float(loss_sum(model, exchange, contexts, spec, report))
-            starts = [chunk * spec.tokens for chunk in exchange.own]
-            count += sum(count_asked(contexts[:, start : start + spec.tokens + 1]) for start in starts)
-    model.train()
+    try:
+        with torch.no_grad():
+            for index in range(min(batches, available)):
+                contexts = task.heldout_contexts(context, index * batch, batch)
+                total += float(loss_sum(model, exchange, contexts, spec, report))
+                starts = [chunk * spec.tokens for chunk in exchange.own]
+                count += sum(count_asked(contexts[:, start : start + spec.tokens + 1]) for start in starts)
+    finally:
+        model.train()  # also where the membership changes in the middle: training goes on then
     return total, count

@@ -28,7 +28,8 @@ class StepGuard:
 
     def __init__(self, train: TrainConfig) -> None:
         self._skips = train.nonfinite == "skip"
-        self._in_a_row = 0
+        self.skipped = 0
+        """Steps in a row that were skipped, up to the last one."""
 
     def check_loss(self, step: int, loss: Tensor) -> None:
         """Raise `RunAborted` for a loss that is not finite, before it goes back through the model; not with "skip"."""
@@ -53,13 +54,13 @@ class StepGuard:
         if not fault and not torch.isfinite(norm):
             fault = f"the norm of the gradient is {norm.item()}"
         if not (vote(float(bool(fault))) if vote else fault):
-            self._in_a_row = 0
+            self.skipped = 0
             return True
         reason = fault or "the loss or the gradient of another node is not finite"
         if not self._skips:
             raise self._stopped(step, reason)
-        self._in_a_row += 1
-        if self._in_a_row > MOST_SKIPPED:
+        self.skipped += 1
+        if self.skipped > MOST_SKIPPED:
             raise RunAborted(
                 f"step {step}: {reason}, as in the {MOST_SKIPPED} steps before it, which were skipped; "
                 "go on from a checkpoint with a lower train.lr"

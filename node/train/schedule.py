@@ -6,6 +6,7 @@ here, each on all nodes or on none. No torch here: the coordinator needs only th
 
 from __future__ import annotations
 
+from coordinator.plan import TAKE
 from node.config import CompressConfig, FormatName, ModelConfig, TrainConfig
 from node.exchange.passes import PassSpec
 
@@ -36,6 +37,9 @@ class StepSchedule:
         each of them has its own turn; those that travel under the steps are not here, but in `begins` and `ends`.
         Steps that are not finite are skipped by all nodes or by none: where gradients are averaged all nodes see the
         same one, otherwise a round of one number tells them.
+
+        A step is taken by all nodes or by none, which the next step's Go tells them (`node.train.attempt`). Where
+        something follows within the step that needs its weights, a round without data (TAKE) tells them before that.
         """
         compress, train, rounds = self._compress, self._train, list[str]()
         first = compress.compresses and step == compress.warm_start_steps + 1
@@ -48,7 +52,10 @@ class StepSchedule:
             rounds.append(GRADIENTS)
         elif train.nonfinite == "skip":
             rounds.append(FINITE)
-        if every > 1 and (self.closes(step) or (step % every == 0 and not train.streams)):
+        averages = every > 1 and (self.closes(step) or (step % every == 0 and not train.streams))
+        if averages or self._due(step) or self.saves(step) or self.evaluates(step):
+            rounds.append(TAKE)
+        if averages:
             rounds.append(WEIGHTS)
         return rounds if train.sync_delay else rounds + self._due(step)
 
@@ -82,6 +89,13 @@ class StepSchedule:
         """Whether the nodes' weights become equal at the end of `step` because something needs equal weights: the
         start, the end of the warm start, a new basis, and the end."""
         return step in (0, self._compress.warm_start_steps, self._train.steps) or self.refreshes(step + 1)
+
+    def alone(self, done: int) -> int:
+        """For how many of `done` steps each node has changed its weights alone, since all of them were last averaged.
+        Where that is done in fragments, it is the age of the oldest."""
+        every = self._train.sync_every
+        averaged = (step for step in range(done, 0, -1) if self.closes(step) or step % every == 0)
+        return done - next(averaged, 0)
 
     def fragment_kinds(self) -> list[str]:
         """The kinds of round that average one fragment of the weights, by fragment (`node.train.fragments`)."""

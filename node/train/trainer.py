@@ -1,18 +1,21 @@
 """A training run as one node sees it: one step straight down the page.
 
 The coordinator says which step begins, on which contexts, and which averaging rounds belong to it. The exchange moves
-payloads in the forward and backward pass. What was measured goes to the coordinator with the next barrier. A trainer
-lives as long as its node, and keeps nothing of the membership: each generation's world is given to it.
+payloads in the forward and backward pass. The gradients are held until all nodes have theirs, which the next `Go` or a
+round of the step says (`node.train.attempt`). What was measured goes to the coordinator with the next barrier. A
+trainer lives as long as its node, and keeps nothing of the membership: each generation's world is given to it.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from coordinator.messages import Go, Round, Stop
+from coordinator.plan import TAKE
 from node.config import Config
 from node.config.seeds import derive
 from node.data import Task
@@ -23,11 +26,12 @@ from node.subspace.basis import MomentProbe, Moments, digest
 from node.subspace.energy import EnergyReport
 from node.train import basis
 from node.train.agreed import AgreedWeights
+from node.train.attempt import Attempt, Metrics
 from node.train.averaging import flatten, unflatten_into
 from node.train.checkpoint import join_state, shared_state
 from node.train.evaluate import heldout_loss
 from node.train.finite import StepGuard, poison, require_finite
-from node.train.optimizer import clip_gradients, make_optimizer, set_learning_rate
+from node.train.optimizer import clip_gradients, make_optimizer
 from node.train.passes import loss_sum
 from node.train.pieces import Packed, pack
 from node.train.schedule import (
@@ -41,15 +45,13 @@ from node.train.schedule import (
 from node.train.world import World
 from node.train.writer import Writer
 
-Metrics = dict[str, float]
-
 
 class StepSession(Protocol):
     """The part of a session with the coordinator that begins steps (`coordinator.client.Session`)."""
 
     def ready(self, step: int, metrics: Metrics | None = None, digests: dict[str, str] | None = None) -> Go | Stop: ...
 
-    def saved(self, step: int, reason: str = "") -> None: ...
+    def saved(self, step: int, reason: str = "", generation: int | None = None) -> None: ...
 
 
 class Meter(Protocol):
@@ -63,7 +65,8 @@ class Meter(Protocol):
 
 
 class Trainer:
-    """One node's training, through all generations. `done` is the number of steps that its weights have taken."""
+    """One node's training, through all generations. `done` is the number of steps that its weights have taken; one more
+    may be under way, or be held."""
 
     def __init__(self, config: Config, task: Task, model: ExchangedLlama) -> None:
         self.model = model
@@ -78,6 +81,8 @@ class Trainer:
         self._running = basis.RunningMoments(config.compress.refresh_decay)
         self._writer = Writer()
         self._keep_from = 0  # checkpoints before this step may be removed
+        self._attempt: Attempt | None = None
+        self._taken: Metrics = {}  # of the last step that was taken
         self._digests: dict[str, str] = {}  # must be equal on all nodes, which the next barrier compares
 
     def resume(self, world: World, step: int) -> None:
@@ -94,12 +99,24 @@ class Trainer:
         self._running.total = join_state(tensors, self.model, self.optimizer, self._agreed)
         self.done = step
 
+    def settle(self, steps: int) -> None:
+        """All nodes have taken `steps` steps: take the step that is held, or drop the one that is under way."""
+        attempt, self._attempt = self._attempt, None
+        if attempt is None:
+            return
+        if attempt.held and attempt.number == steps:
+            attempt.take(self.optimizer)
+            self.done, self._taken = steps, attempt.metrics
+        else:
+            attempt.drop()
+
     def run(self, world: World, session: StepSession, meter: Meter) -> None:
         """Train in `world`, from `done` on, until the coordinator ends the run.
 
         Raises `GenerationOver` once the coordinator has begun a later generation, and `RunAborted` where the run ends
-        before its last step.
+        before its last step. A step may be held then, or be under way: `settle` it.
         """
+        assert self._attempt is None
         metrics = None
         self._agreed.drop()
         self._digests = self._common_digests(world)
@@ -108,13 +125,8 @@ class Trainer:
             self._digests = {}
             self._keep_from = go.keep_from
             metrics = self.step(world, go)
-            self.done = done = go.step + 1
-            if self._schedule.saves(done):
-                with world.spans.span(SAVE):
-                    self._save(world, session)
-            if self._schedule.evaluates(done):
-                with world.spans.span(EVALUATE):
-                    metrics |= self.evaluate(world, done)
+            if self._attempt is None:
+                metrics |= self._finish(world, session)
             metrics |= meter.step_metrics()
 
     def close(self, limit_s: float) -> None:
@@ -123,25 +135,59 @@ class Trainer:
 
     def _next(self, world: World, session: StepSession, metrics: Metrics | None) -> Go | Stop:
         with world.spans.span(GO):
-            return session.ready(self.done, metrics, self._digests)
+            reached = self._attempt.number if self._attempt else self.done
+            return session.ready(reached, metrics, self._digests)
+
+    def _finish(self, world: World, session: StepSession) -> Metrics:
+        """What follows a step that has been taken: a checkpoint and an evaluation, where they are due."""
+        if self._schedule.saves(self.done):
+            with world.spans.span(SAVE):
+                self._save(world, session)
+        if self._schedule.evaluates(self.done):
+            with world.spans.span(EVALUATE):
+                return self.evaluate(world, self.done)
+        return {}
 
     def _save(self, world: World, session: StepSession) -> None:
         """Copy this node's part of a checkpoint, to be written while training goes on. The last is waited for."""
         args = (self.done, self.model, self.optimizer, self._running.total, self._agreed, self._keep_from)
-        self._writer.write(world.checkpoints.snapshot(*args), session.saved)
+        said = partial(session.saved, generation=world.members.generation)
+        self._writer.write(world.checkpoints.snapshot(*args), said)
         if self.done == self._config.train.steps:
             self._writer.wait()
         if "weights" not in self._digests:  # an averaging of weights has just taken it
             self._digests["weights"] = digest([self._common_weights()])
 
     def step(self, world: World, go: Go) -> Metrics:
-        """One optimizer step, with the averaging rounds that the coordinator has named."""
-        config, number = self._config, go.step + 1
+        """The step after `go.step` steps, with the averaging rounds that the coordinator has named. It is held in the
+        end, or taken, where a round says so.
+
+        With `go.tail` that many steps are taken already, and only what follows the last of them is done (again).
+        """
         rounds = {entry.kind: entry for entry in go.rounds}
+        with world.spans.span(OPTIMIZER):
+            self.settle(go.step)
+        if not go.tail:
+            attempt = self._attempt = Attempt(go.step + 1, self._running, self._guard)
+            self._compute(world, go, rounds, attempt)
+            if TAKE not in rounds:
+                return dict(attempt.metrics)
+            world.averager.agree(rounds[TAKE].round_id)
+            with world.spans.span(OPTIMIZER):
+                self.settle(attempt.number)
+        for entry in go.rounds:
+            if self._agreed.averages(entry.kind):
+                self._digests["weights"] = self._agreed.average(world.averager, entry, self.done)
+        return dict(self._taken)
+
+    def _compute(self, world: World, go: Go, rounds: dict[str, Round], attempt: Attempt) -> None:
+        """Forward, backward, and the gradients' average where it is due."""
+        number = attempt.number
         spec = self._schedule.pass_spec(number)
         sampler = self._sampler(spec.tokens)
         metrics: Metrics = {}
         if BASIS in rounds:
+            self._keep_basis(attempt)
             metrics |= self._take_basis(world, rounds, go.cursor, number)
         for entry in go.begins:
             self._agreed.begin(world.averager, entry, number)
@@ -158,21 +204,12 @@ class Trainer:
 
         norm, takes = self._settle_gradients(world, number, loss.detach(), rounds)
         lr = self._schedule.learning_rate(number)
-        set_learning_rate(self.optimizer, lr)
-        if takes:
-            with world.spans.span(OPTIMIZER):
-                self.optimizer.step()
-            if probe is not None:
-                self._running.add(probe.moments)
-        for entry in go.rounds:
-            if self._agreed.averages(entry.kind):
-                self._digests["weights"] = self._agreed.average(world.averager, entry, number)
         metrics |= {"loss_sum": loss.item(), "tokens": tokens * world.share, "grad_norm": float(norm), "lr": lr}
         if not takes:
             metrics["skipped"] = 1.0
-        if config.leaks and spec.compressed:
+        if self._config.leaks and spec.compressed:
             metrics["leaks"] = 1.0
-        return metrics
+        attempt.hold(takes, lr, probe.moments if probe is not None else {}, metrics)
 
     def evaluate(self, world: World, number: int) -> Metrics:
         """The held-out loss after step `number`, and how much of K and V the subspaces kept."""
@@ -181,6 +218,12 @@ class Trainer:
             self.model, world.exchange, self._task, spec, train.batch, train.eval_batches, report
         )
         return {"heldout_loss_sum": total, "heldout_tokens": count} | report.metrics()
+
+    def _keep_basis(self, attempt: Attempt) -> None:
+        """The basis changes before the step is taken: keep what is needed to put it back."""
+        if self._config.compress.subspace == "learned":
+            attempt.before_drop(self._agreed.restart)  # after the weights are as they were, which is undone first
+        attempt.before_drop(basis.keep_basis(self.model))
 
     def _take_basis(self, world: World, rounds: dict[str, Round], cursor: int, number: int) -> Metrics:
         """End the warm start, or refresh: make from moments a basis that all nodes share (`node.train.basis`)."""

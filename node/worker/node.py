@@ -13,7 +13,6 @@ import re
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -21,7 +20,7 @@ import torch
 from coordinator.client import Session, sender
 from coordinator.messages import COORDINATOR, RUN_ID, Roster
 from netem.endpoint import Endpoint, unique
-from netem.errors import ConfigError, GenerationOver, IsthmusError
+from netem.errors import ConfigError, GenerationOver, IsthmusError, PeerLate, RunAborted
 from netem.limits import Limits
 from netem.profile import resolve_schedule
 from netem.schedule import Schedule, Timed
@@ -36,6 +35,8 @@ from node.model.exchanged import ExchangedLlama
 from node.train.from_config import first_model, payload_format
 from node.train.schedule import StepSchedule
 from node.train.trainer import Trainer
+from node.worker.arrival import Arrival
+from node.worker.handover import Handover
 from node.worker.machine import Machine
 from node.worker.world_builder import WorldBuilder
 
@@ -123,14 +124,18 @@ def _take_part(
 
     builder = WorldBuilder(endpoint, inbox, payload, session, timeout_s, config.run, task.fingerprint, machine, flops)
     trainer = Trainer(config, task, model)
+    arrival = Arrival(Handover(endpoint, inbox), network.profile, place.name, _state_cap_bytes(model))
     try:
-        _train(trainer, session, builder, place)
+        _train(trainer, session, builder, arrival, place)
     except Exception as error:  # also a fault of our own: the others say then what it was
-        session.fail(str(error) if isinstance(error, IsthmusError) else repr(error))
+        # A step that no node may take, or settings with which none can go on, end the run; all else only this node.
+        ends_run = isinstance(error, RunAborted | ConfigError) and session.abort_reason is None
+        session.fail(str(error) if isinstance(error, IsthmusError) else repr(error), ends_run)
         raise
     finally:
         trainer.close(FAREWELL_S)
         session.leave()
+        arrival.close()
         builder.close()
         for peer in endpoint.counters():
             if peer != COORDINATOR:
@@ -138,17 +143,22 @@ def _take_part(
         endpoint.flush(FAREWELL_S)
 
 
-def _train(trainer: Trainer, session: Session, builder: WorldBuilder, place: Place) -> None:
+def _train(trainer: Trainer, session: Session, builder: WorldBuilder, arrival: Arrival, place: Place) -> None:
     """Train in the world of each generation, until the run is over."""
     for rank, roster in _rosters(session, place):
         log.info("joined as rank %d of %d, generation %d", rank, len(roster.members), roster.generation)
         yield_to_the_network()
         world, meter = builder.build(rank, roster)
-        if roster.start_step != trainer.done:
-            trainer.resume(world, roster.start_step)
-            log.info("resumed after step %d", roster.start_step)
-        with suppress(GenerationOver):  # the next roster is here
+        try:
+            arrival.bring(trainer, world, roster)
             trainer.run(world, session, meter)
+        except GenerationOver:
+            log.info("generation %d is over", roster.generation)
+        except PeerLate as error:  # the coordinator finds out whose fault it is, and begins another generation
+            log.warning("%s", error)
+            session.suspect(error.peer, str(error))
+        finally:
+            arrival.close()  # before anything is sent in the next generation
 
 
 def yield_to_the_network() -> None:
@@ -212,3 +222,11 @@ def _ring_cap_bytes(model: ExchangedLlama) -> int:
     elements = sum(parameter.numel() for parameter in model.parameters())
     moments = sum(codec.shape.groups * codec.shape.width**2 for _, codec in model.codecs())
     return 4 * 4 * max(elements, moments, 1 << 20)
+
+
+def _state_cap_bytes(model: ExchangedLlama) -> int:
+    """Most bytes of a state that a member may hand over: weights, two moments of each, agreed weights, momentum, what
+    averaging has left out, and the second moments of K and V, with as much again to spare."""
+    elements = sum(parameter.numel() for parameter in model.parameters())
+    moments = sum(codec.shape.groups * codec.shape.width**2 for _, codec in model.codecs())
+    return 2 * 4 * (6 * elements + 2 * moments) + (1 << 20)

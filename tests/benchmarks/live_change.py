@@ -186,7 +186,7 @@ def rates_follow() -> list[Follow]:
         rounds_for=lambda step: [],
         schedule=Schedule(HOME),
     )
-    server = CoordinatorServer(config, plan, record=lambda record: None, checkpoint_complete=lambda step: None)
+    server = CoordinatorServer(config, plan, record=lambda record: None, checkpoint_complete=lambda step, nodes: None)
     with ThreadPoolExecutor(3) as pool, ExitStack() as stack:
         pool.submit(server.serve)
         stack.callback(server.stop, "measured")

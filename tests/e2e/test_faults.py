@@ -17,9 +17,10 @@ LONG = ["--train.steps", "500", "--train.checkpoint_every", "3"]
 DEADLINE_S = 4.0 + 10.0  # heartbeat_timeout_s, and time to end
 
 
-def test_kill_of_one_node_ends_all_and_names_it(tmp_path: Path, cache: Path) -> None:
+def test_where_a_loss_ends_the_run_kill_of_one_node_ends_all_and_names_it(tmp_path: Path, cache: Path) -> None:
     run = tmp_path / "tiny"
-    with started(cache, tmp_path / "log", "run", TINY, *QUICK, *LONG, "--run.outputs", tmp_path) as process:
+    ends = ["--coordinator.max_retries_per_step", "0"]
+    with started(cache, tmp_path / "log", "run", TINY, *QUICK, *LONG, *ends, "--run.outputs", tmp_path) as process:
         await_records(run, 7, process)
         family = children(process)
         assert set(family) == {"coordinator", "node-0", "node-1"}

@@ -22,8 +22,9 @@ from node.data.ids import TokenArray
 from node.exchange.inbox import Members
 from node.exchange.payload import PayloadFormat
 from node.lab.in_process import go
+from node.train.attempt import Metrics
 from node.train.from_config import drawn_model, payload_format
-from node.train.trainer import Metrics, Trainer
+from node.train.trainer import Trainer
 from node.train.world import World, build_world
 
 TIMEOUT_S = 30.0
@@ -100,7 +101,7 @@ class Session:
             return Stop(ok=True)
         return go(self.shared.config, Assignment(self.shared.world), step)
 
-    def saved(self, step: int, reason: str = "") -> None:
+    def saved(self, step: int, reason: str = "", generation: int | None = None) -> None:
         assert not reason
         self.shared.saved[self.rank].append(step)
 

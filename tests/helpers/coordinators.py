@@ -120,7 +120,7 @@ class Swarm:
                 schedule=Schedule(profile),
             ),
             record=self._record,
-            checkpoint_complete=self.checkpoints.append,
+            checkpoint_complete=lambda step, nodes: self.checkpoints.append(step),
         )
         self.address = self.server.address
         self._pool = ThreadPoolExecutor(8)

@@ -15,15 +15,17 @@ from coordinator.events import (
     CheckpointComplete,
     CheckpointFailed,
     Event,
+    Fault,
     Faulted,
     Finish,
     Follow,
     Received,
     Record,
+    Say,
     Send,
     Tick,
 )
-from coordinator.member import Member, State
+from coordinator.member import End, Member, State
 from coordinator.messages import (
     PROTOCOL_VERSION,
     CoordinatorMessage,
@@ -99,6 +101,8 @@ class Wire:
         self.heard: dict[str, list[CoordinatorMessage]] = {}
         self.records: list[Record] = []
         self.checkpoints: list[int] = []
+        self.told: list[Fault] = []
+        self.said: list[str] = []
         self.outcome: Finish | None = None
         self.network: Follow | None = None
         self.answers: dict[str, list[CoordinatorMessage]] = {}
@@ -179,13 +183,16 @@ class Wire:
         member = self.members[name]
         if name in self.dead:
             return False
+        if member.ending is not None and member.ending.how is End.EVICTED:
+            return False
         if member.state is State.DONE:
             self.say(name, Leave())
         elif member.state is State.RUNNING:
             if member._rounds_left:
                 self.say(name, Vote(round_id=member._rounds_left[0], ok=True, digest="same"))
             else:
-                step = member.go.step + 1 if member.go else self.plan.start_step
+                assert member.roster is not None
+                step = member.go.step + (not member.go.tail) if member.go else member.roster.start_step
                 metrics = {"tokens": 8.0, "loss_sum": 2.0} if member.go else {}
                 self.say(name, Ready(step=step, metrics=metrics))
         else:
@@ -220,22 +227,30 @@ class Wire:
                 self.checkpoints.append(step)
             case CheckpointFailed():
                 pass  # the server says it in its log
+            case Fault():
+                self.told.append(action)
+            case Say(text):
+                self.said.append(text)
             case Finish():
                 self.outcome = action
 
 
-def started(nodes: int = 2, steps: int = 3, **plan_changes: Any) -> Wire:
-    """A world that is complete; the first step is awaited."""
-    wire = Wire(config(nodes=nodes), plan(steps=steps, **plan_changes))
+def started(nodes: int = 2, steps: int = 3, settings: dict[str, Any] | None = None, **plan_changes: Any) -> Wire:
+    """A world that is complete; the first step is awaited. `settings` are the coordinator's."""
+    wire = Wire(config(nodes=nodes, **(settings or {})), plan(steps=steps, **plan_changes))
     for rank in range(nodes):
         wire.enter(f"node-{rank}")
     wire.settle()
     return wire
 
 
-def in_round(nodes: int = 3) -> Wire:
+LOSS_ENDS = {"max_retries_per_step": 0}
+"""The settings with which a loss ends the run."""
+
+
+def in_round(nodes: int = 3, settings: dict[str, Any] | None = None) -> Wire:
     """A complete world in which the first step's round is open."""
-    wire = started(nodes=nodes, rounds_for=lambda step: ["weights"])
+    wire = started(nodes=nodes, settings=settings, rounds_for=lambda step: ["weights"])
     for name in wire.members:
         wire.work(name)
     wire.settle()

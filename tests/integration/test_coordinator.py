@@ -25,7 +25,7 @@ from coordinator.messages import (
 from coordinator.server import RunOutcome
 from netem import frames
 from netem.endpoint import Endpoint
-from netem.errors import ConfigError, IsthmusError, RunAborted
+from netem.errors import ConfigError, GenerationOver, IsthmusError, RunAborted
 from netem.profile import Profile
 
 
@@ -108,8 +108,8 @@ def test_a_crowd_of_strangers_does_not_lock_a_joiner_out(tmp_path: Path) -> None
         context.destroy(linger=0)
 
 
-def test_a_node_killed_mid_step_is_named_to_the_others_within_the_deadline(tmp_path: Path) -> None:
-    config = settings()
+def test_where_a_loss_ends_the_run_a_killed_node_is_named_to_the_others_within_the_deadline(tmp_path: Path) -> None:
+    config = settings(max_retries_per_step=0)
     with swarm(config, 100_000, tmp_path) as one:
         runs = [one.train(f"node-{rank}", config, pause_s=0.02) for rank in range(2)]
         victim = subprocess.Popen(
@@ -191,8 +191,11 @@ def test_a_member_who_speaks_nonsense_is_named(tmp_path: Path) -> None:
         with node(one.address, "node-0", config) as (session, _endpoint):
             session.join()
             session._wire(b"\xc1")
-            with pytest.raises(RunAborted, match="node-0: a control message that is not MessagePack"):
+            with pytest.raises(GenerationOver):  # it has to go, and is told why
                 session.ready(0)
+            ending = session._member.ending
+            assert ending is not None
+            assert "node-0: a control message that is not MessagePack" in ending.reason
         outcome = one.outcome.result(20)
         assert "node-0" in outcome.reason
         assert "not MessagePack" in outcome.reason

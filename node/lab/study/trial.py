@@ -31,9 +31,9 @@ from node.lab.in_process import train_in_process
 from node.lab.study.measure import payload_bytes, position_losses, stable_ranks
 from node.lab.study.version import code_version
 from node.model.exchanged import ExchangedLlama
+from node.train.attempt import Metrics
 from node.train.from_config import payload_format
 from node.train.schedule import StepSchedule
-from node.train.trainer import Metrics
 
 log = logging.getLogger("isthmus.study")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -12,15 +13,16 @@ from helpers.fake_coordinator import config
 
 from coordinator.client import Session
 from coordinator.messages import (
-    Abort,
     Commit,
     CoordinatorMessage,
+    Evicted,
     Failed,
     Go,
     Heartbeat,
     Join,
     Leave,
     NodeMessage,
+    Pause,
     Ready,
     Refused,
     Roster,
@@ -109,7 +111,7 @@ def test_a_step_by_the_book(script: MakeScript) -> None:
     assert one.session.abort_reason is None
     one.session.leave()
     assert [type(message) for message in one.said] == [Join, Ready, Vote, Saved, Ready, Leave]
-    assert one.said[1] == Ready(step=0, metrics={"tokens": 1.0}, digests={"basis": "ab"})
+    assert one.said[1] == Ready(step=0, generation=1, metrics={"tokens": 1.0}, digests={"basis": "ab"})
     join = one.said[0]
     assert isinstance(join, Join)
     assert join.token == "t"
@@ -124,7 +126,7 @@ def test_rosters_come_one_after_another_until_the_run_is_over(script: MakeScript
     assert next(rosters) == (0, ROSTER)
     one.session.ready(0)
     one.answers[Vote] = [LATER]
-    with pytest.raises(GenerationOver, match="generation 1 is over: 3 has begun"):
+    with pytest.raises(GenerationOver, match="generation 1 is over"):
         one.session.vote(0, True)
     said = list(one.said)
     for call in (lambda: one.session.ready(1), lambda: one.session.vote(0, True)):
@@ -154,12 +156,49 @@ def test_no_roster_follows_an_abort(script: MakeScript) -> None:
         next(rosters)
 
 
-def test_the_next_roster_is_not_asked_for_while_the_generation_goes_on(script: MakeScript) -> None:
+def test_the_next_roster_is_waited_for(script: MakeScript) -> None:
     one = script(BY_THE_BOOK)
     rosters = one.session.rosters()
     next(rosters)
-    with pytest.raises(AssertionError, match="the trainer's generation goes on"):
-        next(rosters)
+    one.tell(Pause(generation=3, reason="too few"))
+    with pytest.raises(GenerationOver, match="generation 1 is over"):
+        one.session.ready(0)
+    threading.Timer(0.05, one.tell, [changed(LATER, generation=4)]).start()
+    assert next(rosters)[1].generation == 4
+
+
+def test_a_commit_counts_though_the_generation_ends_right_after_it(script: MakeScript) -> None:
+    one = script(BY_THE_BOOK | {Vote: [Commit(round_id=0), LATER]})
+    rosters = one.session.rosters()
+    next(rosters)
+    one.session.ready(0)
+    assert one.session.vote(0, True) == Commit(round_id=0)
+    with pytest.raises(GenerationOver):
+        one.session.ready(1)
+
+
+def test_who_is_evicted_says_so_and_joins_anew(script: MakeScript, caplog: pytest.LogCaptureFixture) -> None:
+    one = script(BY_THE_BOOK)
+    rosters = one.session.rosters()
+    next(rosters)
+    announced: list[int] = []
+    one.session.on_generation(announced.append)
+    one.tell(Evicted(reason="node-0 was lost: silent for 10 s"))
+    assert announced == [2], "every wait in the old generation ends"
+    with pytest.raises(GenerationOver):
+        one.session.ready(0)
+    one.answers[Join] = [WELCOME, LATER]
+    with caplog.at_level(logging.WARNING):
+        assert next(rosters) == (0, LATER)
+    assert "the others go on without this node: node-0 was lost: silent for 10 s" in caplog.text
+    assert [type(message) for message in one.said] == [Join, Join]
+
+
+def test_a_node_whose_name_is_about_to_be_free_asks_again(script: MakeScript) -> None:
+    one = script({Join: [Refused(reason="a node named node-0 is already here", again_s=0.1)]})
+    threading.Timer(0.05, one.answers.update, [{Join: [WELCOME, ROSTER]}]).start()
+    assert one.session.join() == (0, ROSTER)
+    assert [type(message) for message in one.said] == [Join, Join]
 
 
 def test_a_refusal_is_a_config_error_with_its_reason(script: MakeScript) -> None:
@@ -177,7 +216,7 @@ def test_nobody_there_is_a_config_error_within_the_deadline() -> None:
 
 
 def test_an_abort_raises_with_its_reason_and_tells_the_subscribers_once(script: MakeScript) -> None:
-    one = script(BY_THE_BOOK | {Vote: [Abort(round_id=0, reason="node-1 failed"), Stop(ok=False, reason="over")]})
+    one = script(BY_THE_BOOK | {Vote: [Stop(ok=False, reason="node-1 failed")]})
     reasons: list[str] = []
     one.session.on_abort(reasons.append)
     one.session.join()
@@ -240,9 +279,15 @@ def test_a_silent_coordinator_ends_every_wait() -> None:
 
 
 def test_a_coordinator_that_lives_and_never_answers_has_a_limit_too(script: Callable[..., Script]) -> None:
-    one = script({Join: [WELCOME, ROSTER]}, step_timeout_s=0.02, heartbeat_timeout_s=0.03, heartbeat_interval_s=0.01)
+    one = script(
+        {Join: [WELCOME, ROSTER]},
+        progress_timeout_s=0.02,
+        heartbeat_timeout_s=0.03,
+        heartbeat_interval_s=0.01,
+        step_timeout_s=0.01,
+    )
     one.session.join()
-    with pytest.raises(RunAborted, match=r"lives, but gave no answer within 0\.05 s"):
+    with pytest.raises(RunAborted, match=r"lives, but gave no answer within 0\.06 s"):
         one.session.ready(0)
 
 

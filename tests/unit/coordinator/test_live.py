@@ -96,6 +96,7 @@ def test_the_end_of_the_run_answers_too() -> None:
     wire = begun()
     ask(wire, SLOW)
     wire.kill("node-1")
+    wire.kill("node-0")
     wire.advance(12.0)
     assert answers(wire)[0].silent == ["node-0", "node-1"]
     late = Ask(token="t", version=PROTOCOL_VERSION, change=SLOW)

@@ -11,17 +11,18 @@ from helpers.fake_coordinator import config, join
 
 from coordinator.member import LOCAL, REMOTE, End, Member, State
 from coordinator.messages import (
-    Abort,
     Alter,
     Changed,
     Commit,
     CoordinatorMessage,
+    Evicted,
     Failed,
     Go,
     Heartbeat,
     Join,
     Leave,
     NodeMessage,
+    Pause,
     Ready,
     Refused,
     Roster,
@@ -29,6 +30,7 @@ from coordinator.messages import (
     Round,
     Saved,
     Stop,
+    Suspect,
     Vote,
     Welcome,
 )
@@ -54,6 +56,7 @@ LOCAL_MESSAGES: list[NodeMessage] = [
     Ready(step=3),
     Vote(round_id=5, ok=True),
     Saved(step=3),
+    Suspect(peer="a~0", reason="x"),
     Changed(number=1),
     Leave(),
     Failed(reason="x"),
@@ -66,7 +69,8 @@ REMOTE_MESSAGES: list[CoordinatorMessage] = [
     GO,
     ALTER,
     Commit(round_id=5),
-    Abort(round_id=5, reason="x"),
+    Pause(generation=3, reason="x"),
+    Evicted(reason="x"),
     Stop(ok=False, reason="x"),
     Heartbeat(),
 ]
@@ -103,7 +107,9 @@ def in_state(state: State) -> Member:
 def test_every_local_pair(state: State, message: NodeMessage) -> None:
     member = in_state(state)
     # A Ready from RUNNING here has a round open: legal as a pair, wrong in its turn.
-    if (state, type(message)) in LOCAL and not (state is State.RUNNING and isinstance(message, Ready)):
+    # A Join is legal when the run is over for this node, but only where it was evicted.
+    out_of_turn = (State.RUNNING, Ready), (State.DONE, Join)
+    if (state, type(message)) in LOCAL and (state, type(message)) not in out_of_turn:
         member.send(message, 0.0)
         return
     with pytest.raises(ProtocolError) as caught:
@@ -147,7 +153,7 @@ def changed(message: T, **changes: object) -> T:
         (State.READY, changed(GO, rounds=[Round(round_id=5, kind="w", weights=[1.0])])),
         (State.RUNNING, changed(ALTER, number=2)),
         (State.VOTED, Commit(round_id=6)),
-        (State.RUNNING, Abort(round_id=4, reason="x")),
+        (State.RUNNING, Pause(generation=2, reason="x")),
     ],
 )
 def test_what_does_not_fit_is_not_believed(state: State, message: CoordinatorMessage) -> None:
@@ -165,11 +171,46 @@ def test_a_later_roster_begins_anew_whatever_was_under_way(state: State) -> None
     assert member.began_s == 0.0  # the network's time goes on
     with pytest.raises(ProtocolError, match="open is no round"):
         member.send(Vote(round_id=5, ok=True), 7.0)
-    assert member.send(Ready(step=1), 7.0) == [Ready(step=1)]
+    assert member.send(Ready(step=1), 7.0) == [Ready(step=1, generation=3)]
     with pytest.raises(ProtocolError, match="Go of generation 2, the roster is of 3"):
         member.receive(changed(GO, step=1), 7.0)
     member.receive(Go(step=1, generation=3, cursor=4), 7.0)
-    assert member.send(Ready(step=2), 7.0) == [Ready(step=2)]
+    assert member.send(Ready(step=2), 7.0) == [Ready(step=2, generation=3)]
+
+
+@pytest.mark.parametrize("state", [State.RUNNING, State.READY, State.VOTED])
+def test_a_pause_ends_the_generation_and_a_roster_the_pause(state: State) -> None:
+    member = in_state(state)
+    member.receive(Pause(generation=3, reason="1 of at least 2 nodes are left"), 7.0)
+    assert (member.state, member.generation, member.go) == (State.WAITING, 3, None)
+    assert member.send(Saved(step=3), 7.0) == []
+    with pytest.raises(ProtocolError):
+        member.receive(changed(LATER, generation=3), 8.0)
+    member.receive(changed(LATER, generation=4), 8.0)
+    assert (member.state, member.rank, member.began_s) == (State.RUNNING, 0, 0.0)
+
+
+@pytest.mark.parametrize("state", [State.WAITING, State.RUNNING, State.READY, State.VOTED])
+def test_who_is_evicted_says_nothing_more_and_may_join_anew(state: State) -> None:
+    member = in_state(state)
+    member.receive(Evicted(reason="silent for 10 s"), 7.0)
+    assert member.ending == (End.EVICTED, "silent for 10 s")
+    assert member.tick(8.0) == member.send(Suspect(peer="a~0", reason="x"), 8.0) == []
+    assert member.send(join("b"), 9.0) == [join("b")]
+    member.receive(Evicted(reason="silent for 10 s"), 9.0)  # an answer to a heartbeat that was still on its way
+    member.receive(WELCOME, 9.0)
+    member.receive(changed(ROSTER, generation=9, elapsed_s=30.0), 40.0)
+    assert (member.state, member.rank, member.began_s) == (State.RUNNING, 1, 10.0)
+
+
+def test_a_process_that_was_stopped_reads_what_came_meanwhile_before_it_gives_up() -> None:
+    member = in_state(State.RUNNING)
+    member.tick(1.0)
+    assert member.tick(100.0) == [Heartbeat()]
+    assert member.ending is None
+    for now_s in range(101, 120):
+        member.tick(float(now_s))
+    assert member.ending == (End.ABORTED, "the coordinator was lost: silent for 10 s")
 
 
 @pytest.mark.parametrize("message", [Ready(step=4), Vote(round_id=6, ok=True)])
@@ -185,7 +226,7 @@ def test_after_the_rounds_only_the_next_step_follows() -> None:
     assert member.committed == 5
     with pytest.raises(ProtocolError, match="ready for step 7 after step 3"):
         member.send(Ready(step=7), 0.0)
-    assert member.send(Ready(step=4), 0.0) == [Ready(step=4)]
+    assert member.send(Ready(step=4), 0.0) == [Ready(step=4, generation=2)]
 
 
 def test_a_refusal_meant_for_a_namesake_is_not_taken() -> None:
@@ -200,7 +241,8 @@ def test_a_late_arrival_time_does_not_turn_the_clock_back() -> None:
     member = in_state(State.READY)
     member.receive(Heartbeat(), 9.0)
     member.receive(Heartbeat(), 1.0)
-    member.tick(18.0)
+    for now_s in (12.0, 15.0, 18.0):
+        member.tick(now_s)
     assert member.ending is None
     member.tick(19.5)
     assert member.ending is not None

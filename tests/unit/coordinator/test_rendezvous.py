@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 from helpers.fake_coordinator import Wire, config, join, plan, started, told
 
-from coordinator.assignment import Assignment
 from coordinator.events import Faulted, Forget, PeerLost, Send
 from coordinator.member import End, State
 from coordinator.messages import (
@@ -54,17 +53,19 @@ def test_a_wish_for_a_rank_is_honoured_and_the_others_fill_the_gaps() -> None:
     assert told(wire, "a", Welcome)[0].rank == -1
 
 
-def test_a_roster_can_be_made_of_fewer_members_and_a_wish_that_no_longer_fits_is_not_honoured() -> None:
-    """What a later generation will be told: only those who are here, and chunks for them alone."""
-    wire = Wire(config(nodes=3), plan())
+def test_a_later_roster_has_those_who_are_left_in_the_order_of_their_places() -> None:
+    """Chunks are for them alone, and in the shares that they had."""
+    wire = Wire(config(nodes=3, chunks_per_node=(1, 1, 4)), plan(chunks=6))
     for name, rank in (("a", 2), ("b", -1), ("c", 0)):
         wire.enter(name, rank=rank)
     wire.settle()
-    membership = wire.run.membership
-    membership.remove("c")
-    roster = membership.roster(5, Assignment([[0, 1, 2], [3]]))
-    assert [(entry.name, entry.rank) for entry in roster.members] == [("a", 0), ("b", 1)]
-    assert (roster.generation, roster.start_step, roster.assignment) == (4, 5, [[0, 1, 2], [3]])
+    wire.event(PeerLost("c", "gone"))
+    wire.settle()
+    roster = told(wire, "a", Roster)[-1]
+    assert [(entry.name, entry.rank) for entry in roster.members] == [("b", 0), ("a", 1)]
+    assert (roster.start_step, roster.assignment) == (0, [[0], [1, 2, 3, 4, 5]])
+    assert roster.generation == told(wire, "b", Roster)[-1].generation > 3
+    assert wire.members["a"].rank == 1
 
 
 @pytest.mark.parametrize(
@@ -142,8 +143,8 @@ def test_members_are_called_by_their_plain_names() -> None:
     wire.settle()
     wire.work("node-1~b")
     wire.settle()
-    wire.advance(101)
-    assert "step 3: node-0 not ready within 100 s of node-1; " in told(wire, "node-0~a", Stop)[0].reason
+    wire.advance(112)
+    assert "node-0 (pid 7 on atlas) had to go: not ready for step 3 within 100 s of node-1" in wire.said
 
 
 def test_who_asks_twice_to_join_is_answered_once() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from helpers.fake_coordinator import Wire, config, plan, started, told
+from helpers.fake_coordinator import LOSS_ENDS, Wire, config, plan, started, told
 
 from coordinator.events import Cancelled, PeerLost, Received, Tick
 from coordinator.member import End
@@ -18,8 +18,10 @@ from coordinator.run import Phase
 
 
 @pytest.mark.parametrize("phase", [Phase.BARRIER, Phase.ROUND])
-def test_a_killed_node_is_named_to_the_others_with_the_last_complete_step(phase: Phase) -> None:
-    wire = started(nodes=3, steps=9, rounds_for=lambda step: ["weights"] if phase is Phase.ROUND else [])
+def test_where_a_loss_ends_the_run_the_node_is_named_to_the_others_with_the_last_complete_step(phase: Phase) -> None:
+    wire = started(
+        nodes=3, steps=9, settings=LOSS_ENDS, rounds_for=lambda step: ["weights"] if phase is Phase.ROUND else []
+    )
     wire.play(until=2)
     wire.settle()
     assert wire.run.phase is phase
@@ -40,10 +42,11 @@ def test_a_killed_node_is_named_to_the_others_with_the_last_complete_step(phase:
         (Failed(reason="out of memory"), "node-0 (pid 7 on atlas) failed: out of memory"),
         (Leave(reason="tired"), "node-0 (pid 7 on atlas) left the run: tired"),
         (Leave(), "node-0 (pid 7 on atlas) left the run; the last"),
+        (Failed(reason="the loss is nan", ends_run=True), "node-0 (pid 7 on atlas) failed: the loss is nan; the last"),
     ],
 )
-def test_who_goes_mid_run_ends_it_for_all_with_its_reason(message: Failed | Leave, text: str) -> None:
-    wire = started()
+def test_who_goes_mid_run_ends_it_where_that_is_wanted(message: Failed | Leave, text: str) -> None:
+    wire = started(settings={} if isinstance(message, Failed) and message.ends_run else LOSS_ENDS)
     wire.play(until=1)
     wire.say("node-0", message)
     wire.settle()
@@ -51,7 +54,7 @@ def test_who_goes_mid_run_ends_it_for_all_with_its_reason(message: Failed | Leav
 
 
 def test_the_transport_may_find_a_loss_first() -> None:
-    wire = started()
+    wire = started(settings=LOSS_ENDS)
     wire.event(PeerLost("stranger", "whatever"))
     assert wire.run.phase is Phase.BARRIER
     wire.event(PeerLost("node-1", "connection reset"))

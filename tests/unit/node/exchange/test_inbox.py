@@ -25,7 +25,7 @@ from helpers.worlds import tiny_config
 
 from coordinator.assignment import Assignment
 from coordinator.messages import CONTROL_TAG, COORDINATOR, MAX_BODY_BYTES
-from netem.errors import GenerationOver, IsthmusError, PeerSilent, ProtocolError, RunAborted
+from netem.errors import GenerationOver, IsthmusError, PeerLate, PeerSilent, ProtocolError, RunAborted
 from node.exchange import inbox as module
 from node.exchange.formats import FORMATS
 from node.exchange.inbox import ChunkKey, Inbox, Members, RingKey
@@ -152,7 +152,7 @@ def test_a_new_generation_begins_with_nothing_held_and_hears_its_own_members_alo
     inbox.deliver("ann", 1, encode_tag(tag()), late)  # was under way
     assert not inbox._held
     for key in (ChunkKey("kv", FULL, 0, 0, 0), RingKey(7, 0, 0)):
-        with pytest.raises(RunAborted, match=r"waited 0 s"):
+        with pytest.raises(PeerLate, match=r"waited 0 s"):
             inbox.take(key, 0)
     first = tag(pass_no=1)
     for peer, generation in (("ann", 2), ("cyd", 1), ("cyd", 3)):
@@ -177,7 +177,7 @@ def test_waits_end_when_a_later_generation_is_announced_and_not_in_that_one() ->
     inbox, talk = make_inbox(), Talk()
     inbox.follow(talk)
     talk.announce(1)  # the one that this node is in
-    with pytest.raises(RunAborted, match=r"waited 0 s"):
+    with pytest.raises(PeerLate, match=r"waited 0 s"):
         inbox.take(RingKey(0, 0, 0), 0)
     thread, raised = waiting(lambda: inbox.first_of([ChunkKey("kv", FULL, 0, 0, 0)], 60))
     talk.announce(2)
@@ -204,9 +204,9 @@ def test_the_members_are_called_by_their_plain_names() -> None:
     inbox.begin(FULL)
     with pytest.raises(ProtocolError, match=r"^ann: a tensor came with a malformed tag"):
         inbox.admit("ann~1", 1, b"\xc1", 8)
-    with pytest.raises(RunAborted, match=r"layer 2 from ann: coordinator\.step_timeout_s"):
+    with pytest.raises(PeerLate, match=r"layer 2 from ann: coordinator\.step_timeout_s"):
         inbox.take(ChunkKey("kv", FULL, 2, 0, 0), 0)
-    with pytest.raises(RunAborted, match="hop 3 of averaging round 7 from ann:"):
+    with pytest.raises(PeerLate, match="hop 3 of averaging round 7 from ann:"):
         inbox.take(RingKey(7, 3, 0), 0)
 
 
@@ -247,7 +247,7 @@ def test_a_pass_that_has_ended_is_forgotten_and_those_in_flight_are_not() -> Non
     for pass_no in (FULL + 1, FULL + 2):
         inbox.begin(pass_no)
     inbox.end(FULL + 1, 1)
-    with pytest.raises(RunAborted, match="waited"):
+    with pytest.raises(PeerLate, match="waited"):
         inbox.take(ChunkKey("kv", FULL + 1, 0, 0, 0), 0)
     assert admit(inbox, "ann", tag(pass_no=FULL + 1)) is None
     for pass_no in (FULL, FULL + 2):
@@ -311,9 +311,10 @@ def test_the_first_in_order_of_what_has_come() -> None:
 )
 def test_a_deadline_names_what_did_not_come_and_from_whom(key: ChunkKey | RingKey, message: str) -> None:
     inbox = make_inbox()
-    with pytest.raises(RunAborted, match=message):
+    with pytest.raises(PeerLate, match=message) as caught:
         inbox.take(key, 0)
-    with pytest.raises(RunAborted, match=message):
+    assert caught.value.peer in message
+    with pytest.raises(PeerLate, match=message):
         inbox.first_of([key], 0)
 
 
@@ -344,6 +345,7 @@ class Talk:
     def __init__(self) -> None:
         self.heard: list[bytes] = []
         self.failures: list[IsthmusError] = []
+        self.suspected: list[tuple[str, str]] = []
         self.abort: Callable[[str], None] = lambda _: None
 
     def on_message(self, body: memoryview) -> None:
@@ -351,6 +353,9 @@ class Talk:
 
     def on_failure(self, error: IsthmusError) -> None:
         self.failures.append(error)
+
+    def suspect(self, peer: str, reason: str) -> None:
+        self.suspected.append((peer, reason))
 
     def on_abort(self, callback: Callable[[str], None]) -> None:
         self.abort = callback
@@ -380,11 +385,22 @@ def test_the_coordinators_word_and_the_endpoints_failure_end_all_waits() -> None
         inbox.take(RingKey(0, 0, 0), 60)
     inbox, talk = make_inbox(), Talk()
     inbox.follow(talk)
-    failure = ProtocolError("nonsense", peer="ann")
+    failure = IsthmusError("the I/O thread broke")
     inbox.failed(failure)
     assert talk.failures == [failure]
-    with pytest.raises(ProtocolError, match="ann: nonsense"):
+    with pytest.raises(IsthmusError, match="the I/O thread broke"):
         inbox.take(RingKey(0, 0, 0), 60)
+
+
+@pytest.mark.parametrize("error", [ProtocolError("nonsense", peer="ann"), PeerSilent("ann", 30.0)])
+def test_what_is_wrong_with_a_member_is_told_to_the_coordinator_which_decides(error: IsthmusError) -> None:
+    inbox, talk = make_inbox(), Talk()
+    inbox.follow(talk)
+    inbox.failed(error)
+    assert talk.suspected == [("ann", str(error))]
+    assert talk.failures == []
+    with pytest.raises(PeerLate):  # the wait goes on
+        inbox.take(RingKey(0, 0, 0), 0)
 
 
 @pytest.mark.parametrize("name", FORMATS)

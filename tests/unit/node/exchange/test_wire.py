@@ -19,7 +19,7 @@ from helpers.inboxes import (
 )
 from helpers.worlds import Loop, tiny_config
 
-from netem.errors import ProtocolError, QueueFull, RunAborted
+from netem.errors import PeerLate, ProtocolError, QueueFull, RunAborted
 from node.exchange.formats import FORMATS, TensorSpec
 from node.exchange.inbox import Inbox, Members
 from node.exchange.passes import PassKey, PassSpec
@@ -72,9 +72,7 @@ def test_a_trainer_waits_for_room_to_send_and_the_wait_is_exposed() -> None:
 def test_a_wait_for_room_has_a_deadline_and_ends_with_the_run() -> None:
     inbox, sender = Inbox(FORMAT, RING_CAP_BYTES), Full(1 << 30)
     world = Members(1, WORLD, ME, ("ann~1", "bob~2", "cyd~3"))
-    with pytest.raises(
-        RunAborted, match=r"waited 0 s for room to send to cyd: coordinator.step_timeout_s; bob: 9 bytes"
-    ):
+    with pytest.raises(PeerLate, match=r"waited 0 s for room to send to cyd: coordinator.step_timeout_s; bob: 9 bytes"):
         Wire(sender, inbox, world, FORMAT, 0.0).send(2, "done", 0, 1, KEY, ())
     wire = Wire(sender, inbox, world, FORMAT, 3600.0)
     sender.asked.clear()

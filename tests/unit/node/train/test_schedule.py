@@ -8,6 +8,7 @@ import pytest
 from helpers.small import schedule_of
 from helpers.worlds import tiny_config
 
+from coordinator.plan import TAKE
 from netem.errors import ConfigError
 from node.exchange.passes import PassSpec
 
@@ -16,7 +17,26 @@ def rounds(steps: int = 8, warmup_steps: int = 3, sync_every: int = 4, **compres
     config = tiny_config(
         train={"steps": steps, "sync_every": sync_every}, compress={"warmup_steps": warmup_steps, **compress}
     )
-    return [schedule_of(config).rounds(step) for step in range(1, steps + 1)]
+    whole = [schedule_of(config).rounds(step) for step in range(1, steps + 1)]
+    return [[kind for kind in kinds if kind != TAKE] for kinds in whole]
+
+
+def test_a_step_is_taken_by_all_before_what_needs_its_weights() -> None:
+    config = tiny_config(
+        train={"steps": 12, "sync_every": 4, "eval_every": 8, "checkpoint_every": 4}, compress={"warmup_steps": 3}
+    )
+    kinds = {step: schedule_of(config).rounds(step) for step in range(1, 13)}
+    assert [step for step in kinds if TAKE in kinds[step]] == [1, 3, 4, 8, 12]  # the first step is evaluated
+    assert kinds[4] == ["moments", "basis", TAKE, "weights"]
+    exact = tiny_config(train={"steps": 12, "sync_every": 1, "checkpoint_every": 5}, compress={"warmup_steps": 3})
+    assert [step for step in range(1, 13) if TAKE in schedule_of(exact).rounds(step)] == [1, 5, 10, 12]
+    assert schedule_of(exact).rounds(5) == ["gradients", TAKE]
+
+
+@pytest.mark.parametrize(("every", "alone"), [(1, [0] * 9), (4, [0, 1, 2, 0, 0, 1, 2, 3, 0])])
+def test_what_a_lost_node_has_changed_alone_is_counted(every: int, alone: list[int]) -> None:
+    config = tiny_config(train={"steps": 12, "sync_every": every}, compress={"warmup_steps": 3})
+    assert [schedule_of(config).alone(done) for done in range(9)] == alone
 
 
 def test_weights_are_averaged_every_c_steps_at_the_end_of_the_warm_start_and_at_the_end() -> None:

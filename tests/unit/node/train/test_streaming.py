@@ -17,8 +17,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from coordinator.assignment import Assignment
+from coordinator.plan import TAKE
 from coordinator.records.folder import checkpoint_folder
-from netem.errors import ConfigError, GenerationOver, IsthmusError, RunAborted
+from netem.errors import ConfigError, GenerationOver, IsthmusError, PeerLate, RunAborted
 from node.config import Config
 from node.lab.in_process import go
 from node.train.agreed import AgreedWeights
@@ -180,12 +181,14 @@ def test_an_aborted_fragment_leaves_all_as_it_was(tmp_path: Path) -> None:
         assert agreed.outer.velocity is not None and agreed.residual is not None  # noqa: PT018
         kept = [agreed.vector.clone(), agreed.outer.velocity.clone(), agreed.residual.clone()]
 
-        def against(*_: object) -> None:
+        def against(_: object, round_id: int, *__: object) -> None:
+            if round_id == ninth.rounds[0].round_id:
+                return
             raise RunAborted("step 8, averaging of fragment 1 of 2: node-1 could not take part")
 
         here.averager._session = type("Session", (), {"vote": against})()
         ninth = go(config, Assignment(WORLDS["1"]), 8)
-        assert [entry.kind for entry in ninth.rounds] == ["fragment 1 of 2"]
+        assert [entry.kind for entry in ninth.rounds] == [TAKE, "fragment 1 of 2"]
         with pytest.raises(RunAborted, match="fragment 1 of 2"):
             trainer.step(here, ninth)
         now = [agreed.vector, agreed.outer.velocity, agreed.residual]
@@ -231,7 +234,7 @@ def test_a_fragment_under_way_ends_with_the_run_and_with_the_generation(end: Any
 def test_a_fragment_under_way_has_a_deadline() -> None:
     loop = Loop(tiny_config(), WORLDS["2x2"], timeout_s=0.05)
     ann, one = sent_on_its_way(loop, 0)
-    with pytest.raises(RunAborted, match=r"waited 0\.05 s for hop 0 of averaging round 9 from node-1"):
+    with pytest.raises(PeerLate, match=r"waited 0\.05 s for hop 0 of averaging round 9 from node-1"):
         ann.finish(9, one)
 
 
@@ -247,7 +250,7 @@ def test_what_was_under_way_in_an_older_generation_counts_for_nothing(tmp_path: 
         for done in range(2):
             trainer.step(here, go(config, Assignment(WORLDS["1"]), done))
         assert trainer._agreed._begun is not None
-        trainer.done = 2
+        trainer.settle(2)
         shared.until = 2
         trainer.run(here, session, Still())
         assert trainer._agreed._begun is None

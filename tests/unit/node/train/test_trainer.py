@@ -16,6 +16,7 @@ from helpers.worlds import MODES, WORLDS, exchange_of, full_spec, tiny_config
 from torch import Tensor
 
 from coordinator.assignment import Assignment
+from coordinator.plan import TAKE
 from netem.errors import ConfigError, RunAborted
 from node.config import Config
 from node.lab.in_process import go
@@ -64,7 +65,7 @@ def one_step(config: Config, world: str, kinds: list[str], folder: Path) -> list
         rounds = [
             entry
             for entry in go(config, Assignment(WORLDS[world]), config.train.sync_every - 1).rounds
-            if entry.kind in kinds
+            if entry.kind in (*kinds, TAKE)
         ]
         trainer.step(here, type(first)(step=0, generation=1, cursor=0, rounds=rounds))
         return trainer

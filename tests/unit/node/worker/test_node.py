@@ -142,9 +142,12 @@ class Life:
     def build(self, rank: int, told: Roster) -> tuple[str, str]:
         return f"world {told.generation}", f"meter {told.generation}"
 
-    def resume(self, world: str, step: int) -> None:
-        self.seen.append(("resume", world, step))
-        self.done = step
+    def bring(self, trainer: object, world: str, told: Roster) -> None:
+        self.seen.append(("bring", world, told.start_step))
+        self.done = told.start_step
+
+    def close(self) -> None:
+        self.seen.append(("close",))
 
     def run(self, world: str, session: Rosters, meter: str) -> None:
         self.seen.append((world, meter))
@@ -157,17 +160,20 @@ class Life:
 
 
 def live(life: Life, *given: Roster | Exception) -> list[tuple[Any, ...]]:
-    _train(life, Rosters(*given), life, PLACE)  # type: ignore[arg-type]
+    _train(life, Rosters(*given), life, life, PLACE)  # type: ignore[arg-type]
     return life.seen
 
 
-def test_a_life_is_a_loop_over_worlds_and_only_its_first_may_begin_from_a_checkpoint() -> None:
+def test_a_life_is_a_loop_over_worlds_and_who_joins_is_answered_until_each_one_ends() -> None:
     alone = [[0, 1, 2, 3]]
     assert live(Life(3, 6), roster(1, alone, "node-0"), roster(2, alone, "node-0", start_step=3)) == [
+        ("bring", "world 1", 0),
         ("world 1", "meter 1"),
+        ("close",),
+        ("bring", "world 2", 3),
         ("world 2", "meter 2"),
+        ("close",),
     ]
-    assert live(Life(9), roster(1, alone, "node-0", start_step=4)) == [("resume", "world 1", 4), ("world 1", "meter 1")]
 
 
 def test_what_else_ends_a_world_ends_the_life() -> None:

@@ -1,0 +1,157 @@
+"""How a run goes on where members are lost, must go, differ or come in: a machine without I/O, a part of `run`.
+
+Each call gives the actions. Afterwards the run is in a new generation or paused (`Generations.is_open` says which), or
+`hopeless` holds the reason for which it must end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from coordinator import events
+from coordinator.barrier import Disagreement
+from coordinator.config import CoordinatorConfig
+from coordinator.events import Action, Forget, Say, Send
+from coordinator.faults import Faults
+from coordinator.generations import Generations
+from coordinator.live import LiveNetwork
+from coordinator.membership import Membership
+from coordinator.messages import Pause, shorten
+from coordinator.plan import RunPlan
+from coordinator.saves import Saves
+from coordinator.steps import Steps
+from coordinator.suspicion import COORDINATOR_ITSELF, Suspicions
+from netem.names import plain
+
+
+class Recovery:
+    """What `run` asks where something has gone wrong."""
+
+    def __init__(
+        self,
+        config: CoordinatorConfig,
+        plan: RunPlan,
+        membership: Membership,
+        generations: Generations,
+        steps: Steps,
+        live: LiveNetwork,
+    ) -> None:
+        self.hopeless = ""
+        self.saves = Saves(plan.keep_last, plan.kept)
+        self.suspicions = Suspicions(config.heartbeat_timeout_s)
+        self._config = config
+        self._plan = plan
+        self._membership = membership
+        self._generations = generations
+        self._steps = steps
+        self._live = live
+        self._faults = Faults()
+        self._reason = ""  # of the last fault
+
+    def lose(self, peers: Sequence[str], kind: str, reason: str, now_s: float) -> list[Action]:
+        """These have left, failed or were lost; they are members no more. Where they were only guests, the others go on
+        as if they had never come."""
+        unseen_s = max(self._membership.unheard_s(peer, now_s) for peer in peers)
+        for peer in peers:
+            self._membership.remove(peer, now_s)
+        actions: list[Action] = []
+        if kind == events.LOST:
+            for peer in peers:
+                self._generations.remember(peer, reason)
+            actions += [Forget(peer) for peer in peers]
+        return actions + self._without(peers, kind, reason, unseen_s, now_s)
+
+    def lose_silent(self, peers: Sequence[str], now_s: float) -> list[Action]:
+        """These were not heard for the heartbeat timeout."""
+        verb = "was lost" if len(peers) == 1 else "were lost"
+        reason = f"{self._membership.describe(peers)} {verb}: silent for {self._config.heartbeat_timeout_s:g} s"
+        return self.lose(peers, events.LOST, reason, now_s)
+
+    def evict(self, peers: Sequence[str], why: str, now_s: float) -> list[Action]:
+        """These members live, and the others cannot go on with them. They are told, and may join anew."""
+        reason = f"{self._membership.describe(peers)} had to go: {why}"
+        actions: list[Action] = []
+        for peer in peers:
+            self._membership.remove(peer, now_s)
+            actions.append(Send(peer, self._generations.remember(peer, reason)))
+        return actions + self._without(peers, events.EVICTED, reason, 0.0, now_s)
+
+    def heal(self, found: Disagreement, now_s: float) -> list[Action]:
+        """Members differ in what they must have in common. The minority goes, and comes back for what the others have.
+        Without a majority, or before the first step, when the nodes were not started alike, the run ends."""
+        if not found.outvoted or self._steps.step == self._plan.start_step:
+            self.hopeless = found.reason
+            return []
+        return self.evict(found.outvoted, found.reason, now_s)
+
+    def repeat(self, reason: str, now_s: float) -> list[Action]:
+        """The results of a round differ, and have been used nowhere: all members do the step again."""
+        self._note(events.DISAGREED, [], reason, 0.0, now_s)
+        return self._again(reason, now_s)
+
+    def judge_late(self, now_s: float) -> list[Action]:
+        """Find those who hold the others up, once their time has passed."""
+        late, reason = self._steps.late(now_s)
+        for one in late:
+            self.suspicions.note(COORDINATOR_ITSELF, one, reason, now_s)
+        verdict = self.suspicions.verdict(self._generations.members, now_s)
+        return [] if verdict is None else self.evict(verdict.peers, verdict.reason, now_s)
+
+    def begin(self, now_s: float) -> list[Action]:
+        """Begin a generation: tell its members who is in it and which chunks each one owns. Where they are too few,
+        pause."""
+        if not self._generations.is_enough(now_s):
+            return self._pause(now_s) if self._generations.is_open else []
+        known = set(self._generations.members)
+        roster = self._generations.begin(self._live.elapsed_s(now_s), now_s)
+        if joined := [entry.peer for entry in roster.members if entry.joins and entry.peer not in known]:
+            self._note(events.JOINED, joined, f"{self._membership.describe(joined)} joined the run", 0.0, now_s)
+        self.suspicions.clear()
+        self.saves.drop_parts()
+        changes = self._live.changes()
+        new = [peer for peer in self._generations.members if peer not in known]
+        actions: list[Action] = [Send(peer, roster) for peer in self._generations.members]
+        return actions + [Send(peer, change) for peer in new for change in changes]
+
+    def tell_faults(self, done: str, now_s: float) -> list[Action]:
+        """The faults that have not been told yet, and what was done about them."""
+        lost_steps = self._plan.lost_with(self._steps.step)
+        return list(self._faults.tell(done, now_s, lost_steps=lost_steps))
+
+    def paused_too_long(self) -> list[Action]:
+        """Nobody has come back in time."""
+        self.hopeless = f"{self._reason}; nobody came back within {self._config.join_timeout_s:g} s"
+        return []
+
+    def _pause(self, now_s: float) -> list[Action]:
+        left, wanted = len(self._generations.members), self._config.min_nodes
+        self._reason = f"{self._reason}; {left} of at least {wanted} nodes are left (coordinator.min_nodes)"
+        told = self.tell_faults("the run pauses", now_s)
+        pause = Pause(generation=self._generations.pause(), reason=shorten(self._reason))
+        say = Say(f"{self._reason}; waiting {self._config.join_timeout_s:g} s for nodes to come back")
+        return [*told, say, *(Send(peer, pause) for peer in self._generations.members)]
+
+    def _without(self, peers: Sequence[str], kind: str, reason: str, unseen_s: float, now_s: float) -> list[Action]:
+        if not self._generations.lose(peers):
+            return []
+        self._note(kind, peers, reason, unseen_s, now_s)
+        return self._again(reason, now_s)
+
+    def _again(self, reason: str, now_s: float) -> list[Action]:
+        """The generation cannot go on: begin another one, if that has not been tried too often already."""
+        self._reason = reason
+        if not self._generations.has_weights:
+            self.hopeless = f"{reason}; no node is left that has the weights"
+            return []
+        if not self._generations.is_open:
+            return [Say(reason)]
+        if not self._generations.may_retry():
+            most = self._config.max_retries_per_step
+            tried = f"; step {self._steps.step + 1} was begun anew {most} times (coordinator.max_retries_per_step)"
+            self.hopeless = reason + (tried if most else "")
+            return []
+        return [Say(reason), *self.begin(now_s)]
+
+    def _note(self, kind: str, peers: Iterable[str], reason: str, unseen_s: float, now_s: float) -> None:
+        names, generation, step = [plain(peer) for peer in peers], self._generations.number, self._steps.step
+        self._faults.note(kind, names, reason, step=step, generation=generation, unseen_s=unseen_s, now_s=now_s)

@@ -1,0 +1,58 @@
+"""Nodes that die or stop in the middle of a run: the others go on, and lose nothing where gradients are averaged."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers.isthmus_runs import QUICK, await_end, await_records, children, isthmus, records, started
+
+EXACT = [
+    *("--coordinator.nodes", "3", "--train.steps", "14", "--train.sync_every", "1", "--train.eval_every", "0"),
+    *("--compress.format", "float32", "--compress.dense_format", "float32"),
+]
+HEARTBEAT_TIMEOUT_S = 4.0
+
+
+def faults(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "faults.jsonl").read_text().splitlines()]
+
+
+def await_fault(run: Path, kind: str, timeout_s: float) -> dict[str, Any]:
+    """Wait until a fault of this kind has been told."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        found = [fault for fault in faults(run) if fault["kind"] == kind] if (run / "faults.jsonl").exists() else []
+        if found:
+            return found[0]
+        assert time.monotonic() < deadline, f"no node {kind} within {timeout_s} s"
+        time.sleep(0.05)
+
+
+def test_kill_of_one_node_of_three_costs_time_and_nothing_else(tmp_path: Path, cache: Path) -> None:
+    arguments = ["run", "configs/tiny.toml", *QUICK, *EXACT]
+    undisturbed = isthmus(cache, *arguments, "--run.outputs", tmp_path / "whole", timeout_s=150)
+    assert undisturbed.returncode == 0, undisturbed.stderr
+    with started(cache, tmp_path / "log", *arguments, "--run.outputs", tmp_path / "hurt") as process:
+        run = tmp_path / "hurt" / "tiny"
+        await_records(run, 4, process)
+        killed_s = time.time()
+        children(process)["node-1"].kill()
+        assert await_end(process, 120) == 0, (tmp_path / "log").read_text()
+    whole, hurt = records(tmp_path / "whole" / "tiny"), records(run)
+    assert [record["step"] for record in hurt] == list(range(1, 15)), "each step counts once"
+    assert {len(record["nodes"]) for record in hurt} == {2, 3}
+    for one, other in zip(whole, hurt, strict=True):
+        assert other["loss"] == pytest.approx(one["loss"], rel=2e-4)
+    assert hurt[-1]["heldout_loss"] == pytest.approx(whole[-1]["heldout_loss"], rel=1e-3)
+    (fault,) = faults(run)
+    assert (fault["kind"], fault["nodes"], fault["lost_steps"]) == ("lost", ["node-1"], 0)
+    assert "with 3/1 chunks" in fault["done"]
+    goes_on_s = fault["time"] - killed_s
+    print(f"went on {goes_on_s:.1f} s after the kill; found after {goes_on_s - fault['cost_s']:.1f} s")
+    assert goes_on_s < 2 * HEARTBEAT_TIMEOUT_S + 5.0
+    assert "node-1 ended with signal SIGKILL" in (tmp_path / "log").read_text()
+    assert "Traceback" not in (run / "logs" / "node-0.log").read_text()
