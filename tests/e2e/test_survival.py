@@ -38,7 +38,7 @@ def test_kill_of_one_node_of_three_costs_time_and_nothing_else(tmp_path: Path, c
     assert undisturbed.returncode == 0, undisturbed.stderr
     with started(cache, tmp_path / "log", *arguments, "--run.outputs", tmp_path / "hurt") as process:
         run = tmp_path / "hurt" / "tiny"
-        await_records(run, 4, process)
+        await_records(run, 4, process, 240.0)
         killed_s = time.time()
         children(process)["node-1"].kill()
         assert await_end(process, 120) == 0, (tmp_path / "log").read_text()
@@ -56,3 +56,42 @@ def test_kill_of_one_node_of_three_costs_time_and_nothing_else(tmp_path: Path, c
     assert goes_on_s < 2 * HEARTBEAT_TIMEOUT_S + 5.0
     assert "node-1 ended with signal SIGKILL" in (tmp_path / "log").read_text()
     assert "Traceback" not in (run / "logs" / "node-0.log").read_text()
+
+
+def test_who_stops_is_fenced_and_comes_back_and_so_does_who_is_started_again(tmp_path: Path, cache: Path) -> None:
+    run = tmp_path / "tiny"
+    arguments = ["run", "configs/tiny.toml", *QUICK, *EXACT, "--train.steps", "500", "--run.outputs", tmp_path]
+    with started(cache, tmp_path / "log", *arguments, token="secret") as process:
+        await_records(run, 3, process, 240.0)
+        family = children(process)
+        family["node-1"].suspend()
+        lost = await_fault(run, "lost", HEARTBEAT_TIMEOUT_S + 10.0)
+        assert lost["nodes"] == ["node-1"]
+        before = len(records(run))
+        await_records(run, before + 2, process)
+        assert set(records(run)[-1]["nodes"]) == {"node-0", "node-2"}
+        family["node-1"].resume()
+        joined = await_fault(run, "joined", 30.0)
+        assert joined["nodes"] == ["node-1"]
+        await_records(run, len(records(run)) + 2, process)
+        assert set(records(run)[-1]["nodes"]) == {"node-0", "node-1", "node-2"}
+        told = (run / "logs" / "node-1.log").read_text()
+        assert "the others go on without this node: node-1" in told
+        assert "silent for 4 s" in told
+        # One that was killed is started again by hand.
+        family["node-2"].kill()
+        address = (run / "coordinator.address").read_text().strip()
+        again = ["node", run / "config.toml", "--join", address, "--name", "node-2"]
+        with started(cache, tmp_path / "again.log", *again, token="secret"):
+            deadline = time.monotonic() + 60.0
+            while [fault["nodes"] for fault in faults(run) if fault["kind"] == "joined"] != [["node-1"], ["node-2"]]:
+                assert time.monotonic() < deadline, (tmp_path / "again.log").read_text()
+                time.sleep(0.1)
+            await_records(run, len(records(run)) + 2, process)
+            assert set(records(run)[-1]["nodes"]) == {"node-0", "node-1", "node-2"}
+            process.send_signal(signal.SIGINT)
+            await_end(process, 30.0)
+    steps = [record["step"] for record in records(run)]
+    assert steps == list(range(1, len(steps) + 1)), "each step counts once"
+    for log in (run / "logs").iterdir():
+        assert "Traceback" not in log.read_text(), log.read_text()
