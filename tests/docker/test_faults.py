@@ -1,6 +1,6 @@
-"""What a run in containers survives: nodes that are killed, frozen or cut off. `docs/reliability.md` says what it promises.
+"""What a run in containers survives: nodes that are killed, frozen or cut off.
 
-Run with -s to see how long the others stood still.
+`docs/reliability.md` says what it promises. Run with -s to see how long the others stood still.
 """
 
 from __future__ import annotations

@@ -83,7 +83,7 @@ def test_four_processes_equal_one(tmp_path: Path, cache: Path, mode: str) -> Non
             assert process.stdout is not None
             assert process.stdout.readline().startswith(f"{name} ".encode())
             process.stdout.close()
-            assert await_end(process, 60) == 0
+            assert await_end(process, 90) == 0
     one, four = records(tmp_path / "tiny"), records(tmp_path / "tiny-2")
     assert len(one) == 3
     assert [record["loss"] for record in four] == pytest.approx([record["loss"] for record in one], rel=1e-5)

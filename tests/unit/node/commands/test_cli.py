@@ -301,7 +301,7 @@ def test_home_is_expanded_in_every_path_of_the_config(monkeypatch: pytest.Monkey
 def test_the_token_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """Not from the command line, where `ps` shows it."""
     seen: list[Config] = []
-    monkeypatch.setattr("node.commands.coordinator.run_coordinator", lambda config: seen.append(config))
+    monkeypatch.setattr("node.commands.coordinator.run_coordinator", lambda config, page: seen.append(config))
     monkeypatch.setenv("ISTHMUS_TOKEN", "s3cret")
     assert main(["coordinator", TINY, "--coordinator.address", "tcp://eth0:7070"]) == 0
     assert seen[0].coordinator.token == "s3cret"

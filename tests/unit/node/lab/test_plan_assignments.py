@@ -142,7 +142,7 @@ def test_run_and_plan_agree(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """`isthmus run` saves what `isthmus plan` picks, and logs the same candidates. No process is started here."""
-    monkeypatch.setattr(run, "_run", lambda config: None)
+    monkeypatch.setattr(run, "_run", lambda config, page: None)
     monkeypatch.setattr(run, "check_corpus", lambda config: None)
     settings = [f"--run.outputs={tmp_path}", "--model.chunks=8", "--coordinator.assignment=auto", *settings]
     with caplog.at_level(logging.INFO, logger="isthmus.coordinator"):
@@ -161,7 +161,7 @@ def test_run_and_plan_agree(
 def test_a_coordinator_of_its_own_settles_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its nodes have "auto" in their files, so their digests must be the same."""
     served: list[Config] = []
-    monkeypatch.setattr(coordinator, "_serve", served.append)
+    monkeypatch.setattr(coordinator, "_serve", lambda config, page, lease: served.append(config))
     config = load_config(TINY, [f"--run.outputs={tmp_path}", "--coordinator.assignment=auto"])
     coordinator.run_coordinator(config)
     assert served[0].coordinator.assignment in ("contiguous", "zigzag")
