@@ -54,6 +54,7 @@ GUARDS = {
     "netem/trace.py": [f"{NETEM}/test_trace.py"],
     "node/data": [f"{NODE}/data"],
     "node/exchange": [f"{NODE}/exchange"],
+    "node/exchange/documents.py": [f"{NODE}/exchange/test_documents.py"],
     "node/exchange/formats.py": [f"{NODE}/exchange/test_formats.py"],
     "node/exchange/inbox.py": [f"{NODE}/exchange/test_inbox.py", f"{NODE}/exchange/test_wire.py"],
     "node/exchange/payload.py": [f"{NODE}/exchange/test_payload.py"],

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from node.config.data import RECALL, DataConfig, cache_folder
 from node.data.batches import BatchSampler, Contexts, heldout_contexts, heldout_count
 from node.data.ids import TokenArray
@@ -38,7 +40,11 @@ class Corpus:
 
     @property
     def summary(self) -> str:
-        return f"{len(self.train)} training and {len(self.heldout)} held-out tokens"
+        counts = f"{len(self.train)} training and {len(self.heldout)} held-out tokens"
+        if not self.marks_documents:
+            return counts
+        ends = max(1, int(np.count_nonzero(self.train == self.tokenizer.eot)))
+        return f"{counts}, {len(self.train) / ends:.0f} in a training document (data.document_tokens)"
 
     def sampler(self, context: int, batch: int, seed: int) -> Sampler:
         sampler = BatchSampler(self.train, context, batch, seed)

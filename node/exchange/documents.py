@@ -45,9 +45,9 @@ class Documents:
 
     def parts(self, chunk: int) -> list[Run]:
         """The runs of one document each that a chunk is made of, in all contexts: each attends to itself."""
-        first, stop = chunk * self.tokens, (chunk + 1) * self.tokens
+        first = chunk * self.tokens
         found = []
-        for context, ends in enumerate(self._end_BT[:, first:stop]):
+        for context, ends in enumerate(self._end_BT[:, first:]):
             begin = 0
             while begin < self.tokens:
                 end = min(int(ends[begin]) - first, self.tokens)

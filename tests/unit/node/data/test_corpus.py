@@ -82,6 +82,7 @@ def test_contexts_tell_where_documents_begin_where_attention_stays_within_them(t
         corpus=str(path), tokenizer="bytes", separator="|", document_masking=masking, cache=str(tmp_path / "cache")
     )
     corpus = open_data(config)
+    assert ("9 in a training document (data.document_tokens)" in corpus.summary) == masking
     for contexts in (corpus.sampler(CONTEXT, 4, seed=0).contexts(0), corpus.heldout_contexts(CONTEXT, 0, 4)):
         follows = read(contexts)[:, :-1] == 256
         assert follows.sum() >= 4
