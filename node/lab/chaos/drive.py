@@ -185,7 +185,10 @@ def drive(
         first = _first_record(follower, chaos)
         began_s = time.monotonic()
         records: list[tuple[float, Record]] = [(0.0, record) for record in first]
-        waiting, under_way, samples, done = list(schedule), [], [], []
+        waiting = list(schedule)
+        under_way: list[Disturbance] = []
+        done: list[Disturbance] = []
+        samples: list[Sample] = []
         sampled_s, ended = 0.0, ""
         while (at_s := time.monotonic() - began_s) < duration_s and not ended:
             for one in [one for one in under_way if at_s >= one.until_s]:
