@@ -7,7 +7,6 @@ not depend on the order of joining. It sends nothing; `run` does.
 
 from __future__ import annotations
 
-import hmac
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -67,7 +66,7 @@ class Membership:
     def refusal(self, peer: str, join: Join) -> str | None:
         """Why this node may not join, for a person to read; None where it may.
 
-        A node without the token learns nothing about the run.
+        Nodes that do not have the run's token or an invitation do not come this far (`doorkeeper`).
         """
         if (reason := self.refusal_to_talk(join.name, join)) is not None:
             return reason
@@ -83,16 +82,14 @@ class Membership:
             )
         return self._clash(join)
 
-    def refusal_to_talk(self, name: str, opening: Join | Ask | Watch) -> str | None:
+    @staticmethod
+    def refusal_to_talk(name: str, opening: Join | Ask | Watch) -> str | None:
         """Why the sender of this first message gets no further answer; None where it gets one."""
         if opening.version != PROTOCOL_VERSION:
             return (
                 f"{name} speaks protocol version {opening.version}, this run version {PROTOCOL_VERSION}; "
                 "install the same isthmus on all machines"
             )
-        if not hmac.compare_digest(opening.token.encode(), self._config.token.encode()):
-            mend = "set coordinator.token" if isinstance(opening, Join) else "give --token"
-            return f"{name} does not have this run's token; {mend} as the coordinator has it"
         return None
 
     def admit(self, peer: str, join: Join, now_s: float) -> None:
@@ -138,11 +135,7 @@ class Membership:
         return Roster(
             generation=self.generation,
             start_step=start_step,
-            members=[
-                RosterEntry(name=plain(peer), peer=peer, rank=rank, address=join.address, cores=join.cores)
-                for rank, peer in enumerate(order)
-                for join in (self._seats[peer].join,)
-            ],
+            members=[_entry(peer, rank, self._seats[peer].join) for rank, peer in enumerate(order)],
             assignment=assignment.to_lists(),
         )
 
@@ -188,6 +181,18 @@ def name_order(name: str) -> tuple[tuple[int, int, str], ...]:
     """Sort key under which node-2 comes before node-10. Any two names can be compared."""
     parts = re.findall(r"\d+|\D+", name)
     return tuple((0, int(part), part) if part.isdigit() else (1, 0, part) for part in parts)
+
+
+def _entry(peer: str, rank: int, join: Join) -> RosterEntry:
+    return RosterEntry(
+        name=plain(peer),
+        peer=peer,
+        rank=rank,
+        address=join.address,
+        cores=join.cores,
+        key=join.key,
+        encrypted=join.encrypted,
+    )
 
 
 def _describe(join: Join) -> str:

@@ -16,6 +16,7 @@ import msgspec
 
 from netem.changes import Change
 from netem.errors import ProtocolError
+from netem.names import KeyText
 from netem.schedule import Timed
 
 PROTOCOL_VERSION = 4
@@ -50,11 +51,13 @@ class Join(Message, frozen=True, kw_only=True):
     """A request to join. `rank` is the rank that the node asks for, −1 for none.
 
     `config_digest` covers all settings that must be equal on all nodes. `name` is the plain part of the name of the
-    sender's endpoint (`netem.names`). `cores` names the CPU cores that it runs on (`netem.cores`).
+    sender's endpoint (`netem.names`), `key` its public key, and `encrypted` says whether its callers speak CURVE.
+    `cores` names the CPU cores that it runs on (`netem.cores`).
     """
 
     name: Name
-    token: Text
+    key: KeyText = ""
+    encrypted: bool = False
     version: Count
     run: Text
     config_digest: Digest
@@ -114,17 +117,15 @@ class Failed(Message, frozen=True, kw_only=True):
 
 
 class Ask(Message, frozen=True, kw_only=True):
-    """A request to change the run's network, or, without `change`, to describe it. `token` is as in `Join`."""
+    """A request to change the run's network, or, without `change`, to describe it."""
 
-    token: Text
     version: Count
     change: Change | None = None
 
 
 class Watch(Message, frozen=True, kw_only=True):
-    """A request for what the run has recorded after the line of this number. `token` is as in `Join`."""
+    """A request for what the run has recorded after the line of this number."""
 
-    token: Text
     version: Count
     after: Count = 0
 
@@ -174,24 +175,27 @@ class Refused(Message, frozen=True, kw_only=True):
 
 
 class RosterEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One member. It listens at `address`; `peer` is the name of its endpoint. Members with the same `cores` share
-    them."""
+    """One member. It listens at `address`; `peer` is the name of its endpoint. `key` and `encrypted` as in `Join`.
+    Members with the same `cores` share them."""
 
     name: Name
     peer: Peer
     rank: Count
     address: Address
     cores: Text = ""
+    key: KeyText = ""
+    encrypted: bool = False
 
 
 class Roster(Message, frozen=True, kw_only=True):
     """A generation begins: its members by rank, and the chunks of each rank.
 
     `start_step` steps are done already. A node that has not done them itself goes on from its own part of that
-    checkpoint.
+    checkpoint. By `secret` members prove to each other, where they do not encrypt, that they are members.
     """
 
     generation: Count
+    secret: Annotated[str, msgspec.Meta(max_length=128)] = ""
     start_step: Count = 0
     members: Annotated[list[RosterEntry], msgspec.Meta(min_length=1, max_length=4096)]
     assignment: Annotated[list[list[Count]], msgspec.Meta(min_length=1, max_length=4096)]

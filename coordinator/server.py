@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from coordinator.config import CoordinatorConfig
+from coordinator.doorkeeper import Doorkeeper
 from coordinator.events import (
     Action,
     Cancelled,
@@ -50,14 +51,22 @@ from coordinator.plan import RunPlan
 from coordinator.run import Phase, Run
 from netem.endpoint import Endpoint
 from netem.errors import IsthmusError, PeerSilent, ProtocolError
-from netem.limits import Limits
+from netem.limits import URGENT_SEGMENT_BYTES, Limits
 from netem.names import plain
 
 log = logging.getLogger("isthmus.coordinator")
 
 _FLUSH_TIMEOUT_S = 2.0
 _MAX_BATCH = 10_000  # arrivals between two ticks; a flood must not stop the clock
-_LIMITS = Limits(max_strangers=256, max_open_messages=16, max_message_bytes=MAX_BODY_BYTES)
+_LIMITS = Limits(
+    max_strangers=64,
+    max_stranger_bytes=64 << 10,
+    max_open_messages=16,
+    max_message_bytes=MAX_BODY_BYTES,
+    max_tag_bytes=256,
+    max_frame_bytes=URGENT_SEGMENT_BYTES,
+    max_unread_frames=4,
+)
 _STRANGER_BYTES = 16 << 10  # most bytes in one message of a stranger; a Join is far smaller
 _STRANGER_MESSAGES = 4  # most messages of one stranger that wait to be handled
 _STRANGERS_MESSAGES = 1024  # most messages of all strangers that wait to be handled
@@ -146,12 +155,23 @@ class CoordinatorServer:
         self._show = show
         self._tick_s = min(0.25, config.heartbeat_interval_s / 2)
         self._run = Run(config, plan, time.monotonic())
+        self._door = door = Doorkeeper(config, plan.run_name)
+        self.operator_file = door.operator_file
         self._inbox = _Inbox()
         self._generation = 0
         self._nodes = config.nodes
         self._outcome: RunOutcome | None = None
         profile = plan.schedule.profile
-        self._endpoint = Endpoint(COORDINATOR, RUN_ID, profile, self._inbox, bind=config.address, limits=_LIMITS)
+        self._endpoint = Endpoint(
+            COORDINATOR,
+            RUN_ID,
+            profile,
+            self._inbox,
+            bind=config.address,
+            limits=_LIMITS,
+            access=door.access,
+            door=door.limits,
+        )
         self.address = self._endpoint.address
 
     def serve(self) -> RunOutcome:
@@ -186,7 +206,11 @@ class CoordinatorServer:
         if item.stranger:
             self._inbox.handled(item)
         try:
-            event: Event = Received(item.peer, decode_from_node(item.body, item.peer))
+            message = decode_from_node(item.body, item.peer)
+            if item.stranger and (reason := self._door.refusal(item.peer, message)) is not None:
+                self._send(item.peer, Refused(reason=reason))
+                return
+            event: Event = Received(item.peer, message)
         except ProtocolError as error:
             if item.peer not in self._run.membership:
                 # Most likely it is another version of isthmus, which understands at least a refusal.
@@ -262,7 +286,7 @@ class CoordinatorServer:
 
     def _send(self, peer: str, message: CoordinatorMessage) -> Event | None:
         try:
-            self._endpoint.send(peer, CONTROL_TAG, [encode(message)], urgent=True)
+            self._endpoint.send(peer, CONTROL_TAG, [encode(self._door.sealed(message))], urgent=True)
         except IsthmusError as error:
             return PeerLost(peer, str(error))
         return None

@@ -93,6 +93,14 @@ Options, settings, presets and files are completed. To set it up:
   tcsh:  isthmus completion tcsh | sudo tee /etc/profile.d/isthmus.completion.csh
 """
 
+KEYS = """\
+With a token, everyone who has it may join. With keys, each node has an invitation of its own, which can be taken back:
+  here  $ isthmus keys keys --nodes 2                      then give each machine its own file, over a safe way
+  one   $ isthmus coordinator run.toml --coordinator.keys keys/coordinator.toml --coordinator.address tcp://10.0.0.5:7070
+  each  $ isthmus node run.toml --coordinator.keys keys/node-0.toml --join tcp://10.0.0.5:7070 --bind tcp://eth0:0
+  you   $ isthmus net show --key keys/operator.toml --coordinator tcp://10.0.0.5:7070
+"""
+
 OVERVIEW = """\
 examples:
   isthmus run configs/demo.toml                            a coordinator and four nodes on this machine

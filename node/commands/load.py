@@ -8,17 +8,17 @@ import os
 from pathlib import Path
 
 from netem.config import flat, load_toml, toml_value
-from node.config import TOKEN_VARIABLE, Config, load_config, to_tree
+from node.config import OPERATOR_VARIABLE, TOKEN_VARIABLE, Config, load_config, to_tree
 from node.config.presets import load_preset
 
 log = logging.getLogger("isthmus.config")
 
 
 def load(options: argparse.Namespace, overrides: list[str]) -> Config:
-    """The config of the preset, the file and the command line; the token may come from the environment, out of sight of
+    """The config of the preset, the file and the command line; secrets may come from the environment, out of sight of
     `ps`."""
-    token = os.environ.get(TOKEN_VARIABLE)
-    secret = [f"--coordinator.token={token}"] if token else []
+    given = {"token": os.environ.get(TOKEN_VARIABLE), "operator": os.environ.get(OPERATOR_VARIABLE)}
+    secret = [f"--coordinator.{name}={value}" for name, value in given.items() if value]
     config = load_config(options.config, [*overrides, *secret], options.preset)
     if options.preset and options.config:
         _say_overruled(options.preset, config, options.config)

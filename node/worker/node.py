@@ -19,9 +19,12 @@ from dataclasses import dataclass
 import torch
 
 from coordinator.client import Session, sender
+from coordinator.keyring import node_access
 from coordinator.messages import COORDINATOR, RUN_ID, Roster
+from netem.door import DoorLimits
 from netem.endpoint import Endpoint, unique
 from netem.errors import ConfigError, GenerationOver, IsthmusError
+from netem.keys import Access
 from netem.limits import Limits
 from netem.profile import resolve_schedule
 from netem.schedule import Schedule, Timed
@@ -76,9 +79,20 @@ def run_node(config: Config, place: Place) -> None:
     model = first_model(config, task.vocab_size, payload.ranks).to(device)
     inbox = Inbox(payload, ring_cap_bytes=_ring_cap_bytes(model))
     network = resolve_schedule(config.net)
-    endpoint = Endpoint(unique(place.name), RUN_ID, network.profile, inbox, bind=place.bind, limits=MEMBERS_ONLY)
+    access, lead = node_access(config.coordinator, place.bind)
+    endpoint = Endpoint(
+        unique(place.name, access.pair.public),
+        RUN_ID,
+        network.profile,
+        inbox,
+        bind=place.bind,
+        limits=MEMBERS_ONLY,
+        access=access,
+        door=DoorLimits(most_new=64 + 2 * config.coordinator.nodes, most_new_of_a_source=32 + config.coordinator.nodes),
+    )
     try:
-        _take_part(config, place, task, payload, model, inbox, endpoint, network)
+        endpoint.connect(COORDINATOR, place.join, answers_only=True, key=lead)
+        _take_part(config, place, task, payload, model, inbox, endpoint, access, network)
     finally:
         endpoint.close()
 
@@ -91,9 +105,9 @@ def _take_part(
     model: ExchangedLlama,
     inbox: Inbox,
     endpoint: Endpoint,
+    access: Access,
     network: Schedule,
 ) -> None:
-    endpoint.connect(COORDINATOR, place.join, answers_only=True)
     address = _advertised(endpoint.address, place.advertise)
     word_s = network.profile.link(COORDINATOR, place.name).latency_s
 
@@ -108,6 +122,7 @@ def _take_part(
         name=place.name,
         address=address,
         config_digest=config.digest(),
+        access=access,
         rank=place.rank,
         on_network=follow,
     )

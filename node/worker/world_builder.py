@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 
 from coordinator.assignment import Assignment
-from coordinator.messages import Roster
+from coordinator.messages import Roster, RosterEntry
 from netem.endpoint import Endpoint
 from node.config.run import RunConfig
 from node.exchange.inbox import Inbox, Members
@@ -48,7 +48,7 @@ class WorldBuilder:
         self._machine = machine
         self._flops = flops
         self._spans = Spans()
-        self._dialled: Mapping[str, str] = {}
+        self._dialled: Mapping[str, RosterEntry] = {}
         self._averager: Averager | None = None  # of the world that was built last
 
     def build(self, rank: int, roster: Roster) -> tuple[World, Meter]:
@@ -64,7 +64,8 @@ class WorldBuilder:
         members = Members(roster.generation, Assignment(roster.assignment), rank, peers)
         self._endpoint.set_generation(roster.generation)
         self._inbox.enter(members)
-        self._dial({member.peer: member.address for member in entries if member.rank != rank})
+        self._endpoint.share(roster.secret)
+        self._dial({member.peer: member for member in entries if member.rank != rank})
         spans, folder = self._spans, self._config.folder
         alone = len(peers) == 1
         wire = None if alone else Wire(self._endpoint, self._inbox, members, self._payload, self._timeout_s, spans)
@@ -79,10 +80,11 @@ class WorldBuilder:
             self._averager.close()
             self._averager = None
 
-    def _dial(self, addresses: Mapping[str, str]) -> None:
-        for peer in self._dialled.keys() - addresses.keys():
+    def _dial(self, others: Mapping[str, RosterEntry]) -> None:
+        for peer in self._dialled.keys() - others.keys():
             self._endpoint.forget(peer)
-        for peer, address in addresses.items():
-            if self._dialled.get(peer) != address:
-                self._endpoint.connect(peer, address)
-        self._dialled = addresses
+        for peer, member in others.items():
+            known = self._dialled.get(peer)
+            if known is None or known.address != member.address:
+                self._endpoint.connect(peer, member.address, key=member.key, encrypted=member.encrypted)
+        self._dialled = others

@@ -46,7 +46,7 @@ def test_three_nodes_do_five_steps_with_a_round_each(tmp_path: Path) -> None:
 def test_wrong_token_wrong_config_and_a_late_joiner_get_their_reasons(tmp_path: Path) -> None:
     config = settings(nodes=1)
     with swarm(config, 50, tmp_path) as one:
-        with pytest.raises(ConfigError, match="other does not have this run's token"):
+        with pytest.raises(ConfigError, match="it does not accept this node's key; give ISTHMUS_TOKEN"):
             one.train("other", settings(token="guess")).result(30)
         run = one.train("node-0", config, pause_s=0.05)
         while not one.checkpoints:
@@ -56,7 +56,7 @@ def test_wrong_token_wrong_config_and_a_late_joiner_get_their_reasons(tmp_path: 
         assert len(run.result(60)) == 50
 
 
-@pytest.mark.parametrize(("token", "reason"), [("guess", "token"), ("secret", "node-0 is already here")])
+@pytest.mark.parametrize(("token", "reason"), [("guess", "ISTHMUS_TOKEN"), ("secret", "node-0 is already here")])
 def test_a_namesake_is_told_why_and_does_the_member_no_harm(tmp_path: Path, token: str, reason: str) -> None:
     config = settings(nodes=2)
     with swarm(config, 60, tmp_path) as one:

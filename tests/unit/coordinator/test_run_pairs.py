@@ -39,7 +39,7 @@ EVENTS: list[Event] = [
             Vote(round_id=0, ok=True),
             Saved(step=0),
             Changed(number=1),
-            Ask(token="t", version=PROTOCOL_VERSION),
+            Ask(version=PROTOCOL_VERSION),
             Leave(),
             Failed(reason="x"),
             Heartbeat(),
@@ -61,7 +61,7 @@ def in_phase(phase: Phase) -> Run:
         wire = in_round(2)
     else:
         wire = started()
-    wire.event(Received("(operator)~1", Ask(token="t", version=PROTOCOL_VERSION, change=Reset())))
+    wire.event(Received("(operator)~1", Ask(version=PROTOCOL_VERSION, change=Reset())))
     if phase in (Phase.STOPPING, Phase.FINISHED):
         wire.event(Cancelled("over"))
     if phase is Phase.FINISHED:

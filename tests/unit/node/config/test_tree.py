@@ -225,6 +225,8 @@ LOCAL = {
     "run.recompute": True,
     "coordinator.address": "tcp://127.0.0.1:7070",
     "coordinator.token": "secret",
+    "coordinator.operator": "boss",
+    "coordinator.keys": "keys/node-0.toml",
     "coordinator.assignment": "zigzag",
     "coordinator.node_speeds": [1.0, 1.0, 0.5, 0.5],
     "model.init": "./llama",
