@@ -11,7 +11,7 @@ import msgspec
 
 from coordinator.config import CoordinatorConfig
 from coordinator.keyring import OperatorKeys, as_text, coordinator_keys, operator_pair
-from coordinator.messages import Ask, CoordinatorMessage, Join, NodeMessage, Roster, Watch
+from coordinator.messages import Ask, CoordinatorMessage, Join, NodeMessage, Roster
 from netem.door import DoorLimits
 from netem.keys import Access, derived_secret, new_pair
 from netem.names import certifies
@@ -42,7 +42,7 @@ class Doorkeeper:
 
     def refusal(self, peer: str, message: NodeMessage) -> str | None:
         """Why the sender, a stranger, gets no further answer; None where it gets one."""
-        if isinstance(message, Ask | Watch) and not certifies(peer, self._operator):
+        if isinstance(message, Ask) and not certifies(peer, self._operator):
             return (
                 "this command does not have the operator's secret of this run; give --coordinator the run's folder "
                 "on the coordinator's machine, or the operator's key with --key FILE or ISTHMUS_OPERATOR"

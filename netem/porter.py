@@ -182,6 +182,7 @@ class Porter:
         self._callers[number] = name
         self._routes[name] = number
         self._numbers[descriptor] = number
+        self.door.proved(descriptor)
         return name
 
     # ── Work ─────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -202,8 +203,9 @@ class Porter:
         counters = self.door.counters
         if event == zmq.EVENT_ACCEPTED:
             source = self._source(value)
-            if source is not None and not self.door.accepted(value, source, now):
-                self._shut(value)
+            surplus = None if source is None else self.door.accepted(value, source, now)
+            if surplus is not None:
+                self._shut(surplus)
         elif event in (zmq.EVENT_DISCONNECTED, zmq.EVENT_CLOSED):
             self.door.closed(value)
             number = self._numbers.pop(value, b"")

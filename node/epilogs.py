@@ -33,7 +33,7 @@ WATCH = """\
 It shows what `isthmus run` shows, and disturbs nothing; Ctrl-C ends only the view:
   isthmus watch outputs/demo
   isthmus watch tcp://10.0.0.5:7070
-The second needs the run's secret, in ISTHMUS_TOKEN or by --token.
+The second needs the run's token in ISTHMUS_TOKEN, or the operator's key.
 """
 
 PLAN = f"""\

@@ -12,7 +12,7 @@ from coordinator.records.folder import ADDRESS, read_address
 from coordinator.records.secret import secret_path
 from netem.changes import Change, ChangeConfig, change_of
 from netem.errors import ConfigError
-from netem.keys import derived_pair
+from netem.keys import derived_pair, new_pair
 from netem.sockets import check_host, parse_address
 from netem.units import format_time
 from node.config import OPERATOR_VARIABLE, TOKEN_VARIABLE
@@ -45,21 +45,26 @@ def as_text(answer: Answer, change: Change | None) -> str:
     return "\n".join(lines)
 
 
-def keys_of(where: str, key: Path | None) -> OperatorKeys:
-    """The operator's key of the run at `where`. Raises `ConfigError` where there is none."""
+def keys_of(where: str, key: Path | None, *, watches: bool = False) -> OperatorKeys:
+    """The operator's key of the run at `where`; to watch it, any key will do with the token.
+
+    Raises `ConfigError` where there is none.
+    """
     if key is not None:
         return read_keys(OperatorKeys, key, "--key")
     if not where.startswith("tcp://") and (kept := secret_path(Path(where))) is not None:
         return read_keys(OperatorKeys, kept, "--coordinator")
     secret = os.environ.get(OPERATOR_VARIABLE, "")
+    lead = derived_pair(os.environ.get(TOKEN_VARIABLE, ""), COORDINATOR).public
+    if watches and not secret:
+        return OperatorKeys(coordinator=lead, secret=new_pair().secret)
     if not secret:
         raise ConfigError(
             f"{where}: the operator's secret is missing; give the run's folder on the coordinator's machine while the "
             f"run goes on, or a key with --key FILE, or {OPERATOR_VARIABLE} and {TOKEN_VARIABLE} as the coordinator "
             "has them"
         )
-    lead = derived_pair(os.environ.get(TOKEN_VARIABLE, ""), COORDINATOR)
-    return OperatorKeys(coordinator=lead.public, secret=operator_pair(secret).secret)
+    return OperatorKeys(coordinator=lead, secret=operator_pair(secret).secret)
 
 
 def address_of(where: str, key: str) -> str:

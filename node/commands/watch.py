@@ -36,7 +36,7 @@ def watch(where: str, key: Path | None) -> None:
     """
     if where.startswith("tcp://"):
         address = address_of(where, "WHERE")
-        _watch_from_afar(address, keys_of(where, key))
+        _watch_from_afar(address, keys_of(where, key, watches=True))
     else:
         _watch_folder(Path(where))
 

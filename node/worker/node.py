@@ -136,7 +136,18 @@ def _take_part(
         spec = schedule.pass_spec(step)
         return step_flops(config.model, config.compress, config.train.batch, own, spec, task.vocab_size)
 
-    builder = WorldBuilder(endpoint, inbox, payload, session, timeout_s, config.run, task.fingerprint, machine, flops)
+    builder = WorldBuilder(
+        endpoint,
+        inbox,
+        payload,
+        session,
+        timeout_s,
+        config.run,
+        task.fingerprint,
+        machine,
+        flops,
+        judges=config.train.nonfinite == "stop",
+    )
     trainer = Trainer(config, task, model)
     try:
         _train(trainer, session, builder, place)

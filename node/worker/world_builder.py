@@ -23,7 +23,8 @@ class WorldBuilder:
     """What lasts from one world to the next: the endpoint, the inbox, and which members are dialled.
 
     `timeout_s` is how long a world's wire waits for anything; `corpus` is the fingerprint that checkpoints hold;
-    `machine` is what this node computes on, and `flops` gives the model's FLOPs of a step of a node with these chunks.
+    `machine` is what this node computes on, and `flops` gives the model's FLOPs of a step of a node with these chunks;
+    `judges` is as in `Wire`.
     """
 
     def __init__(
@@ -37,6 +38,7 @@ class WorldBuilder:
         corpus: str,
         machine: Machine,
         flops: Callable[[tuple[int, ...], int], float],
+        judges: bool = True,
     ) -> None:
         self._endpoint = endpoint
         self._inbox = inbox
@@ -47,6 +49,7 @@ class WorldBuilder:
         self._corpus = corpus
         self._machine = machine
         self._flops = flops
+        self._judges = judges
         self._spans = Spans()
         self._dialled: Mapping[str, RosterEntry] = {}
         self._averager: Averager | None = None  # of the world that was built last
@@ -68,11 +71,16 @@ class WorldBuilder:
         self._dial({member.peer: member for member in entries if member.rank != rank})
         spans, folder = self._spans, self._config.folder
         alone = len(peers) == 1
-        wire = None if alone else Wire(self._endpoint, self._inbox, members, self._payload, self._timeout_s, spans)
+        wire = None if alone else self._wire(members)
         world = build_world(members, self._payload, wire, self._session, folder, self._corpus, spans)
         self._averager = world.averager
         plan = Plan(partial(self._flops, world.exchange.own), frozenset(self._config.traced()), folder)
         return world, Meter(spans, wire, self._endpoint.counters, members, self._machine, plan)
+
+    def _wire(self, members: Members) -> Wire:
+        return Wire(
+            self._endpoint, self._inbox, members, self._payload, self._timeout_s, self._spans, judges=self._judges
+        )
 
     def close(self) -> None:
         """Wait until the last world's averaging has ended; its generation or the run must be over."""
