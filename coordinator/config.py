@@ -52,8 +52,8 @@ class CoordinatorConfig(Section, frozen=True, kw_only=True):
     keys: Annotated[
         str,
         msgspec.Meta(
-            description="A file that isthmus keys has made, in place of a token: coordinator.toml for the coordinator, "
-            "NAME.toml for each node."
+            description="A file that isthmus keys has made: coordinator.toml for the coordinator, NAME.toml for each "
+            "node. It takes the place of a token."
         ),
     ] = ""
     encryption: Annotated[
@@ -120,8 +120,6 @@ class CoordinatorConfig(Section, frozen=True, kw_only=True):
                 f'{path}token = "": {host} can be reached from other machines; give a secret token, '
                 "the same to the coordinator and to every node (ISTHMUS_TOKEN in the environment)"
             )
-        if self.token and self.keys:
-            raise ConfigError(f'{path}keys = "{self.keys}": there is a token too; give one of the two')
         if self.heartbeat_timeout_s < 2 * self.heartbeat_interval_s:
             raise ConfigError(
                 f"{path}heartbeat_timeout_s = {self.heartbeat_timeout_s}: expected at least twice "

@@ -57,6 +57,7 @@ from netem.names import plain
 log = logging.getLogger("isthmus.coordinator")
 
 _FLUSH_TIMEOUT_S = 2.0
+_TELL_EVERY_S = 10.0
 _MAX_BATCH = 10_000  # arrivals between two ticks; a flood must not stop the clock
 _LIMITS = Limits(
     max_strangers=64,
@@ -159,6 +160,7 @@ class CoordinatorServer:
         self.operator_file = door.operator_file
         self._inbox = _Inbox()
         self._generation = 0
+        self._told, self._tell_at_s = 0, 0.0  # refusals at the door
         self._nodes = config.nodes
         self._outcome: RunOutcome | None = None
         profile = plan.schedule.profile
@@ -198,6 +200,15 @@ class CoordinatorServer:
         except queue.Empty:
             pass
         self._handle(Tick(), time.monotonic())
+        self._tell_of_refusals(time.monotonic())
+
+    def _tell_of_refusals(self, now_s: float) -> None:
+        """Log now and then how many callers were refused at the door."""
+        counters = self._endpoint.door()
+        if counters is None or now_s < self._tell_at_s or counters.refused == self._told:
+            return
+        self._told, self._tell_at_s = counters.refused, now_s + _TELL_EVERY_S
+        log.warning("connections refused so far: %d (%s)", counters.refused, counters)
 
     def _take(self, item: _Arrival | Event) -> None:
         if not isinstance(item, _Arrival):

@@ -71,6 +71,7 @@ class Porter:
         self._routes: dict[str, bytes] = {}  # the latest connection of each caller
         self._numbers: dict[int, bytes] = {}  # connections by descriptor
         self._port = 0
+        self._surplus = 0  # connections shut here whose handshakes have not been reported as failed yet
         self._router: zmq.Socket[bytes] | None = None
         self._zap: zmq.Socket[bytes] | None = None
         self._news: zmq.Socket[bytes] | None = None
@@ -206,6 +207,7 @@ class Porter:
             surplus = None if source is None else self.door.accepted(value, source, now)
             if surplus is not None:
                 self._shut(surplus)
+                self._surplus += 1
         elif event in (zmq.EVENT_DISCONNECTED, zmq.EVENT_CLOSED):
             self.door.closed(value)
             number = self._numbers.pop(value, b"")
@@ -215,7 +217,10 @@ class Porter:
         elif event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL:
             counters.keyless += 1
         elif event == zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL:
-            counters.abandoned += 1
+            if self._surplus:
+                self._surplus -= 1  # it was broken off here, and is counted already
+            else:
+                counters.abandoned += 1
         elif event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
             counters.denied += 1
 

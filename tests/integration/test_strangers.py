@@ -20,6 +20,7 @@ from coordinator.keyring import make_keys
 from coordinator.messages import (
     CONTROL_TAG,
     COORDINATOR,
+    PROTOCOL_VERSION,
     RUN_ID,
     Ask,
     Join,
@@ -195,7 +196,7 @@ def test_the_operators_secret_is_asked_for(tmp_path: Path) -> None:
     with swarm(config, 5, tmp_path) as one:
         pair = new_pair()
         with caller(unique("(operator)", pair.public), one.address, pair, lead_key()) as (guest, told):
-            guest.send(COORDINATOR, CONTROL_TAG, [encode(Ask(version=4))], urgent=True)
+            guest.send(COORDINATOR, CONTROL_TAG, [encode(Ask(version=PROTOCOL_VERSION))], urgent=True)
             answer = decode_from_coordinator(told.next().buffer)
             assert isinstance(answer, Refused)
             assert "does not have the operator's secret" in answer.reason

@@ -31,7 +31,7 @@ def edited(data: bytes, changes: list[tuple[int, int, str]]) -> bytes:
 
 
 @pytest.mark.parametrize("name", TARGETS)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(data=st.data())
 def test_no_bytes_do_worse_than_a_protocol_error(name: str, data: st.DataObject) -> None:
     if data.draw(st.booleans(), label="from an example"):
