@@ -311,7 +311,7 @@ def test_a_secret_on_the_command_line_is_refused_and_not_repeated(
 def test_the_token_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """Not from the command line, where `ps` shows it."""
     seen: list[Config] = []
-    monkeypatch.setattr("node.commands.coordinator.run_coordinator", lambda config: seen.append(config))
+    monkeypatch.setattr("node.commands.coordinator.run_coordinator", lambda config, page: seen.append(config))
     monkeypatch.setenv("ISTHMUS_TOKEN", "s3cret")
     assert main(["coordinator", TINY, "--coordinator.address", "tcp://eth0:7070"]) == 0
     assert seen[0].coordinator.token == "s3cret"
