@@ -16,7 +16,6 @@ from coordinator.events import Faulted, Received, Tick
 from coordinator.member import Member
 from coordinator.messages import (
     CONTROL_TAG,
-    MAX_BODY_BYTES,
     PROTOCOL_VERSION,
     Commit,
     Go,
@@ -308,4 +307,38 @@ TARGETS: dict[str, Target] = {
 }
 EXAMPLES: dict[str, list[bytes]] = _examples()
 
-assert MAX_BODY_BYTES < 1 << 21
+
+def driven(name: str) -> Target:
+    """The target behind a first byte. Where that is odd, the rest is the input; else the rest damages an example.
+
+    MessagePack is decoded in C, where a fuzzer sees no branches, so it would seldom come through by chance. Damage is
+    in groups of four bytes: two for the place, one for what is done there, one for a byte.
+    """
+    target, examples = TARGETS[name], EXAMPLES[name]
+
+    def drive(data: bytes) -> None:
+        if not data or data[0] & 1:
+            target(data[1:])
+            return
+        body = bytearray(examples[(data[0] >> 1) % len(examples)])
+        for at in range(1, len(data) - 3, 4):
+            damage(body, int.from_bytes(data[at : at + 2], "big"), data[at + 2], data[at + 3])
+        target(bytes(body))
+
+    return drive
+
+
+def damage(body: bytearray, place: int, how: int, byte: int) -> None:
+    """Set, flip, insert, remove or repeat something at a place."""
+    place %= len(body) + 1
+    match how % 5:
+        case 0:
+            body[place : place + 1] = bytes([byte])
+        case 1:
+            body[place : place + 1] = bytes(old ^ (1 << byte % 8) for old in body[place : place + 1])
+        case 2:
+            body.insert(place, byte)
+        case 3:
+            del body[place : place + 1 + byte % 64]
+        case 4:
+            body[place:place] = body[place : place + 1 + byte % 64]
