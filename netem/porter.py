@@ -132,12 +132,13 @@ class Porter:
         return descriptor
 
     def close(self) -> None:
-        """Close what was opened here, before the ROUTER and the DEALERs are."""
+        """Close what was opened here, before the ROUTER and the DEALERs are. May be called twice."""
         if self._router is not None:
             self._router.disable_monitor()
         for own in (self._news, self._zap):
             if own is not None:
                 own.close(linger=0)
+        self._router = self._news = self._zap = None
 
     # ── Who may call ─────────────────────────────────────────────────────────────────────────────────────────────
 

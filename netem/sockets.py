@@ -252,6 +252,8 @@ class Sockets:
             router.bind(bind)
         except zmq.ZMQError as error:
             self._selector.unregister(_descriptor(router))
+            if self._porter is not None:
+                self._porter.close()
             router.close(linger=0)
             raise ConfigError(f"bind = {bind!r}: {_mend(error)}") from None
         if self._porter is not None:

@@ -94,6 +94,8 @@ def run_node(config: Config, place: Place) -> None:
         endpoint.connect(COORDINATOR, place.join, answers_only=True, key=lead)
         _take_part(config, place, task, payload, model, inbox, endpoint, access, network)
     finally:
+        if (door := endpoint.door()) is not None and door.refused:
+            log.warning("connections refused: %d (%s)", door.refused, door)
         endpoint.close()
 
 
