@@ -91,8 +91,7 @@ def run_node(config: Config, place: Place) -> None:
         door=DoorLimits(most_new=64 + 2 * config.coordinator.nodes, most_new_of_a_source=32 + config.coordinator.nodes),
     )
     try:
-        endpoint.connect(COORDINATOR, place.join, answers_only=True, key=lead)
-        _take_part(config, place, task, payload, model, inbox, endpoint, access, network)
+        _take_part(config, place, task, payload, model, inbox, endpoint, access, lead, network)
     finally:
         if (door := endpoint.door()) is not None and door.refused:
             log.warning("connections refused: %d (%s)", door.refused, door)
@@ -108,6 +107,7 @@ def _take_part(
     inbox: Inbox,
     endpoint: Endpoint,
     access: Access,
+    lead: str,
     network: Schedule,
 ) -> None:
     address = _advertised(endpoint.address, place.advertise)
@@ -152,6 +152,7 @@ def _take_part(
     )
     trainer = Trainer(config, task, model)
     try:
+        endpoint.connect(COORDINATOR, place.join, answers_only=True, key=lead)
         _train(trainer, session, builder, place)
     except Exception as error:  # also a fault of our own: the others say then what it was
         session.fail(str(error) if isinstance(error, IsthmusError) else repr(error))
