@@ -9,7 +9,8 @@ Reading order:
 4. `table`, `plan`, `events`, `run`   the coordinator's protocol: one table of (phase, event)
 5. `live`        the network's schedule, and changes of it by command
 6. `member`      the node's side of the same protocol; `diagram` draws both tables into docs/protocol.md
-7. `server`, `client`, `operator`   thin shells that add an endpoint, a clock and threads; `records` keeps the metrics
+7. `keyring`, `doorkeeper`   the run's keys, and who gets in
+8. `server`, `client`, `operator`   thin shells that add an endpoint, a clock and threads; `records` keeps the metrics
 
 `config` is the section [coordinator]. What is public, for use from Python; all else may change without notice:
 

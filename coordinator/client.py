@@ -46,7 +46,8 @@ from coordinator.messages import (
 )
 from netem import cores
 from netem.endpoint import Endpoint
-from netem.errors import ConfigError, GenerationOver, IsthmusError, ProtocolError, RunAborted
+from netem.errors import ConfigError, GenerationOver, IsthmusError, NotAdmitted, ProtocolError, RunAborted
+from netem.keys import Access
 from netem.schedule import Timed
 
 log = logging.getLogger("isthmus.node")
@@ -57,6 +58,11 @@ MOST_EVICTIONS = 20
 OnNetwork = Callable[[float, tuple[Timed, ...]], None]
 """Called with the time at which the run began here (seconds of the monotonic clock), and all changes of its network by
 command."""
+
+_NO_KEY = (
+    "it does not accept this node's key; give ISTHMUS_TOKEN as the coordinator has it, "
+    "or in coordinator.keys an invitation to this run"
+)
 
 
 def sender(endpoint: Endpoint) -> Send:
@@ -74,9 +80,9 @@ class Session:
     Every blocking call raises `RunAborted` with the reason once the run has ended before its last step, and
     `GenerationOver` once the generation that `rosters` has given last is over.
 
-    `run` is the run's name, `name` the node's
-    plain name, `address` the address at which its endpoint listens; `rank` is the rank that the node asks for, −1 for
-    none. `on_network` is called on the I/O thread when a roster comes, and when the network is changed.
+    `run` is the run's name, `name` the node's plain name, `address` the address at which its endpoint listens, and
+    `access` that of its endpoint; `rank` is the rank that the node asks for, −1 for none. `on_network` is called on the
+    I/O thread when a roster comes, and when the network is changed.
     """
 
     def __init__(
@@ -88,6 +94,7 @@ class Session:
         name: str,
         address: str,
         config_digest: str,
+        access: Access | None = None,
         rank: int = -1,
         on_network: OnNetwork | None = None,
     ) -> None:
@@ -96,7 +103,8 @@ class Session:
         self._wire = send
         self._join = Join(
             name=name,
-            token=config.token,
+            key=access.pair.public if access else "",
+            encrypted=bool(access and access.encrypts),
             version=PROTOCOL_VERSION,
             run=run,
             config_digest=config_digest,
@@ -277,7 +285,10 @@ class Session:
     def on_failure(self, error: IsthmusError) -> None:
         """The node's endpoint or its link to the coordinator failed: the run is over here."""
         with self._changed:
-            self._member.lose(str(error))
+            if isinstance(error, NotAdmitted) and self._member.state is State.JOINING:
+                self._member.receive(Refused(reason=_NO_KEY), time.monotonic())
+            else:
+                self._member.lose(str(error))
         self._settle()
 
     # Inside.

@@ -1,14 +1,14 @@
 """The section [coordinator]: its address, the number of nodes, and the time limits.
 
-Only settings and their checks are here; `run` and `member` act on them. The token is a secret and must be left out of a
-saved configuration (`SECRETS` names such keys).
+Only settings and their checks are here; `run` and `member` act on them. Secrets must be left out of a saved
+configuration (`SECRETS` names such keys).
 """
 
 from __future__ import annotations
 
 import ipaddress
 import re
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -16,7 +16,7 @@ from coordinator.assignment import Mode
 from netem.config import Section
 from netem.errors import ConfigError
 
-SECRETS = ("coordinator.token",)
+SECRETS = ("coordinator.token", "coordinator.operator")
 
 LONGEST_S = 31_536_000.0
 """The longest deadline that can be set: a year."""
@@ -55,9 +55,32 @@ class CoordinatorConfig(Section, frozen=True, kw_only=True):
         str,
         msgspec.Meta(
             max_length=512,
-            description="The run's secret; it may be empty only if the address is this machine's own (loopback).",
+            description="The run's secret, which proves membership and never crosses the network; it may be empty only "
+            "if the address is this machine's own (loopback), or if there are keys. Best given as ISTHMUS_TOKEN.",
         ),
     ] = ""
+    operator: Annotated[
+        str,
+        msgspec.Meta(
+            max_length=512,
+            description="The secret that isthmus net set needs. Empty: the coordinator draws a key, and keeps it in "
+            "the run's folder while the run goes on. Best given as ISTHMUS_OPERATOR.",
+        ),
+    ] = ""
+    keys: Annotated[
+        str,
+        msgspec.Meta(
+            description="A file that isthmus keys has made: coordinator.toml for the coordinator, NAME.toml for each "
+            "node. It takes the place of a token."
+        ),
+    ] = ""
+    encryption: Annotated[
+        Literal["auto", "always", "never"],
+        msgspec.Meta(
+            description="Whether what nodes send each other is encrypted; auto: unless the receiver listens on its own "
+            "machine only (loopback). What the coordinator and the nodes say to each other always is."
+        ),
+    ] = "auto"
     assignment: Annotated[
         Mode,
         msgspec.Meta(
@@ -111,7 +134,7 @@ class CoordinatorConfig(Section, frozen=True, kw_only=True):
     def check(self, path: str) -> None:
         """Raise `ConfigError` for an address without interface, a missing token, or settings at odds."""
         host = self._host(path)
-        if not self.token and not _is_loopback(host):
+        if not self.token and not self.keys and not is_loopback(host):
             raise ConfigError(
                 f'{path}token = "": {host} can be reached from other machines; give a secret token, '
                 "the same to the coordinator and to every node (ISTHMUS_TOKEN in the environment)"
@@ -159,7 +182,9 @@ class CoordinatorConfig(Section, frozen=True, kw_only=True):
         return host
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether an interface or address is reached from this machine only."""
+    host = host.strip("[]")
     if host in ("localhost", "lo"):
         return True
     try:

@@ -9,7 +9,6 @@ later gets a free one. Ranks are in the order of places. It sends nothing; `run`
 
 from __future__ import annotations
 
-import hmac
 import re
 from collections.abc import Container, Sequence
 from dataclasses import dataclass
@@ -71,7 +70,7 @@ class Membership:
     def refusal(self, peer: str, join: Join) -> str | None:
         """Why this node may not join, for a person to read; None where it may.
 
-        A node without the token learns nothing about the run.
+        Nodes that do not have the run's token or an invitation do not come this far (`doorkeeper`).
         """
         if (reason := self.refusal_to_talk(join.name, join)) is not None:
             return reason
@@ -87,16 +86,14 @@ class Membership:
             )
         return self._clash(join)
 
-    def refusal_to_talk(self, name: str, opening: Join | Ask | Watch) -> str | None:
+    @staticmethod
+    def refusal_to_talk(name: str, opening: Join | Ask | Watch) -> str | None:
         """Why the sender of this first message gets no further answer; None where it gets one."""
         if opening.version != PROTOCOL_VERSION:
             return (
                 f"{name} speaks protocol version {opening.version}, this run version {PROTOCOL_VERSION}; "
                 "install the same isthmus on all machines"
             )
-        if not hmac.compare_digest(opening.token.encode(), self._config.token.encode()):
-            mend = "set coordinator.token" if isinstance(opening, Join) else "give --token"
-            return f"{name} does not have this run's token; {mend} as the coordinator has it"
         return None
 
     def again_s(self, join: Join, now_s: float) -> float:
@@ -172,13 +169,7 @@ class Membership:
 
     def entries(self, peers: Sequence[str], joins: Container[str] = ()) -> list[RosterEntry]:
         """The roster's members, by rank; those of `joins` were none before."""
-        joined = [self._seats[peer].join for peer in peers]
-        return [
-            RosterEntry(
-                name=join.name, peer=peer, rank=rank, address=join.address, cores=join.cores, joins=peer in joins
-            )
-            for rank, (peer, join) in enumerate(zip(peers, joined, strict=True))
-        ]
+        return [_entry(peer, rank, self._seats[peer].join, peer in joins) for rank, peer in enumerate(peers)]
 
     def describe(self, peers: Sequence[str]) -> str:
         """Names, each with its process and host: ``node-2 (pid 71 on atlas)``."""
@@ -222,6 +213,19 @@ def name_order(name: str) -> tuple[tuple[int, int, str], ...]:
     """Sort key under which node-2 comes before node-10. Any two names can be compared."""
     parts = re.findall(r"\d+|\D+", name)
     return tuple((0, int(part), part) if part.isdigit() else (1, 0, part) for part in parts)
+
+
+def _entry(peer: str, rank: int, join: Join, joins: bool) -> RosterEntry:
+    return RosterEntry(
+        name=plain(peer),
+        peer=peer,
+        rank=rank,
+        address=join.address,
+        cores=join.cores,
+        joins=joins,
+        key=join.key,
+        encrypted=join.encrypted,
+    )
 
 
 def _describe(join: Join) -> str:

@@ -16,6 +16,7 @@ import msgspec
 
 from netem.changes import Change
 from netem.errors import ProtocolError
+from netem.names import KeyText
 from netem.schedule import Timed
 
 PROTOCOL_VERSION = 5
@@ -50,11 +51,13 @@ class Join(Message, frozen=True, kw_only=True):
     """A request to join. `rank` is the rank that the node asks for, −1 for none.
 
     `config_digest` covers all settings that must be equal on all nodes. `name` is the plain part of the name of the
-    sender's endpoint (`netem.names`). `cores` names the CPU cores that it runs on (`netem.cores`).
+    sender's endpoint (`netem.names`), `key` its public key, and `encrypted` says whether its callers speak CURVE.
+    `cores` names the CPU cores that it runs on (`netem.cores`).
     """
 
     name: Name
-    token: Text
+    key: KeyText = ""
+    encrypted: bool = False
     version: Count
     run: Text
     config_digest: Digest
@@ -127,17 +130,15 @@ class Failed(Message, frozen=True, kw_only=True):
 
 
 class Ask(Message, frozen=True, kw_only=True):
-    """A request to change the run's network, or, without `change`, to describe it. `token` is as in `Join`."""
+    """A request to change the run's network, or, without `change`, to describe it."""
 
-    token: Text
     version: Count
     change: Change | None = None
 
 
 class Watch(Message, frozen=True, kw_only=True):
-    """A request for what the run has recorded after the line of this number. `token` is as in `Join`."""
+    """A request for what the run has recorded after the line of this number."""
 
-    token: Text
     version: Count
     after: Count = 0
 
@@ -189,9 +190,9 @@ class Refused(Message, frozen=True, kw_only=True):
 
 
 class RosterEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One member. It listens at `address`; `peer` is the name of its endpoint. Members with the same `cores` share
-    them. One that `joins` was no member before, in a run that goes on: it has not the weights after `start_step` steps,
-    and gets them from one that has."""
+    """One member. It listens at `address`; `peer` is the name of its endpoint. `key` and `encrypted` as in `Join`.
+    Members with the same `cores` share them. One that `joins` was no member before, in a run that goes on: it has not
+    the weights after `start_step` steps, and gets them from one that has."""
 
     name: Name
     peer: Peer
@@ -199,6 +200,8 @@ class RosterEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     address: Address
     cores: Text = ""
     joins: bool = False
+    key: KeyText = ""
+    encrypted: bool = False
 
 
 class Roster(Message, frozen=True, kw_only=True):
@@ -206,10 +209,12 @@ class Roster(Message, frozen=True, kw_only=True):
 
     All members have taken `start_step` steps: one that holds the last of them takes it, and whatever else was under way
     is dropped. In the first generation of a resumed run each goes on from its own part of that checkpoint. `elapsed_s`
-    seconds have passed since the first roster of the run was sent.
+    seconds have passed since the first roster of the run was sent. By `secret` members prove
+    to each other, where they do not encrypt, that they are members.
     """
 
     generation: Count
+    secret: Annotated[str, msgspec.Meta(max_length=128)] = ""
     start_step: Count = 0
     elapsed_s: Annotated[float, msgspec.Meta(ge=0)] = 0.0
     members: Annotated[list[RosterEntry], msgspec.Meta(min_length=1, max_length=4096)]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import queue
 from typing import TypeVar
 
+from coordinator.keyring import OperatorKeys
 from coordinator.messages import (
     CONTROL_TAG,
     COORDINATOR,
@@ -25,7 +26,8 @@ from coordinator.messages import (
 )
 from netem.changes import Change
 from netem.endpoint import Endpoint, unique
-from netem.errors import ConfigError, IsthmusError, ProtocolError
+from netem.errors import ConfigError, IsthmusError, NotAdmitted, ProtocolError
+from netem.keys import Access, pair_of
 from netem.limits import Limits
 from netem.names import OPERATOR
 from netem.network import UNSHAPED
@@ -41,13 +43,13 @@ class Operator:
     Its methods raise `ConfigError` where no coordinator answers there within `timeout_s`, or it refuses.
     """
 
-    def __init__(self, address: str, token: str, timeout_s: float = TIMEOUT_S) -> None:
-        self._address, self._token, self._timeout_s = address, token, timeout_s
+    def __init__(self, address: str, keys: OperatorKeys, timeout_s: float = TIMEOUT_S) -> None:
+        self._address, self._timeout_s = address, timeout_s
         self._inbox = _Inbox()
-        self._endpoint = Endpoint(
-            unique(OPERATOR), RUN_ID, UNSHAPED, self._inbox, bind=None, limits=Limits(max_strangers=0)
-        )
-        self._endpoint.connect(COORDINATOR, address, answers_only=True)
+        pair = pair_of(keys.secret)
+        name, limits = unique(OPERATOR, pair.public), Limits(max_strangers=0)
+        self._endpoint = Endpoint(name, RUN_ID, UNSHAPED, self._inbox, bind=None, limits=limits, access=Access(pair))
+        self._endpoint.connect(COORDINATOR, address, answers_only=True, key=keys.coordinator)
 
     def __enter__(self) -> Operator:
         return self
@@ -61,11 +63,11 @@ class Operator:
 
     def ask(self, change: Change | None) -> Answer:
         """Change the run's network, or only describe it."""
-        return self._exchange(Ask(token=self._token, version=PROTOCOL_VERSION, change=change), Answer)
+        return self._exchange(Ask(version=PROTOCOL_VERSION, change=change), Answer)
 
     def watch(self, after: int) -> Watched:
         """What the run has recorded after the line of this number."""
-        return self._exchange(Watch(token=self._token, version=PROTOCOL_VERSION, after=after), Watched)
+        return self._exchange(Watch(version=PROTOCOL_VERSION, after=after), Watched)
 
     def _exchange(self, question: Ask | Watch, kind: type[_Kind]) -> _Kind:
         self._endpoint.send(COORDINATOR, CONTROL_TAG, [encode(question)], urgent=True)
@@ -75,6 +77,9 @@ class Operator:
             raise ConfigError(
                 f"nobody answers at {self._address}; is the run going on, and is that its address?"
             ) from None
+        if isinstance(message, NotAdmitted):
+            where = f"the coordinator at {self._address}"
+            raise ConfigError(f"{where} does not accept this key; is it that of the run there?")
         if isinstance(message, IsthmusError):
             raise message
         if isinstance(message, Refused):
@@ -84,9 +89,9 @@ class Operator:
         return message
 
 
-def ask(address: str, token: str, change: Change | None) -> Answer:
+def ask(address: str, keys: OperatorKeys, change: Change | None) -> Answer:
     """Change the network of the run whose coordinator is at `address`, or only describe it."""
-    with Operator(address, token) as operator:
+    with Operator(address, keys) as operator:
         return operator.ask(change)
 
 

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from coordinator.config import CoordinatorConfig
+from coordinator.doorkeeper import Doorkeeper
 from coordinator.events import (
     Action,
     Cancelled,
@@ -52,7 +53,7 @@ from coordinator.plan import RunPlan
 from coordinator.run import Phase, Run
 from netem.endpoint import Endpoint
 from netem.errors import IsthmusError, PeerSilent, ProtocolError
-from netem.limits import Limits
+from netem.limits import URGENT_SEGMENT_BYTES, Limits
 from netem.names import plain
 
 log = logging.getLogger("isthmus.coordinator")
@@ -60,8 +61,17 @@ log = logging.getLogger("isthmus.coordinator")
 log = logging.getLogger("isthmus.coordinator")
 
 _FLUSH_TIMEOUT_S = 2.0
+_TELL_EVERY_S = 10.0
 _MAX_BATCH = 10_000  # arrivals between two ticks; a flood must not stop the clock
-_LIMITS = Limits(max_strangers=256, max_open_messages=16, max_message_bytes=MAX_BODY_BYTES)
+_LIMITS = Limits(
+    max_strangers=64,
+    max_stranger_bytes=64 << 10,
+    max_open_messages=16,
+    max_message_bytes=MAX_BODY_BYTES,
+    max_tag_bytes=256,
+    max_frame_bytes=URGENT_SEGMENT_BYTES,
+    max_unread_frames=4,
+)
 _STRANGER_BYTES = 16 << 10  # most bytes in one message of a stranger; a Join is far smaller
 _STRANGER_MESSAGES = 4  # most messages of one stranger that wait to be handled
 _STRANGERS_MESSAGES = 1024  # most messages of all strangers that wait to be handled
@@ -153,12 +163,24 @@ class CoordinatorServer:
         self._show = show
         self._tick_s = min(0.25, config.heartbeat_interval_s / 2)
         self._run = Run(config, plan, time.monotonic())
+        self._door = door = Doorkeeper(config, plan.run_name)
+        self.operator_file = door.operator_file
         self._inbox = _Inbox()
         self._generation = 0
+        self._told, self._tell_at_s = 0, 0.0  # refusals at the door
         self._nodes = config.nodes
         self._outcome: RunOutcome | None = None
         profile = plan.schedule.profile
-        self._endpoint = Endpoint(COORDINATOR, RUN_ID, profile, self._inbox, bind=config.address, limits=_LIMITS)
+        self._endpoint = Endpoint(
+            COORDINATOR,
+            RUN_ID,
+            profile,
+            self._inbox,
+            bind=config.address,
+            limits=_LIMITS,
+            access=door.access,
+            door=door.limits,
+        )
         self.address = self._endpoint.address
 
     def serve(self) -> RunOutcome:
@@ -185,6 +207,15 @@ class CoordinatorServer:
         except queue.Empty:
             pass
         self._handle(Tick(), time.monotonic())
+        self._tell_of_refusals(time.monotonic())
+
+    def _tell_of_refusals(self, now_s: float) -> None:
+        """Log now and then how many callers were refused at the door."""
+        counters = self._endpoint.door()
+        if counters is None or now_s < self._tell_at_s or counters.refused == self._told:
+            return
+        self._told, self._tell_at_s = counters.refused, now_s + _TELL_EVERY_S
+        log.warning("connections refused so far: %d (%s)", counters.refused, counters)
 
     def _take(self, item: _Arrival | Event) -> None:
         if not isinstance(item, _Arrival):
@@ -193,7 +224,11 @@ class CoordinatorServer:
         if item.stranger:
             self._inbox.handled(item)
         try:
-            event: Event = Received(item.peer, decode_from_node(item.body, item.peer))
+            message = decode_from_node(item.body, item.peer)
+            if item.stranger and (reason := self._door.refusal(item.peer, message)) is not None:
+                self._send(item.peer, Refused(reason=reason))
+                return
+            event: Event = Received(item.peer, message)
         except ProtocolError as error:
             if item.peer not in self._run.membership:
                 # Most likely it is another version of isthmus, which understands at least a refusal.
@@ -274,7 +309,7 @@ class CoordinatorServer:
 
     def _send(self, peer: str, message: CoordinatorMessage) -> Event | None:
         try:
-            self._endpoint.send(peer, CONTROL_TAG, [encode(message)], urgent=True)
+            self._endpoint.send(peer, CONTROL_TAG, [encode(self._door.sealed(message))], urgent=True)
         except IsthmusError as error:
             return PeerLost(peer, str(error))
         return None

@@ -31,6 +31,8 @@ Reading order:
     shaper            when it has left, and when it arrives
     ingress           how the senders to one NIC share it
     assembly          segments put together again, in buffers of the upper floor
+    keys, door        who may call, by CURVE keys; how many strangers are too many
+    porter            these two joined to ZeroMQ's handshakes
     sockets           ZeroMQ, and the guarantees that it does not give
     peers             the endpoint's peer table and per-peer counters
     engine            all these joined to the sockets and the clock
@@ -47,6 +49,7 @@ What is public, for use from Python; all else may change without notice:
 - `netem.profile.NetConfig`, `netem.profile.resolve`, `netem.profile.builtin_names`: networks, by name, file or settings
 - `netem.schedule.Schedule`: a network that changes over time
 - `netem.limits.Limits`, `netem.counters.LinkCounters`: caps of an endpoint, and totals for each peer
+- `netem.keys.Access`, `netem.keys.new_pair`: how an endpoint proves who it is
 - `netem.errors`: all errors that are meant for callers
 
 `examples/shape_a_link.py` uses them.

@@ -6,6 +6,7 @@ limit (`send`, `flush`, `close`).
 
 from __future__ import annotations
 
+import copy
 import secrets
 import threading
 import time
@@ -15,10 +16,12 @@ from typing import TYPE_CHECKING
 
 from netem.assembly import Receiver
 from netem.counters import LinkCounters
+from netem.door import DoorCounters, DoorLimits
 from netem.engine import Engine
 from netem.errors import ConfigError, IsthmusError, QueueFull
+from netem.keys import Access
 from netem.limits import MAX_NAME_BYTES, Limits
-from netem.names import SEPARATOR, plain
+from netem.names import SEPARATOR, certified, plain
 from netem.network import Profile
 from netem.peers import STRANGERS
 from netem.schedule import Schedule
@@ -29,13 +32,19 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 _DEFAULT_LIMITS = Limits()
+_DEFAULT_DOOR = DoorLimits()
 _LINGER_S = 0.2
 
 _clock = time.monotonic
 
 
-def unique(name: str) -> str:
-    """An endpoint's name that no other process has, and that cannot be guessed (`netem.names`)."""
+def unique(name: str, public_key: str = "") -> str:
+    """An endpoint's name that no other process has, and that cannot be guessed (`netem.names`).
+
+    With a public key, only the owner of that key can use the name.
+    """
+    if public_key:
+        return certified(name, secrets.token_hex(4), public_key)
     return f"{name}{SEPARATOR}{secrets.token_hex(8)}"
 
 
@@ -44,7 +53,8 @@ class Endpoint:
 
     Raises `ConfigError` if `bind` is not "tcp://INTERFACE:PORT", or cannot be bound. With `bind=None` no peer can dial
     this endpoint; peers answer over the connections that it opened. `address` is the bound address with the resolved
-    port, or empty. Two processes on one network must not have the same `name`: see `unique`.
+    port, or empty. Two processes on one network must not have the same `name`: see `unique`. Without `access`, whoever
+    reaches the address may call, and nothing is encrypted; with it, `name` must be `unique(…, access.pair.public)`.
     """
 
     def __init__(
@@ -56,13 +66,15 @@ class Endpoint:
         *,
         bind: str | None,
         limits: Limits = _DEFAULT_LIMITS,
+        access: Access | None = None,
+        door: DoorLimits = _DEFAULT_DOOR,
     ) -> None:
         _check_name(name, "name", MAX_NAME_BYTES)
         _check_name(run_id, "run_id", 64)
         self.name = name
         self._receiver = receiver
         self._limits = limits
-        self._sockets = Sockets(name, bind, limits)
+        self._sockets = Sockets(name, bind, limits, access, door)
         self.address = self._sockets.address
         self._engine = Engine(name, run_id, profile, receiver, self._sockets, limits, self._settle)
         # These are shared with the callers' threads.
@@ -77,18 +89,25 @@ class Endpoint:
 
     # ── Called by any thread ─────────────────────────────────────────────────────────────────────────────────────
 
-    def connect(self, peer: str, address: str, *, answers_only: bool = False) -> None:
+    def connect(
+        self, peer: str, address: str, *, answers_only: bool = False, key: str = "", encrypted: bool = True
+    ) -> None:
         """Dial `peer` at "tcp://HOST:PORT"; it need not listen yet. A later call with another address replaces this.
 
         With `answers_only`, the peer is heard over this connection alone: a caller with its name is a stranger.
+        Between endpoints with `access`, `key` is the peer's public key, and `encrypted` its `Access.encrypts`.
         """
         parse_address(address, f"address of {plain(peer)}", dial=True)
         _check_name(peer, "peer", MAX_NAME_BYTES)
-        self._submit(lambda: self._engine.connect(peer, address, answers_only))
+        self._submit(lambda: self._engine.connect(peer, address, answers_only, key, encrypted))
+
+    def share(self, secret: str) -> None:
+        """Take the secret that the members share. Peers that do not encrypt can be dialled only after that."""
+        self._submit(lambda: self._sockets.share(secret))
 
     def trust(self, peer: str) -> None:
         """The peer, which has called this endpoint, is no stranger from now on."""
-        self._submit(lambda: self._engine.peers.trust(peer))
+        self._submit(lambda: self._engine.trust(peer))
 
     def send(
         self,
@@ -179,6 +198,10 @@ class Endpoint:
     def counters(self) -> dict[str, LinkCounters]:
         """A copy of the totals for each peer."""
         return self._engine.peers.counters()
+
+    def door(self) -> DoorCounters | None:
+        """A copy of the totals of inbound connections; None if all may call."""
+        return copy.copy(self._sockets.door)
 
     def flush(self, timeout_s: float) -> bool:
         """Wait until all sent messages are acknowledged; False if that takes longer than `timeout_s`."""

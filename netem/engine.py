@@ -20,7 +20,7 @@ from netem.ingress import Ingress
 from netem.limits import Limits
 from netem.link import Link, Silence, Terms, Verdict
 from netem.network import Profile
-from netem.peers import Peer, Peers
+from netem.peers import STRANGERS, Peer, Peers
 from netem.schedule import Schedule
 from netem.segments import Message
 from netem.shaper import Shaper
@@ -49,7 +49,7 @@ class Engine:
         self.profile = profile
         self.generation = 0
         self.closing_by = math.inf
-        self.peers = Peers(limits.max_strangers, self._open_peer, self.forget)
+        self.peers = Peers(limits.max_strangers, self._open_peer, self._evict)
         self._name = name
         self._run_id = run_id
         self._receiver = receiver
@@ -116,6 +116,8 @@ class Engine:
         for peer, parts in self._sockets.read():
             busy = True
             self._arrived(peer, parts)
+        for refusal in self._sockets.refused():
+            self._receiver.failed(refusal)
         if self._ingress is not None:
             for name, header, payload in self._ingress.poll(_clock()):
                 if self.peers.may_meet(name):
@@ -141,14 +143,18 @@ class Engine:
         if header.run_id != self._run_id or not self.peers.may_meet(name):
             self.peers.refuse(name, nbytes)
             return
-        peer = self.peers.hear(name)
-        peer.counters.received_wire_bytes += nbytes
-        if self._ingress is None:
+        peer = self.peers.hear(name, nbytes)
+        queue = STRANGERS if self.peers.is_stranger(name) else name
+        most_bytes = self._limits.max_stranger_bytes
+        if queue == STRANGERS and most_bytes is not None and peer.heard_bytes > most_bytes:
+            peer.counters.dropped += 1
+            self._sockets.hang_up(name)
+        elif self._ingress is None:
             self._take(peer, header, payload)
-        elif self._ingress.waiting_bytes(name) > _WINDOWS_WAITING * peer.most_window_bytes:
+        elif self._ingress.waiting_bytes(queue) > _WINDOWS_WAITING * peer.most_window_bytes:
             peer.counters.dropped += 1  # the peer ignores its credit and would fill the memory; it sends again
         else:
-            self._ingress.push(name, (name, header, payload), nbytes, peer.clock.arrival(stamp_s, _clock()))
+            self._ingress.push(queue, (name, header, payload), nbytes, peer.clock.arrival(stamp_s, _clock()))
 
     def _take(self, peer: Peer, header: frames.Header, payload: memoryview) -> None:
         """A frame has passed the network: give it to the link and, if it is the next, to the assembler."""
@@ -198,10 +204,16 @@ class Engine:
 
     # ── Commands, in the order in which they were given ──────────────────────────────────────────────────────────
 
-    def connect(self, peer: str, address: str, answers_only: bool) -> None:
+    def connect(self, peer: str, address: str, answers_only: bool, key: str, encrypted: bool) -> None:
         """As `Endpoint.connect`."""
-        self._sockets.connect(peer, address, answers_only)
-        self.peers.trust(peer)
+        self._sockets.connect(peer, address, answers_only, key, encrypted)
+        self.trust(peer)
+
+    def trust(self, name: str) -> None:
+        """As `Endpoint.trust`. Strangers share one place in the queue of the NIC; a peer has one of its own."""
+        if self._ingress is not None and self.peers.is_stranger(name):
+            self._ingress.move(STRANGERS, name, lambda item: item[0] == name)
+        self.peers.trust(name)
 
     def send(self, name: str, message: Message) -> None:
         """Queue a message; while the endpoint closes, drop it."""
@@ -220,8 +232,13 @@ class Engine:
     def forget(self, name: str) -> None:
         """Drop the peer and all that waits for it."""
         self._sockets.disconnect(name)
+        self._sockets.bar(name)
         if self.peers.remove(name):
             self._settle(self._shaper.remove(name))
+
+    def _evict(self, stranger: str) -> None:
+        self._sockets.hang_up(stranger)
+        self.forget(stranger)
 
     def follow(self, schedule: Schedule, began: float) -> None:
         """Apply `schedule` from now on; `began` is its time 0."""

@@ -48,6 +48,14 @@ class QueueFull(IsthmusError):
     """The send queue is full, because the network is slower than the sender. The call may be repeated later."""
 
 
+class NotAdmitted(IsthmusError):
+    """A peer that was dialled ends every handshake: it does not accept this endpoint's key, or has another one."""
+
+    def __init__(self, peer: str) -> None:
+        super().__init__(f"{plain(peer)} ends every handshake: it does not accept this side's key, or has another one")
+        self.peer = peer
+
+
 class PeerSilent(IsthmusError):
     """A peer owes an acknowledgement and has not been heard for longer than the deadline."""
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Generic, NamedTuple, TypeVar
 
 from netem.bucket import TokenBucket
@@ -81,6 +81,21 @@ class Ingress(Generic[T]):
     def waiting_bytes(self, sender: str) -> int:
         """Bytes of this sender that have not been served."""
         return self._waiting_bytes.get(sender, 0)
+
+    def move(self, sender: str, to: str, mine: Callable[[T], bool]) -> None:
+        """From now on those waiting items of `sender` that are `mine` wait as items of `to`, which has none yet."""
+        entries = [entry for entry in self._queues.get(sender, ()) if mine(entry.item)]
+        if not entries:
+            return
+        kept = deque(entry for entry in self._queues.pop(sender) if not mine(entry.item))
+        self._waiting_bytes[sender] -= sum(entry.nbytes for entry in entries)
+        if kept:
+            self._queues[sender] = kept
+        else:
+            del self._waiting_bytes[sender]
+        self._queues[to] = deque(entries)
+        self._served[to] = max(self._virtual, self._served.get(to, 0.0))
+        self._waiting_bytes[to] = sum(entry.nbytes for entry in entries)
 
     def poll(self, now: float) -> Iterator[T]:
         """The items that have passed by `now`, in order."""

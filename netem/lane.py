@@ -13,6 +13,7 @@ from collections import deque
 
 from netem.bucket import TokenBucket, reserve_jointly
 from netem.delay import Delay
+from netem.limits import URGENT_SEGMENT_BYTES
 from netem.link import Link
 from netem.network import CUT_BPS, slowest
 from netem.segments import Message, Segment
@@ -154,7 +155,7 @@ class Lane:
         link = self.link
         if link.must_repeat:
             return True
-        if self.urgent and link.has_credit(self.urgent[0].next_bytes(segment_bytes), True):
+        if self.urgent and link.has_credit(self.urgent[0].next_bytes(urgent_bytes(segment_bytes)), True):
             return True
         for flow in self.flows.values():
             if flow.messages and link.has_credit(flow.messages[0].next_bytes(segment_bytes), False):
@@ -234,9 +235,10 @@ class Port:
                 continue
             if link.must_repeat:
                 return self._turn(lane), link.repeat(), now
-            if lane.urgent and link.has_credit(lane.urgent[0].next_bytes(self.segment_bytes), True):
+            urgent = urgent_bytes(self.segment_bytes)
+            if lane.urgent and link.has_credit(lane.urgent[0].next_bytes(urgent), True):
                 message = lane.urgent[0]
-                return self._turn(lane), self._cut(lane, lane.urgent), max(message.queued_at, link.ready_at)
+                return self._turn(lane), self._cut(lane, lane.urgent, urgent), max(message.queued_at, link.ready_at)
             if link.ack_due <= now and (link.ack_overdue <= now or not lane.sendable(self.segment_bytes)):
                 ready = link.ack_due
                 return self._turn(lane), link.acknowledgement(), ready
@@ -269,14 +271,19 @@ class Port:
                 if nbytes <= flow.deficit:
                     flow.deficit -= nbytes
                     ready = max(flow.messages[0].queued_at, lane.link.ready_at)
-                    return lane, self._cut(lane, flow.messages), ready
+                    return lane, self._cut(lane, flow.messages, self.segment_bytes), ready
             flow.served = flow.fresh = False
             ring.rotate(-1)
         return None
 
-    def _cut(self, lane: Lane, queue: deque[Message]) -> Segment:
-        segment = queue[0].cut(self.segment_bytes)
+    def _cut(self, lane: Lane, queue: deque[Message], segment_bytes: int) -> Segment:
+        segment = queue[0].cut(segment_bytes)
         if segment.last:
             queue.popleft()
         lane.link.stamp(segment)
         return segment
+
+
+def urgent_bytes(segment_bytes: int) -> int:
+    """The largest segment of an urgent message, where those of bulk have `segment_bytes`."""
+    return min(segment_bytes, URGENT_SEGMENT_BYTES)

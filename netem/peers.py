@@ -23,7 +23,7 @@ STRANGERS = "?"
 class Peer:
     """All that the endpoint keeps for one peer."""
 
-    __slots__ = ("assembler", "clock", "counters", "lane", "link", "most_window_bytes")
+    __slots__ = ("assembler", "clock", "counters", "heard_bytes", "lane", "link", "most_window_bytes")
 
     def __init__(self, link: Link, lane: Lane, assembler: Assembler, counters: LinkCounters) -> None:
         self.link = link
@@ -31,6 +31,7 @@ class Peer:
         self.assembler = assembler
         self.counters = counters
         self.clock = SenderClock()
+        self.heard_bytes = 0  # on the wire
         self.most_window_bytes = link.peer_window_bytes  # the largest so far: frames sent within it may still come
 
 
@@ -72,9 +73,15 @@ class Peers:
             peer = self._peers[name] = self._open_peer(name, self._counters.setdefault(name, LinkCounters()))
         return peer
 
-    def hear(self, name: str) -> Peer:
-        """The peer, from which a frame has just come."""
+    def is_stranger(self, name: str) -> bool:
+        """Whether the peer was neither dialled nor trusted."""
+        return name in self._strangers
+
+    def hear(self, name: str, nbytes: int) -> Peer:
+        """The peer, from which a frame of `nbytes` has just come."""
         peer = self.meet(name)
+        peer.heard_bytes += nbytes
+        peer.counters.received_wire_bytes += nbytes
         if name in self._strangers:
             self._strangers[name] = self._strangers.pop(name)  # moved to the end
         return peer

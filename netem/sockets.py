@@ -15,13 +15,17 @@ import os
 import re
 import select
 import selectors
+import time
 from collections.abc import Iterator
 from socket import getaddrinfo
 
 import zmq
 
-from netem.errors import ConfigError
+from netem.door import DoorCounters, DoorLimits
+from netem.errors import ConfigError, NotAdmitted
+from netem.keys import Access
 from netem.limits import COPY_BYTES, MAX_SEGMENT_BYTES, Limits
+from netem.porter import Porter
 from netem.segments import Payload
 
 _ADDRESS = re.compile(r"tcp://(?P<host>\[[^\]]+\]|[^:/\s]+):(?P<port>\d{1,5}|\*)", re.ASCII)
@@ -33,23 +37,33 @@ _EVENTS = int(zmq.EVENTS)
 _POLLIN = int(zmq.POLLIN)
 _NOBLOCK = int(zmq.NOBLOCK)
 _MORE = int(zmq.SNDMORE) | _NOBLOCK
-_CALLER_FRAMES = 256  # unread frames of one caller; beyond that TCP holds it back, so that a flood fills no memory
+_HEADER_BYTES = 1024  # more than a header has besides its tag
 _SELECTABLE = 1024  # FD_SETSIZE: `select` takes only smaller descriptors
+_PORTER = "\0porter"  # stands for the porter's descriptors in the selector; no peer has such a name
+_DOOR = DoorLimits()
 _BURST = 32  # frames read at once; more would delay the writes
 
 
 class Sockets:
     """The sockets. `address` is the ROUTER's, or empty if there is none."""
 
-    def __init__(self, name: str, bind: str | None, limits: Limits) -> None:
+    def __init__(
+        self,
+        name: str,
+        bind: str | None,
+        limits: Limits,
+        access: Access | None = None,
+        door: DoorLimits = _DOOR,
+    ) -> None:
         self._name = name.encode()
-        self._max_frame_bytes = max(MAX_SEGMENT_BYTES, limits.max_tag_bytes) + 1024
+        self._limits = limits
         self._dealers: dict[str, zmq.Socket[bytes]] = {}
         self._addresses: dict[str, str] = {}
         self._answering: set[str] = set()
         self._stirred: set[str] = set()  # peers whose DEALER may hold frames that its descriptor does not signal
         self._router: zmq.Socket[bytes] | None = None
         self._context = zmq.Context()
+        self._porter = Porter(self._context, name, access, door) if access else None
         self._selector = selectors.DefaultSelector()
         self._wake_reader, self._wake_writer = os.pipe()
         os.set_blocking(self._wake_reader, False)
@@ -64,18 +78,26 @@ class Sockets:
                 raise
             self.address = _text(self._router.getsockopt(zmq.LAST_ENDPOINT))
 
-    def connect(self, peer: str, address: str, answers_only: bool) -> None:
+    def connect(self, peer: str, address: str, answers_only: bool, key: str = "", encrypted: bool = True) -> None:
         """Dial `peer`. Frames written before it answers wait in the socket. The same address again changes nothing.
 
-        With `answers_only`, a caller that uses the peer's name is not the peer (see `read`).
+        With `answers_only`, a caller that uses the peer's name is not the peer (see `read`). `key` is the peer's public
+        key; `encrypted` says whether its callers speak CURVE.
         """
         if answers_only:
             self._answering.add(peer)
+        if self._porter is not None and not answers_only:
+            self._porter.admit(peer, key)
         if self._addresses.get(peer) == address:
             return
         self.disconnect(peer)
         dealer = self._open(zmq.DEALER, address, peer)
-        dealer.routing_id = self._name
+        if self._porter is None:
+            dealer.routing_id = self._name
+        else:
+            news = self._porter.prepare(dealer, peer, key, encrypted)
+            if news is not None:
+                self._selector.register(news, selectors.EVENT_READ, _PORTER)
         dealer.reconnect_ivl = 20
         dealer.reconnect_ivl_max = 500
         self._dealers[peer] = dealer  # stored before a call that may fail, so that `close` finds it
@@ -89,7 +111,38 @@ class Sockets:
             self._answering.discard(peer)
             self._stirred.discard(peer)
             self._selector.unregister(_descriptor(dealer))
+            if self._porter is not None:
+                news = self._porter.leave(dealer, peer)
+                if news is not None:
+                    self._selector.unregister(news)
             dealer.close(linger=0)
+
+    def bar(self, peer: str) -> None:
+        """Refuse the peer's calls from now on."""
+        if self._porter is not None:
+            self._porter.bar(peer)
+
+    def share(self, secret: str) -> None:
+        """Take the secret by which members prove to each other, where they do not encrypt, that they are members."""
+        if self._porter is not None:
+            self._porter.shared = secret
+
+    def refused(self) -> list[NotAdmitted]:
+        """Peers that refuse this endpoint, each once."""
+        if self._porter is None:
+            return []
+        refused, self._porter.refused = self._porter.refused, []
+        return refused
+
+    def hang_up(self, peer: str) -> None:
+        """Close the connection by which this peer has called."""
+        if self._porter is not None:
+            self._porter.hang_up(peer)
+
+    @property
+    def door(self) -> DoorCounters | None:
+        """The totals of connections; None if all may call."""
+        return self._porter.door.counters if self._porter is not None else None
 
     def write(self, peer: str, header: bytes, payload: Payload) -> bool:
         """Give a frame to ZeroMQ without blocking. False if there is no connection to the peer: the frame is lost."""
@@ -99,7 +152,10 @@ class Sockets:
                 socket = self._router
                 if socket is None:
                     return False
-                socket.send(peer.encode(), _MORE)
+                route = peer.encode() if self._porter is None else self._porter.route(peer)
+                if route is None:
+                    return False
+                socket.send(route, _MORE)
             else:
                 self._stirred.add(peer)
             socket.send(header, _MORE)
@@ -120,9 +176,13 @@ class Sockets:
         """
         if self._router is not None:
             for parts in _drain(self._router):
-                name = parts[0].bytes.decode("utf-8", "backslashreplace")
-                yield "" if name in self._answering else name, parts[1:]
-        for peer in self._stirred.union(key.data for key, _ in self._selector.select(0)):
+                name = self._caller(parts)
+                if name is not None:
+                    yield "" if name in self._answering else name, parts[1:]
+        signalled = {key.data for key, _ in self._selector.select(0)}
+        if _PORTER in signalled and self._porter is not None:
+            self._porter.work(time.monotonic())
+        for peer in self._stirred.union(signalled):
             dealer = self._dealers.get(peer)
             if dealer is None:
                 continue  # the ROUTER, or the pipe of `wake`
@@ -134,6 +194,11 @@ class Sockets:
                 self._stirred.add(peer)
             else:
                 self._stirred.discard(peer)
+
+    def _caller(self, parts: list[Frame]) -> str | None:
+        if self._porter is not None:
+            return self._porter.caller(parts)
+        return parts[0].bytes.decode("utf-8", "backslashreplace")
 
     def wait(self, timeout_s: float) -> None:
         """Sleep until a frame, a `wake` or the timeout.
@@ -158,6 +223,10 @@ class Sockets:
 
     def close(self, linger_s: float) -> None:
         """Close everything within about `linger_s`, during which written frames may still leave."""
+        if self._porter is not None:
+            for peer, dealer in self._dealers.items():
+                self._porter.leave(dealer, peer)
+            self._porter.close()
         for socket in (self._router, *self._dealers.values()):
             if socket is not None:
                 socket.close(linger=round(linger_s * 1000))
@@ -172,15 +241,23 @@ class Sockets:
                 f"bind = {bind!r}: name one interface, such as tcp://127.0.0.1:0 on this machine or tcp://eth0:5555"
             )
         router = self._open(zmq.ROUTER, bind, "")
-        router.rcvhwm = _CALLER_FRAMES
+        router.rcvhwm = self._limits.max_unread_frames
+        router.maxmsgsize = max(self._limits.max_frame_bytes, self._limits.max_tag_bytes) + _HEADER_BYTES
         router.router_mandatory = True  # otherwise frames that cannot be routed are dropped in silence
-        router.router_handover = True  # otherwise a restarted peer with the same name is never heard
+        router.router_handover = self._porter is None  # otherwise a restarted peer with the same name is never heard
+        if self._porter is not None:
+            for news in self._porter.guard(router):
+                self._selector.register(news, selectors.EVENT_READ, _PORTER)
         try:
             router.bind(bind)
         except zmq.ZMQError as error:
             self._selector.unregister(_descriptor(router))
+            if self._porter is not None:
+                self._porter.close()
             router.close(linger=0)
             raise ConfigError(f"bind = {bind!r}: {_mend(error)}") from None
+        if self._porter is not None:
+            self._porter.bound(_text(router.getsockopt(zmq.LAST_ENDPOINT)))
         return router
 
     def _open(self, kind: int, address: str, peer: str) -> zmq.Socket[bytes]:
@@ -190,7 +267,7 @@ class Sockets:
         # No high-water marks: they count messages, not bytes, and a ROUTER drops at its mark. Credit bounds the bytes.
         socket.sndhwm = 0
         socket.rcvhwm = 0
-        socket.maxmsgsize = self._max_frame_bytes
+        socket.maxmsgsize = max(MAX_SEGMENT_BYTES, self._limits.max_tag_bytes) + _HEADER_BYTES
         self._selector.register(_descriptor(socket), selectors.EVENT_READ, peer)
         return socket
 

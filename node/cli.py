@@ -160,7 +160,7 @@ def _report(options: argparse.Namespace, _rest: list[str]) -> None:
 def _watch(options: argparse.Namespace, _rest: list[str]) -> None:
     from node.commands.watch import watch
 
-    watch(options.run, options.token)
+    watch(options.run, options.key)
 
 
 def _trace(options: argparse.Namespace, _rest: list[str]) -> None:
@@ -171,6 +171,12 @@ def _trace(options: argparse.Namespace, _rest: list[str]) -> None:
         print(line)
     print(f"trace:       {written.path}")
     print("open it:     https://ui.perfetto.dev, Open trace file; nothing leaves your machine")
+
+
+def _keys(options: argparse.Namespace, _rest: list[str]) -> None:
+    from node.commands.keys import write_keys
+
+    write_keys(options.folder, options.nodes, tuple(options.name or ()))
 
 
 def _settings(options: argparse.Namespace, _rest: list[str]) -> None:
@@ -221,6 +227,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace, list[str]], int | None]] = {
     "experiment": experiment,
     "chaos": chaos,
     "net": net,
+    "keys": _keys,
     "settings": _settings,
     "completion": _completion,
 }

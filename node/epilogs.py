@@ -33,7 +33,7 @@ WATCH = """\
 It shows what `isthmus run` shows, and disturbs nothing; Ctrl-C ends only the view:
   isthmus watch outputs/demo
   isthmus watch tcp://10.0.0.5:7070
-The second needs the run's secret, in ISTHMUS_TOKEN or by --token.
+The second needs the run's token in ISTHMUS_TOKEN, or the operator's key.
 """
 
 PLAN = f"""\
@@ -91,6 +91,14 @@ Options, settings, presets and files are completed. To set it up:
   bash:  isthmus completion bash > ~/.local/share/bash-completion/completions/isthmus
   zsh:   isthmus completion zsh > ~/.zsh/completions/_isthmus       (a folder that is in $fpath)
   tcsh:  isthmus completion tcsh | sudo tee /etc/profile.d/isthmus.completion.csh
+"""
+
+KEYS = """\
+With a token, everyone who has it may join. With keys, each node has an invitation of its own, which can be taken back:
+  here  $ isthmus keys keys --nodes 2                      then give each machine its own file, over a safe way
+  one   $ isthmus coordinator run.toml --coordinator.keys keys/coordinator.toml --coordinator.address tcp://10.0.0.5:7070
+  each  $ isthmus node run.toml --coordinator.keys keys/node-0.toml --join tcp://10.0.0.5:7070 --bind tcp://eth0:0
+  you   $ isthmus net show --key keys/operator.toml --coordinator tcp://10.0.0.5:7070
 """
 
 OVERVIEW = """\

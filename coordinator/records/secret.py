@@ -1,8 +1,8 @@
-"""The secret of a run that made its own, beside the run's address, for later commands of the same user.
+"""The operator's key of a run, beside the run's address, for later commands of the same user.
 
-`isthmus run` draws a token for each run that is given none. The user who started it may also change its network
-(`isthmus net set`), and that command finds the token here: in a file that only its owner can read, which is there while
-the run goes on. A token that the user chose is never written to disk, since it may serve elsewhere too.
+A coordinator that is given no secret for its operator draws a key. The user who started it may change the network
+(`isthmus net set`), and that command finds the key here: in a file that only its owner can read, which is there while
+the run goes on. A secret that the user chose is never written to disk, since it may serve elsewhere too.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-SECRET = "coordinator.token"
+SECRET = "operator.key"
 
 
-def keep_secret(folder: Path, token: str) -> None:
-    """Write the token, readable by its owner only."""
-    keep_file(folder / SECRET, token + "\n")
+def keep_secret(folder: Path, text: str) -> None:
+    """Write the key's text, readable by its owner only."""
+    keep_file(folder / SECRET, text)
 
 
 def keep_file(path: Path, text: str) -> None:
@@ -31,13 +31,11 @@ def keep_file(path: Path, text: str) -> None:
 
 
 def drop_secret(folder: Path) -> None:
-    """Remove the token: the run is over."""
+    """Remove the key: the run is over."""
     (folder / SECRET).unlink(missing_ok=True)
 
 
-def read_secret(folder: Path) -> str | None:
-    """The token of the run that goes on in `folder`; None where none is kept, or it is another user's."""
-    try:
-        return (folder / SECRET).read_text().strip() or None
-    except OSError:
-        return None
+def secret_path(folder: Path) -> Path | None:
+    """The file with the key of the run that goes on in `folder`; None where none is kept."""
+    path = folder / SECRET
+    return path if path.is_file() else None

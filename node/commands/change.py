@@ -5,26 +5,28 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from coordinator.messages import Answer
+from coordinator.keyring import OperatorKeys, operator_pair, read_keys
+from coordinator.messages import COORDINATOR, Answer
 from coordinator.operator import ask
 from coordinator.records.folder import ADDRESS, read_address
-from coordinator.records.secret import read_secret
+from coordinator.records.secret import secret_path
 from netem.changes import Change, ChangeConfig, change_of
 from netem.errors import ConfigError
+from netem.keys import derived_pair, new_pair
 from netem.sockets import check_host, parse_address
 from netem.units import format_time
-from node.config import TOKEN_VARIABLE
+from node.config import OPERATOR_VARIABLE, TOKEN_VARIABLE
 
 
-def change_network(where: str, token: str | None, config: ChangeConfig | None) -> int:
+def change_network(where: str, key: Path | None, config: ChangeConfig | None) -> int:
     """Ask the coordinator of the run at `where` (an address, or the run's folder here), and print what it answers.
 
-    With `token` None the run's secret is looked for in its folder, then in the environment. `config` None only shows.
-    The exit code is 0 where every node knows of the change, and 1 where some have not confirmed it. Raises
-    `ConfigError`.
+    The operator's key is in the file `key`; with None it is looked for in the run's folder, and then made from the
+    secrets in the environment. `config` None only shows. The exit code is 0 where every node knows of the change, and 1
+    where some have not confirmed it. Raises `ConfigError`.
     """
     change = None if config is None else change_of(config, "--")
-    answer = ask(address_of(where, "--coordinator"), token_of(where) if token is None else token, change)
+    answer = ask(address_of(where, "--coordinator"), keys_of(where, key), change)
     print(as_text(answer, change))
     return 1 if answer.silent else 0
 
@@ -43,10 +45,26 @@ def as_text(answer: Answer, change: Change | None) -> str:
     return "\n".join(lines)
 
 
-def token_of(where: str) -> str:
-    """The secret of the run at `where`: the one in its folder, or else the environment's."""
-    kept = None if where.startswith("tcp://") else read_secret(Path(where))
-    return kept or os.environ.get(TOKEN_VARIABLE, "")
+def keys_of(where: str, key: Path | None, *, watches: bool = False) -> OperatorKeys:
+    """The operator's key of the run at `where`; to watch it, any key will do with the token.
+
+    Raises `ConfigError` where there is none.
+    """
+    if key is not None:
+        return read_keys(OperatorKeys, key, "--key")
+    if not where.startswith("tcp://") and (kept := secret_path(Path(where))) is not None:
+        return read_keys(OperatorKeys, kept, "--coordinator")
+    secret = os.environ.get(OPERATOR_VARIABLE, "")
+    lead = derived_pair(os.environ.get(TOKEN_VARIABLE, ""), COORDINATOR).public
+    if watches and not secret:
+        return OperatorKeys(coordinator=lead, secret=new_pair().secret)
+    if not secret:
+        raise ConfigError(
+            f"{where}: the operator's secret is missing; give the run's folder on the coordinator's machine while the "
+            f"run goes on, or a key with --key FILE, or {OPERATOR_VARIABLE} and {TOKEN_VARIABLE} as the coordinator "
+            "has them"
+        )
+    return OperatorKeys(coordinator=lead, secret=operator_pair(secret).secret)
 
 
 def address_of(where: str, key: str) -> str:

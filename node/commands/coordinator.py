@@ -25,13 +25,14 @@ from coordinator.records.folder import (
 from coordinator.records.lease import Lease
 from coordinator.records.lock import SERVING, locked
 from coordinator.records.recorder import Recorder
+from coordinator.records.secret import drop_secret, keep_secret
 from coordinator.records.tail import Tail
 from coordinator.server import CoordinatorServer
 from netem.children import Children
 from netem.errors import ConfigError, RunAborted
 from netem.profile import resolve_schedule
 from node.commands.dashboard import PageWish, start_page
-from node.config import TOKEN_VARIABLE, Config, public_toml, save_config
+from node.config import OPERATOR_VARIABLE, TOKEN_VARIABLE, Config, public_toml, save_config
 from node.train.resume import check_can_start, log_changes, set_refused_aside, start_step
 from node.train.schedule import StepSchedule
 from node.watch.view import View
@@ -121,15 +122,21 @@ def _serve(config: Config, page: PageWish | None, lease: Lease) -> None:
             fault=recorder.fault,
             show=show,
         )
+        if server.operator_file is not None:
+            keep_secret(folder, server.operator_file)
         (folder / ADDRESS).write_text(server.address + "\n")
         log.info("run %s: waiting for %d nodes at %s", config.run.name, config.coordinator.nodes, server.address)
         _stop_on_signals(server)
         lease.on_lost(server.stop)
-        with Children() as children:
-            if page is not None:
-                environment = os.environ | {TOKEN_VARIABLE: config.coordinator.token}
-                start_page(children, folder, page, None, environment)
-            outcome = server.serve()
+        try:
+            with Children() as children:
+                if page is not None:
+                    given = config.coordinator
+                    environment = os.environ | {TOKEN_VARIABLE: given.token, OPERATOR_VARIABLE: given.operator}
+                    start_page(children, folder, page, None, environment)
+                outcome = server.serve()
+        finally:
+            drop_secret(folder)
     if not outcome.ok:
         raise RunAborted(f"the run ended before its last step: {outcome.reason}")
     log.info("run %s: done after %d steps", config.run.name, config.train.steps)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import signal
 import sys
 from collections.abc import Mapping, Sequence
@@ -11,11 +10,10 @@ from pathlib import Path
 from time import monotonic
 from typing import NamedTuple
 
-from coordinator.records.secret import read_secret
 from netem.children import Child, Children
 from netem.errors import ConfigError, RunAborted
+from node.commands.change import keys_of
 from node.commands.node import interrupt
-from node.config import TOKEN_VARIABLE
 from node.watch.page import LINKS
 
 log = logging.getLogger("isthmus.dashboard")
@@ -39,7 +37,7 @@ def dashboard(folder: Path, bind: str, names: Sequence[str]) -> None:
         raise ConfigError(f"the page needs {error.name}: pip install '{EXTRA}'") from None
 
     signal.signal(signal.SIGTERM, interrupt)  # uvicorn raises it again at its end; the links are to go then too
-    serve(folder, parse_place(bind), names, lambda: read_secret(folder) or os.environ.get(TOKEN_VARIABLE, ""))
+    serve(folder, parse_place(bind), names, lambda: keys_of(str(folder), None))
 
 
 def start_page(

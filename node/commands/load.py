@@ -8,17 +8,27 @@ import os
 from pathlib import Path
 
 from netem.config import flat, load_toml, toml_value
-from node.config import TOKEN_VARIABLE, Config, load_config, to_tree
+from netem.errors import ConfigError
+from node.config import OPERATOR_VARIABLE, TOKEN_VARIABLE, Config, load_config, to_tree
 from node.config.presets import load_preset
+
+_SECRET_OPTIONS = {"--coordinator.token": TOKEN_VARIABLE, "--coordinator.operator": OPERATOR_VARIABLE}
 
 log = logging.getLogger("isthmus.config")
 
 
 def load(options: argparse.Namespace, overrides: list[str]) -> Config:
-    """The config of the preset, the file and the command line; the token may come from the environment, out of sight of
+    """The config of the preset, the file and the command line; secrets may come from the environment, out of sight of
     `ps`."""
-    token = os.environ.get(TOKEN_VARIABLE)
-    secret = [f"--coordinator.token={token}"] if token else []
+    for word in overrides:
+        if word.partition("=")[0] in _SECRET_OPTIONS:
+            key = word.partition("=")[0].removeprefix("--")
+            raise ConfigError(
+                f"{key}: every user of this machine can read a command line; give it in the environment, as "
+                f"{_SECRET_OPTIONS[f'--{key}']}"
+            )
+    given = {"token": os.environ.get(TOKEN_VARIABLE), "operator": os.environ.get(OPERATOR_VARIABLE)}
+    secret = [f"--coordinator.{name}={value}" for name, value in given.items() if value]
     config = load_config(options.config, [*overrides, *secret], options.preset)
     if options.preset and options.config:
         _say_overruled(options.preset, config, options.config)

@@ -9,6 +9,7 @@ import signal
 import socket
 from types import FrameType
 
+from coordinator.keyring import invitation
 from coordinator.messages import COORDINATOR, NODE_NAME
 from netem.errors import ConfigError, RunAborted
 from netem.sockets import check_host, parse_address
@@ -20,7 +21,8 @@ def run_node(config: Config, join: str, bind: str, advertise: str, name: str, ra
     if not join.startswith("tcp://"):
         raise ConfigError(f"--join {join!r}: expected the coordinator's address, such as tcp://10.0.0.5:7070")
     check_host(parse_address(join, "--join", dial=True), f"--join {join}")
-    name = name or default_name(rank)
+    guest = invitation(config.coordinator)
+    name = name or (guest.name if guest else default_name(rank))
     if not re.fullmatch(NODE_NAME, name) or name == COORDINATOR:
         raise ConfigError(
             f"--name {name!r}: expected 1 to 64 letters, digits, '_', '.' and '-', the first a letter or a digit, "

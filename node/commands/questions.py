@@ -61,7 +61,7 @@ def _change_net(options: argparse.Namespace) -> int:
         change = ChangeConfig(heal=ends or True)
     elif options.net_command == "reset":
         change = ChangeConfig(reset=True)
-    return change_network(options.coordinator, options.token, change)
+    return change_network(options.coordinator, options.key, change)
 
 
 def plan(options: argparse.Namespace, overrides: list[str]) -> int:

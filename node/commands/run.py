@@ -31,7 +31,7 @@ from coordinator.records.folder import (
 )
 from coordinator.records.follow import Follower
 from coordinator.records.lock import STARTING, locked
-from coordinator.records.secret import drop_secret, keep_secret
+from coordinator.records.secret import drop_secret
 from netem import host
 from netem.children import USER_ERROR, Child, Children, failed_first
 from netem.errors import ConfigError, RunAborted
@@ -39,7 +39,7 @@ from netem.profile import resolve, resolve_schedule
 from node.commands.coordinator import settle_assignment
 from node.commands.dashboard import PageWish, start_page
 from node.commands.node import interrupt
-from node.config import TOKEN_VARIABLE, Config, save_config
+from node.config import OPERATOR_VARIABLE, TOKEN_VARIABLE, Config, save_config
 from node.data import open_data
 from node.data.task import check_room
 from node.train.resume import check_can_start, log_changes
@@ -57,6 +57,11 @@ POLL_S = 0.2
 
 def run_swarm(config: Config, page: PageWish | None = None) -> Config:
     """Run to the end; the config as run (its name may have got a number). Raises `RunAborted` where it fails."""
+    if config.coordinator.keys:
+        raise ConfigError(
+            f"coordinator.keys = {config.coordinator.keys!r}: isthmus run draws a token for its own processes; "
+            "keys are for isthmus coordinator and isthmus node"
+        )
     config = settle_assignment(config)
     check_network(config)
     check_corpus(config)
@@ -157,14 +162,12 @@ class Swarm:
         self._told: set[str] = set()  # nodes whose end has been said
         token = config.coordinator.token or secrets.token_urlsafe(24)
         self._environment = os.environ | {TOKEN_VARIABLE: token}
+        if config.coordinator.operator:
+            self._environment[OPERATOR_VARIABLE] = config.coordinator.operator
 
     def start(self) -> None:
         """Start the coordinator, and when it listens, the nodes."""
         config_path = str(self._folder / CONFIG)
-        if self._config.coordinator.token:
-            drop_secret(self._folder)
-        else:
-            keep_secret(self._folder, self._environment[TOKEN_VARIABLE])
         self._coordinator = self._spawn("coordinator", "coordinator", config_path)
         address = self._await_address(self._coordinator)
         if self._page is not None:

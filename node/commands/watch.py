@@ -8,6 +8,7 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+from coordinator.keyring import OperatorKeys
 from coordinator.messages import Watched
 from coordinator.operator import Operator
 from coordinator.records.folder import CONFIG, METRICS
@@ -16,7 +17,7 @@ from coordinator.records.lock import is_locked
 from coordinator.records.metrics import parse_record
 from netem.config import load_toml
 from netem.errors import ConfigError, ProtocolError, RunAborted
-from node.commands.change import address_of, token_of
+from node.commands.change import address_of, keys_of
 from node.config import Config, recorded_config
 from node.watch.console import LastingConsole
 from node.watch.view import View
@@ -28,14 +29,14 @@ LOOK_EVERY_S = 10.0
 coordinator could start there."""
 
 
-def watch(where: str, token: str | None) -> None:
+def watch(where: str, key: Path | None) -> None:
     """Show the run at `where` (its coordinator's address, or its folder) until it ends.
 
     Raises `ConfigError` where there is no run, and `RunAborted` where it has ended before its last step.
     """
     if where.startswith("tcp://"):
         address = address_of(where, "WHERE")
-        _watch_from_afar(address, token_of(where) if token is None else token)
+        _watch_from_afar(address, keys_of(where, key, watches=True))
     else:
         _watch_folder(Path(where))
 
@@ -69,8 +70,8 @@ def _age_s(records: list[dict[str, Any]]) -> float:
     return max(0.0, time.time() - began_s) if isinstance(began_s, float) else 0.0
 
 
-def _watch_from_afar(address: str, token: str) -> None:
-    with Operator(address, token) as operator:
+def _watch_from_afar(address: str, keys: OperatorKeys) -> None:
+    with Operator(address, keys) as operator:
         news = operator.watch(0)
         config = _config_of(news)
         step = 0

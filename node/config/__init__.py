@@ -10,9 +10,19 @@ from node.config.data import DataConfig
 from node.config.model import ModelConfig
 from node.config.run import RunConfig
 from node.config.train import TrainConfig
-from node.config.tree import TOKEN_VARIABLE, Config, load_config, public_toml, recorded_config, save_config, to_tree
+from node.config.tree import (
+    OPERATOR_VARIABLE,
+    TOKEN_VARIABLE,
+    Config,
+    load_config,
+    public_toml,
+    recorded_config,
+    save_config,
+    to_tree,
+)
 
 __all__ = [
+    "OPERATOR_VARIABLE",
     "TOKEN_VARIABLE",
     "CompressConfig",
     "Config",

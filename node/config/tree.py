@@ -31,6 +31,9 @@ from node.config.train import TrainConfig
 TOKEN_VARIABLE = "ISTHMUS_TOKEN"
 """The environment variable that holds the run's secret, out of sight of `ps`."""
 
+OPERATOR_VARIABLE = "ISTHMUS_OPERATOR"
+"""The same for the operator's secret."""
+
 
 class Config(Section, frozen=True, kw_only=True):
     """Everything that a run depends on."""
@@ -135,7 +138,7 @@ class Config(Section, frozen=True, kw_only=True):
         tree = to_tree(self)
         for key in ("outputs", "device", "threads", "trace", "recompute"):
             tree["run"].pop(key)
-        for key in ("address", "token", "assignment", "chunks_per_node", "node_speeds"):
+        for key in ("address", "token", "operator", "keys", "assignment", "chunks_per_node", "node_speeds"):
             tree["coordinator"].pop(key)
         tree["data"].pop("cache", None)
         tree["data"].pop("document_tokens")

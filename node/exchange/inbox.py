@@ -17,7 +17,15 @@ import numpy as np
 from coordinator import ring
 from coordinator.assignment import Assignment
 from coordinator.messages import COORDINATOR, control_buffer
-from netem.errors import GenerationOver, IsthmusError, PeerLate, PeerSilent, ProtocolError, RunAborted
+from netem.errors import (
+    GenerationOver,
+    IsthmusError,
+    NotAdmitted,
+    PeerLate,
+    PeerSilent,
+    ProtocolError,
+    RunAborted,
+)
 from netem.names import plain
 from node.exchange.chunks import most_ahead
 from node.exchange.passes import PassSpec
@@ -269,7 +277,9 @@ class Inbox:
     def failed(self, error: IsthmusError) -> None:
         """A member broke the protocol or is silent, which the coordinator is told; it decides who goes on. Where it is
         the coordinator, or the endpoint that failed, this node cannot go on."""
-        peer = error.peer if isinstance(error, ProtocolError | PeerSilent) else ""
+        peer = error.peer if isinstance(error, ProtocolError | PeerSilent | NotAdmitted) else ""
+        if isinstance(error, NotAdmitted) and peer != COORDINATOR:
+            return  # it is dialled again; if it goes on refusing, it counts as silent in time
         if peer not in ("", COORDINATOR):
             if self._is_member(peer) and self._conversation:
                 self._conversation.suspect(peer, str(error))

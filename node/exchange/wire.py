@@ -21,6 +21,7 @@ from netem.errors import PeerLate, ProtocolError, QueueFull
 from netem.names import plain
 from node.exchange.formats import TensorSpec
 from node.exchange.inbox import ChunkKey, Inbox, Key, Members, RingKey
+from node.exchange.judge import MOST_PAYLOAD, MOST_SHARD, objection
 from node.exchange.passes import PassKey
 from node.exchange.payload import PayloadFormat
 from node.exchange.tags import ChunkTag, RingTag, Tag, encode_tag
@@ -57,7 +58,8 @@ class Sender(Protocol):
 
 class Wire:
     """One node's way to its peers. Counts payload bytes by what they are for (`sent_bytes`), and tells `recorder` what
-    the trainer waits for."""
+    the trainer waits for. With `judges`, numbers that are not finite or absurdly large raise `ProtocolError`, which
+    names the peer; without, they come through, for a run that leaves such a step out (`train.nonfinite`)."""
 
     def __init__(
         self,
@@ -67,6 +69,7 @@ class Wire:
         payload: PayloadFormat,
         timeout_s: float,
         recorder: Spans | None = None,
+        judges: bool = True,
     ) -> None:
         self.sent_bytes: Counter[str] = Counter()
         self._counting = threading.Lock()  # shards of a round may be sent from a thread of their own
@@ -76,6 +79,7 @@ class Wire:
         self._payload = payload
         self._timeout_s = timeout_s
         self._spans = recorder or Spans()
+        self._judges = judges
 
     def begin(self, number: int) -> None:
         self._inbox.begin(number)
@@ -166,7 +170,17 @@ class Wire:
         expected_bytes = sum(spec.nbytes for spec in specs)
         if len(buffer) != expected_bytes:  # it was admitted at a size that is right for another pass or shard
             raise ProtocolError(f"{key} came with {len(buffer)} bytes, expected {expected_bytes}")
-        return split_buffer(buffer, specs, device)
+        tensors = split_buffer(buffer, specs)
+        if self._judges:
+            self._judge(key, tensors)
+        return tuple(tensor.to(device) for tensor in tensors)
+
+    def _judge(self, key: Key, tensors: tuple[Tensor, ...]) -> None:
+        """Refuse numbers with which no step can be done."""
+        chunk = isinstance(key, ChunkKey)
+        if fault := objection(tensors, MOST_PAYLOAD if chunk else MOST_SHARD):
+            peer = self._members.peers[key.rank if isinstance(key, ChunkKey) else self._members.previous_rank]
+            raise ProtocolError(f"sent {_name(key)} with numbers that are {fault}", peer=peer)
 
     def _span(self, kind: Kind, of: Tag | Key) -> AbstractContextManager[None]:
         """A round may go on beside the trainer's thread; what the trainer waits for in one is the averager's to say."""
@@ -202,7 +216,7 @@ def as_buffer(tensor: Tensor) -> memoryview:
     return memoryview(flat.view(torch.uint8).numpy())  # type: ignore[arg-type]
 
 
-def split_buffer(buffer: memoryview, specs: tuple[TensorSpec, ...], device: torch.device) -> tuple[Tensor, ...]:
+def split_buffer(buffer: memoryview, specs: tuple[TensorSpec, ...]) -> tuple[Tensor, ...]:
     """Tensors over consecutive parts of `buffer`."""
     if not specs:
         return ()
@@ -212,6 +226,6 @@ def split_buffer(buffer: memoryview, specs: tuple[TensorSpec, ...], device: torc
         part = flat[start : start + spec.nbytes]
         if start % spec.dtype.itemsize:
             part = part.clone()  # a float32 after an odd number of bfloat16 would not be aligned
-        tensors.append(part.view(spec.dtype).reshape(spec.shape).to(device))
+        tensors.append(part.view(spec.dtype).reshape(spec.shape))
         start += spec.nbytes
     return tuple(tensors)

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TypeAlias
 
-from node.config import TOKEN_VARIABLE
+from node.config import OPERATOR_VARIABLE, TOKEN_VARIABLE
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 """What commands are added to; argparse has no public name for it."""
@@ -57,9 +57,12 @@ def add_print_config(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_token(parser: argparse.ArgumentParser) -> None:
-    """`--token`, of commands that speak to a running run."""
+def add_key(parser: argparse.ArgumentParser) -> None:
+    """`--key`, of commands that speak to a running run."""
     parser.add_argument(
-        "--token",
-        help=f"the run's secret (default: the one in the run's folder, or else the environment's {TOKEN_VARIABLE})",
+        "--key",
+        type=Path,
+        metavar="FILE",
+        help="the operator's key (default: the one in the run's folder while the run goes on, or else the one that "
+        f"{OPERATOR_VARIABLE} and {TOKEN_VARIABLE} give)",
     )

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from node.epilogs import DASHBOARD, EVAL, SETTINGS, TRACE, WATCH
-from node.options.common import Commands, add_command, add_config, add_print_config, add_token
+from node.epilogs import DASHBOARD, EVAL, KEYS, SETTINGS, TRACE, WATCH
+from node.options.common import Commands, add_command, add_config, add_key, add_print_config
 
 
 def add_training(commands: Commands) -> None:
@@ -36,6 +36,14 @@ def add_training(commands: Commands) -> None:
             takes_settings=True,
         )
     )
+
+
+def add_keys(commands: Commands) -> None:
+    """`isthmus keys`."""
+    keys = add_command(commands, "keys", "make keys for a run: for the coordinator, the operator, and each node", KEYS)
+    keys.add_argument("folder", type=Path, metavar="FOLDER", help="the folder to write; it must be new or empty")
+    keys.add_argument("--nodes", type=int, default=0, help="invitations to make, for node-0 and so on (default: 0)")
+    keys.add_argument("--name", action="append", metavar="NAME", help="another invitation; several may be given")
 
 
 def add_results(commands: Commands) -> None:
@@ -68,7 +76,7 @@ def add_results(commands: Commands) -> None:
         commands, "watch", "the live view of a run, from any machine that reaches its coordinator", WATCH
     )
     watch.add_argument("run", metavar="RUN", help="the coordinator's address, tcp://HOST:PORT, or the run's folder")
-    add_token(watch)
+    add_key(watch)
 
     trace = add_command(commands, "trace", "one step of a run, node by node, as a file for Perfetto's viewer", TRACE)
     trace.add_argument("run", type=Path, metavar="RUN", help="a run's folder, such as outputs/demo")

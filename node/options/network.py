@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from node.epilogs import LIVE, NET
-from node.options.common import Commands, add_command, add_token
+from node.options.common import Commands, add_command, add_key
 
 
 def add_net(commands: Commands) -> None:
@@ -58,5 +58,5 @@ def _live(commands: Commands, name: str, text: str) -> argparse.ArgumentParser:
         metavar="ADDRESS",
         help="tcp://HOST:PORT, or the folder of a run on this machine",
     )
-    add_token(parser)
+    add_key(parser)
     return parser

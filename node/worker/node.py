@@ -18,9 +18,12 @@ from dataclasses import dataclass
 import torch
 
 from coordinator.client import Session, sender
+from coordinator.keyring import node_access
 from coordinator.messages import COORDINATOR, RUN_ID, Roster
+from netem.door import DoorLimits
 from netem.endpoint import Endpoint, unique
 from netem.errors import ConfigError, GenerationOver, IsthmusError, PeerLate, RunAborted
+from netem.keys import Access
 from netem.limits import Limits
 from netem.profile import resolve_schedule
 from netem.schedule import Schedule, Timed
@@ -77,10 +80,22 @@ def run_node(config: Config, place: Place) -> None:
     model = first_model(config, task.vocab_size, payload.ranks).to(device)
     inbox = Inbox(payload, ring_cap_bytes=_ring_cap_bytes(model))
     network = resolve_schedule(config.net)
-    endpoint = Endpoint(unique(place.name), RUN_ID, network.profile, inbox, bind=place.bind, limits=MEMBERS_ONLY)
+    access, lead = node_access(config.coordinator, place.bind)
+    endpoint = Endpoint(
+        unique(place.name, access.pair.public),
+        RUN_ID,
+        network.profile,
+        inbox,
+        bind=place.bind,
+        limits=MEMBERS_ONLY,
+        access=access,
+        door=DoorLimits(most_new=64 + 2 * config.coordinator.nodes, most_new_of_a_source=32 + config.coordinator.nodes),
+    )
     try:
-        _take_part(config, place, task, payload, model, inbox, endpoint, network)
+        _take_part(config, place, task, payload, model, inbox, endpoint, access, lead, network)
     finally:
+        if (door := endpoint.door()) is not None and door.refused:
+            log.warning("connections refused: %d (%s)", door.refused, door)
         endpoint.close()
 
 
@@ -92,9 +107,10 @@ def _take_part(
     model: ExchangedLlama,
     inbox: Inbox,
     endpoint: Endpoint,
+    access: Access,
+    lead: str,
     network: Schedule,
 ) -> None:
-    endpoint.connect(COORDINATOR, place.join, answers_only=True)
     address = _advertised(endpoint.address, place.advertise)
     word_s = network.profile.link(COORDINATOR, place.name).latency_s
 
@@ -109,6 +125,7 @@ def _take_part(
         name=place.name,
         address=address,
         config_digest=config.digest(),
+        access=access,
         rank=place.rank,
         on_network=follow,
     )
@@ -122,10 +139,22 @@ def _take_part(
         spec = schedule.pass_spec(step)
         return step_flops(config.model, config.compress, config.train.batch, own, spec, task.vocab_size)
 
-    builder = WorldBuilder(endpoint, inbox, payload, session, timeout_s, config.run, task.fingerprint, machine, flops)
+    builder = WorldBuilder(
+        endpoint,
+        inbox,
+        payload,
+        session,
+        timeout_s,
+        config.run,
+        task.fingerprint,
+        machine,
+        flops,
+        judges=config.train.nonfinite == "stop",
+    )
     trainer = Trainer(config, task, model)
     arrival = Arrival(Handover(endpoint, inbox), network.profile, place.name, _state_cap_bytes(model))
     try:
+        endpoint.connect(COORDINATOR, place.join, answers_only=True, key=lead)
         _train(trainer, session, builder, arrival, place)
     except Exception as error:  # also a fault of our own: the others say then what it was
         # A step that no node may take, or settings with which none can go on, end the run; all else only this node.

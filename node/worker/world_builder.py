@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 
 from coordinator.assignment import Assignment
-from coordinator.messages import Roster
+from coordinator.messages import Roster, RosterEntry
 from netem.endpoint import Endpoint
 from node.config.run import RunConfig
 from node.exchange.inbox import Inbox, Members
@@ -23,7 +23,8 @@ class WorldBuilder:
     """What lasts from one world to the next: the endpoint, the inbox, and which members are dialled.
 
     `timeout_s` is how long a world's wire waits for anything; `corpus` is the fingerprint that checkpoints hold;
-    `machine` is what this node computes on, and `flops` gives the model's FLOPs of a step of a node with these chunks.
+    `machine` is what this node computes on, and `flops` gives the model's FLOPs of a step of a node with these chunks;
+    `judges` is as in `Wire`.
     """
 
     def __init__(
@@ -37,6 +38,7 @@ class WorldBuilder:
         corpus: str,
         machine: Machine,
         flops: Callable[[tuple[int, ...], int], float],
+        judges: bool = True,
     ) -> None:
         self._endpoint = endpoint
         self._inbox = inbox
@@ -47,8 +49,9 @@ class WorldBuilder:
         self._corpus = corpus
         self._machine = machine
         self._flops = flops
+        self._judges = judges
         self._spans = Spans()
-        self._dialled: Mapping[str, str] = {}
+        self._dialled: Mapping[str, RosterEntry] = {}
         self._averager: Averager | None = None  # of the world that was built last
 
     def build(self, rank: int, roster: Roster) -> tuple[World, Meter]:
@@ -64,14 +67,20 @@ class WorldBuilder:
         members = Members(roster.generation, Assignment(roster.assignment), rank, peers)
         self._endpoint.set_generation(roster.generation)
         self._inbox.enter(members)
-        self._dial({member.peer: member.address for member in entries if member.rank != rank})
+        self._endpoint.share(roster.secret)
+        self._dial({member.peer: member for member in entries if member.rank != rank})
         spans, folder = self._spans, self._config.folder
         alone = len(peers) == 1
-        wire = None if alone else Wire(self._endpoint, self._inbox, members, self._payload, self._timeout_s, spans)
+        wire = None if alone else self._wire(members)
         world = build_world(members, self._payload, wire, self._session, folder, self._corpus, spans)
         self._averager = world.averager
         plan = Plan(partial(self._flops, world.exchange.own), frozenset(self._config.traced()), folder)
         return world, Meter(spans, wire, self._endpoint.counters, members, self._machine, plan)
+
+    def _wire(self, members: Members) -> Wire:
+        return Wire(
+            self._endpoint, self._inbox, members, self._payload, self._timeout_s, self._spans, judges=self._judges
+        )
 
     def close(self) -> None:
         """Wait until the last world's averaging has ended; its generation or the run must be over."""
@@ -79,10 +88,11 @@ class WorldBuilder:
             self._averager.close()
             self._averager = None
 
-    def _dial(self, addresses: Mapping[str, str]) -> None:
-        for peer in self._dialled.keys() - addresses.keys():
+    def _dial(self, others: Mapping[str, RosterEntry]) -> None:
+        for peer in self._dialled.keys() - others.keys():
             self._endpoint.forget(peer)
-        for peer, address in addresses.items():
-            if self._dialled.get(peer) != address:
-                self._endpoint.connect(peer, address)
-        self._dialled = addresses
+        for peer, member in others.items():
+            known = self._dialled.get(peer)
+            if known is None or known.address != member.address:
+                self._endpoint.connect(peer, member.address, key=member.key, encrypted=member.encrypted)
+        self._dialled = others

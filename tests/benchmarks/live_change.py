@@ -34,6 +34,7 @@ from helpers import ROOT
 
 from coordinator.client import Session, sender
 from coordinator.config import CoordinatorConfig
+from coordinator.keyring import OperatorKeys, node_access, operator_pair
 from coordinator.messages import COORDINATOR, RUN_ID, control_buffer
 from coordinator.operator import ask
 from coordinator.plan import RunPlan
@@ -41,6 +42,7 @@ from coordinator.server import CoordinatorServer
 from netem.changes import Tune
 from netem.endpoint import Endpoint, unique
 from netem.errors import IsthmusError
+from netem.keys import derived_pair
 from netem.limits import Limits
 from netem.network import Profile
 from netem.schedule import Schedule, Timed
@@ -99,16 +101,20 @@ class Follow(NamedTuple):
     off: float
 
 
+BIND = "tcp://127.0.0.1:0"
+
+
 class Node:
     """An endpoint with a session, and nothing to compute."""
 
     def __init__(self, name: str, address: str, config: CoordinatorConfig) -> None:
-        self.peer = unique(name)
+        access, lead = node_access(config, BIND)
+        self.peer = unique(name, access.pair.public)
         self.began = 0.0
         self.changes: tuple[Timed, ...] = ()
         limits = Limits(max_strangers=0)
-        self.endpoint = Endpoint(self.peer, RUN_ID, HOME, self, bind="tcp://127.0.0.1:0", limits=limits)
-        self.endpoint.connect(COORDINATOR, address, answers_only=True)
+        self.endpoint = Endpoint(self.peer, RUN_ID, HOME, self, bind=BIND, limits=limits, access=access)
+        self.endpoint.connect(COORDINATOR, address, answers_only=True, key=lead)
         self.session = Session(
             config,
             sender(self.endpoint),
@@ -116,6 +122,7 @@ class Node:
             name=name,
             address=self.endpoint.address,
             config_digest="",
+            access=access,
             on_network=self._follow,
         )
 
@@ -176,7 +183,10 @@ class Sampler:
 
 def rates_follow() -> list[Follow]:
     """What each change of `RATES_BPS` to the next one looks like at the receiver."""
-    config = CoordinatorConfig(nodes=2, token=secrets.token_hex(8))
+    config = CoordinatorConfig(nodes=2, token=secrets.token_hex(8), operator=secrets.token_hex(8))
+    keys = OperatorKeys(
+        coordinator=derived_pair(config.token, COORDINATOR).public, secret=operator_pair(config.operator).secret
+    )
     plan = RunPlan(
         run_name="live",
         chunks=2,
@@ -193,18 +203,22 @@ def rates_follow() -> list[Follow]:
         a, b = (Node(f"node-{rank}", server.address, config) for rank in range(2))
         for node in (a, b):
             stack.callback(node.close)
-        list(pool.map(lambda node: node.session.join(), (a, b)))
-        for node, other in ((a, b), (b, a)):
-            node.endpoint.connect(other.peer, other.endpoint.address)
+        rosters = pool.map(lambda node: node.session.join()[1], (a, b))
+        for node, other, roster in zip((a, b), (b, a), rosters, strict=True):
+            node.endpoint.share(roster.secret)
+            (entry,) = (entry for entry in roster.members if entry.peer == other.peer)
+            node.endpoint.connect(entry.peer, entry.address, key=entry.key, encrypted=entry.encrypted)
         for _ in range(2000):  # more than the rates let through meanwhile; the bytes are there only once
             a.endpoint.send(b.peer, b"bulk", [PAYLOAD])
         time.sleep(1.0)
         with Sampler(b.endpoint, a.peer) as sampler:
-            return [_change(a, sampler, server.address, config.token, *ends) for ends in itertools.pairwise(RATES_BPS)]
+            return [_change(a, sampler, server.address, keys, *ends) for ends in itertools.pairwise(RATES_BPS)]
 
 
-def _change(node: Node, sampler: Sampler, address: str, token: str, before_bps: float, after_bps: float) -> Follow:
-    ask(address, token, Tune(has_rate=True, rate_bps=after_bps))
+def _change(
+    node: Node, sampler: Sampler, address: str, keys: OperatorKeys, before_bps: float, after_bps: float
+) -> Follow:
+    ask(address, keys, Tune(has_rate=True, rate_bps=after_bps))
     reached = node.began + node.changes[-1].at_s + HOME.latency_s  # what left before arrives at the rate there was
     time.sleep(max(0.0, reached + 2 * WATCHED_S - time.monotonic()))
     begin = reached + TARGET_S

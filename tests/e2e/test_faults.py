@@ -58,7 +58,7 @@ def test_a_namesake_with_the_wrong_token_ends_nothing(tmp_path: Path, cache: Pat
         process.send_signal(signal.SIGINT)
         await_end(process, DEADLINE_S)
     told = (tmp_path / "namesake.log").read_text().splitlines()[-1]
-    assert "refuses this node: node-1 does not have this run's token" in told
+    assert "refuses this node: it does not accept this node's key; give ISTHMUS_TOKEN" in told
     assert "stopped by SIGTERM" in (run / "logs" / "node-1.log").read_text().splitlines()[-1]
 
 

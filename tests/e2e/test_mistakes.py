@@ -38,7 +38,7 @@ def test_an_unreachable_coordinator_is_named(cache: Path, tmp_path: Path) -> Non
 
 
 STRANGERS = {
-    "token": ([], "wrong"),
+    "give ISTHMUS_TOKEN": ([], "wrong"),
     "config": (["--train.lr", "1.0"], "right"),
     "this is run 'tiny'": (["--run.name", "other"], "right"),
 }

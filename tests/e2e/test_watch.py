@@ -23,9 +23,9 @@ def test_a_run_is_watched_from_afar_and_its_log_shows_its_progress(tmp_path: Pat
     ):
         await_records(tmp_path / "seen", 1, coordinator)
         with started(cache, tmp_path / "watch.log", "watch", address, token="secret") as watcher:
-            wrong = isthmus(cache, "watch", address, "--token", "wrong")
-            assert wrong.returncode == 2
-            assert "does not have this run's token" in wrong.stderr
+            with started(cache, tmp_path / "wrong.log", "watch", address, token="wrong") as wrong:
+                assert await_end(wrong, 30) == 2
+            assert "does not accept this key; is it that of the run there?" in (tmp_path / "wrong.log").read_text()
             ends = [await_end(process, 60) for process in (coordinator, one, two)]
             await_end(watcher, 30)  # the coordinator may have gone before the watcher saw the last step
     assert ends == [0, 0, 0], log.read_text()

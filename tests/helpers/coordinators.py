@@ -17,6 +17,7 @@ from typing import Any
 from coordinator.client import Session, sender
 from coordinator.config import CoordinatorConfig
 from coordinator.events import Record
+from coordinator.keyring import node_access
 from coordinator.messages import (
     COORDINATOR,
     RUN_ID,
@@ -29,9 +30,12 @@ from coordinator.records.recorder import Recorder
 from coordinator.server import CoordinatorServer, RunOutcome
 from netem.endpoint import Endpoint, unique
 from netem.errors import IsthmusError
+from netem.keys import Access
 from netem.limits import Limits
 from netem.profile import UNSHAPED, Profile
 from netem.schedule import Schedule
+
+BIND = "tcp://127.0.0.1:0"
 
 
 class Receiver:
@@ -53,6 +57,7 @@ def settings(**changes: Any) -> CoordinatorConfig:
     defaults: dict[str, Any] = {
         "nodes": 3,
         "token": "secret",
+        "operator": "boss",
         "join_timeout_s": 30.0,
         "heartbeat_interval_s": 0.2,
         "heartbeat_timeout_s": 2.0,
@@ -61,17 +66,32 @@ def settings(**changes: Any) -> CoordinatorConfig:
     return CoordinatorConfig(**(defaults | changes))
 
 
+def node_endpoint(
+    name: str, config: CoordinatorConfig, receiver: Any, profile: Profile = UNSHAPED
+) -> tuple[Endpoint, Access, str]:
+    """A node's endpoint, what it proves itself by, and the coordinator's public key."""
+    access, lead = node_access(config, BIND)
+    limits = Limits(max_strangers=0)
+    wire_name = unique(name, access.pair.public)
+    return Endpoint(wire_name, RUN_ID, profile, receiver, bind=BIND, limits=limits, access=access), access, lead
+
+
 @contextmanager
 def node(address: str, name: str, config: CoordinatorConfig) -> Iterator[tuple[Session, Endpoint]]:
     """A node's endpoint and session, closed in good order."""
     receiver = Receiver()
-    limits = Limits(max_strangers=0)
-    endpoint = Endpoint(unique(name), RUN_ID, Profile(), receiver, bind="tcp://127.0.0.1:0", limits=limits)
+    endpoint, access, lead = node_endpoint(name, config, receiver)
     session = Session(
-        config, sender(endpoint), run="test-run", name=name, address=endpoint.address, config_digest="cfg"
+        config,
+        sender(endpoint),
+        run="test-run",
+        name=name,
+        address=endpoint.address,
+        config_digest="cfg",
+        access=access,
     )
     receiver.session = session
-    endpoint.connect(COORDINATOR, address, answers_only=True)
+    endpoint.connect(COORDINATOR, address, answers_only=True, key=lead)
     try:
         yield session, endpoint
     finally:

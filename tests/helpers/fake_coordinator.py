@@ -75,7 +75,6 @@ def plan(**changes: Any) -> RunPlan:
 def join(name: str, **changes: Any) -> Join:
     defaults: dict[str, Any] = {
         "name": name,
-        "token": "t",
         "version": PROTOCOL_VERSION,
         "run": "run",
         "config_digest": "cfg",

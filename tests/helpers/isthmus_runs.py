@@ -30,7 +30,7 @@ def command(*arguments: str | Path) -> list[str]:
 
 def environment(cache: Path, token: str | None = None) -> dict[str, str]:
     """Without colours or a token of the machine's own; with the tests' corpus cache."""
-    kept = {key: value for key, value in os.environ.items() if key != "ISTHMUS_TOKEN"}
+    kept = {key: value for key, value in os.environ.items() if key not in ("ISTHMUS_TOKEN", "ISTHMUS_OPERATOR")}
     return kept | {"ISTHMUS_CACHE": str(cache), "COLUMNS": "120"} | ({"ISTHMUS_TOKEN": token} if token else {})
 
 

@@ -16,6 +16,7 @@ from netem import frames
 from netem.endpoint import STRANGERS, Endpoint, unique
 from netem.errors import ConfigError, IsthmusError
 from netem.host import measure
+from netem.keys import Access, new_pair
 from netem.limits import Limits
 from netem.profile import UNSHAPED, Profile
 
@@ -162,9 +163,10 @@ def test_a_fault_in_the_upper_floor_is_told_and_not_swallowed() -> None:
             endpoints["b"].send("a", b"x")
 
 
-def test_a_port_in_use_is_one_clear_line() -> None:
+@pytest.mark.parametrize("access", [None, Access(new_pair()), Access(new_pair(), encrypts=False)])
+def test_a_port_in_use_is_one_clear_line(access: Access | None) -> None:
     with endpoint("a") as (a, _), pytest.raises(ConfigError) as raised:
-        Endpoint("b", "run", UNSHAPED, Inbox(), bind=a.address)
+        Endpoint("b", "run", UNSHAPED, Inbox(), bind=a.address, access=access)
     assert str(raised.value).startswith(f"bind = '{a.address}': the port is in use; ")
 
 

@@ -11,13 +11,11 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
-from helpers.coordinators import Swarm, settings, swarm
+from helpers.coordinators import Swarm, node_endpoint, settings, swarm
 
 from coordinator.client import Session, sender
-from coordinator.messages import COORDINATOR, RUN_ID, control_buffer
-from netem.endpoint import Endpoint, unique
+from coordinator.messages import COORDINATOR, control_buffer
 from netem.errors import IsthmusError
-from netem.limits import Limits
 from netem.network import CUT_BPS, Profile
 from netem.schedule import Schedule
 from node.cli import main
@@ -26,17 +24,22 @@ PATIENCE_S = 30.0
 HOME = Profile(name="home", rate_bps=20e6, latency_s=0.005)
 
 
+@pytest.fixture(autouse=True)
+def _secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of the coordinator's settings, for the commands."""
+    monkeypatch.setenv("ISTHMUS_TOKEN", settings().token)
+    monkeypatch.setenv("ISTHMUS_OPERATOR", settings().operator)
+
+
 class Node:
     """An endpoint with a session. What others send it lies in `arrived`, as (tag, bytes)."""
 
     def __init__(self, name: str, address: str) -> None:
         self.arrived: queue.SimpleQueue[tuple[bytes, bytes]] = queue.SimpleQueue()
         self.errors: list[IsthmusError] = []
-        self.peer = unique(name)
-        self.endpoint = Endpoint(
-            self.peer, RUN_ID, HOME, self, bind="tcp://127.0.0.1:0", limits=Limits(max_strangers=0)
-        )
-        self.endpoint.connect(COORDINATOR, address, answers_only=True)
+        self.endpoint, access, lead = node_endpoint(name, settings(nodes=2), self, HOME)
+        self.peer = self.endpoint.name
+        self.endpoint.connect(COORDINATOR, address, answers_only=True, key=lead)
         self.session = Session(
             settings(nodes=2),
             sender(self.endpoint),
@@ -44,6 +47,7 @@ class Node:
             name=name,
             address=self.endpoint.address,
             config_digest="cfg",
+            access=access,
             on_network=lambda began, changes: self.endpoint.follow(Schedule(HOME).with_timed(changes), began),
         )
 
@@ -83,9 +87,11 @@ def two_nodes(folder: Path) -> Iterator[tuple[Node, Node, Swarm]]:
             nodes.append(Node(f"node-{rank}", one.address))
             stack.callback(nodes[-1].close)
         with ThreadPoolExecutor(2) as pool:
-            list(pool.map(lambda node: node.session.join(), nodes))
-        for node, other in (nodes, nodes[::-1]):
-            node.endpoint.connect(other.peer, other.endpoint.address)
+            rosters = list(pool.map(lambda node: node.session.join()[1], nodes))
+        for node, other, roster in zip(nodes, nodes[::-1], rosters, strict=True):
+            node.endpoint.share(roster.secret)
+            (entry,) = (entry for entry in roster.members if entry.peer == other.peer)
+            node.endpoint.connect(entry.peer, entry.address, key=entry.key, encrypted=entry.encrypted)
         yield nodes[0], nodes[1], one
 
 
@@ -106,7 +112,7 @@ def received(node: Node, count: int) -> list[tuple[bytes, bytes]]:
 def test_rates_change_and_links_are_cut_and_healed_while_messages_flow_and_none_is_lost(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    where = ["--coordinator", str(tmp_path), "--token", "secret"]
+    where = ["--coordinator", str(tmp_path)]
     with two_nodes(tmp_path) as (a, b, _):
         for node, other in ((a, b), (b, a)):
             send(node, other, range(20))
@@ -148,7 +154,7 @@ def test_rates_change_and_links_are_cut_and_healed_while_messages_flow_and_none_
 
 
 def test_a_node_that_is_cut_off_from_the_coordinator_is_healed_through_it(tmp_path: Path) -> None:
-    where = ["--coordinator", str(tmp_path), "--token", "secret"]
+    where = ["--coordinator", str(tmp_path)]
     with two_nodes(tmp_path) as (a, b, one):
         assert main(["net", "cut", "*", "*", *where]) == 0
         a.await_rate(b, CUT_BPS)
@@ -168,9 +174,11 @@ def mistake(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     return line.removeprefix("isthmus net: error: ")
 
 
-def test_mistakes_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_mistakes_are_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     with two_nodes(tmp_path) as (a, _, one):
-        where = ["--coordinator", one.address, "--token", "secret"]
+        where = ["--coordinator", one.address]
         assert "'node-7' matches no node or site in this run; there are node-0, node-1, coordinator" in mistake(
             capsys, "set", *where, "--rate", "1 Mbit/s", "--node", "node-7"
         )
@@ -180,9 +188,12 @@ def test_mistakes_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
         assert "two different nodes" in mistake(capsys, "cut", "node-0", "node-0", *where)
         assert "heal node-0: expected two nodes" in mistake(capsys, "heal", "node-0", *where)
         assert "--net.rate 1: not understood" in mistake(capsys, "show", *where, "--net.rate", "1")
-        assert "does not have this run's token; give --token" in mistake(
-            capsys, "show", "--coordinator", one.address, "--token", "guess"
-        )
+        monkeypatch.setenv("ISTHMUS_OPERATOR", "guess")
+        assert "does not have the operator's secret of this run" in mistake(capsys, "show", *where)
+        monkeypatch.setenv("ISTHMUS_TOKEN", "guess")
+        assert f"the coordinator at {one.address} does not accept this key" in mistake(capsys, "show", *where)
+        monkeypatch.delenv("ISTHMUS_OPERATOR")
+        assert "the operator's secret is missing" in mistake(capsys, "show", *where)
         assert a.endpoint._engine.profile == HOME
 
 

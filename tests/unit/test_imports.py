@@ -24,6 +24,7 @@ PURE_MODULES = [
     "netem.changes",
     "netem.schedule",
     "netem.peers",
+    "netem.door",
     "netem.assembly",
     "netem.profile",
     "netem.limits",
@@ -97,9 +98,9 @@ def test_floors_import_downwards_only(floor: str) -> None:
             assert top not in BELOW or top == floor or top in BELOW[floor], f"{path}: {found}"
 
 
-def test_only_one_module_speaks_zmq() -> None:
+def test_only_the_sockets_room_speaks_zmq() -> None:
     users = {path.relative_to(ROOT).as_posix() for path in (ROOT / "netem").rglob("*.py") if "zmq" in imports_of(path)}
-    assert users == {"netem/sockets.py"}
+    assert users == {"netem/sockets.py", "netem/porter.py", "netem/keys.py"}
 
 
 def test_nothing_unpickles_and_only_nodes_know_torch() -> None:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import uvicorn
 
+from coordinator.keyring import OperatorKeys
 from coordinator.messages import Answer
 from coordinator.operator import ask
 from coordinator.records.folder import CONFIG, read_address
@@ -51,11 +52,11 @@ def parse_place(text: str) -> Place:
     return Place(host, int(port))
 
 
-def serve(folder: Path, place: Place, names: Sequence[str], token: Callable[[], str]) -> None:
+def serve(folder: Path, place: Place, names: Sequence[str], operator: Callable[[], OperatorKeys]) -> None:
     """Serve the page of the run in `folder` until interrupted.
 
-    `names` are further hosts under which browsers reach it; `token` gives the secret that the run's coordinator asks of
-    an operator. Raises `ConfigError` where the folder holds no run, or the place cannot be bound.
+    `names` are further hosts under which browsers reach it; `operator` gives the key that the run's coordinator asks
+    of an operator. Raises `ConfigError` where the folder holds no run, or the place cannot be bound.
     """
     if not (folder / CONFIG).is_file():
         raise ConfigError(f"{folder}: holds no run; give a folder such as outputs/demo")
@@ -70,7 +71,7 @@ def serve(folder: Path, place: Place, names: Sequence[str], token: Callable[[], 
     access = Access(keys, _hosts(place, names))
 
     def ask_network(change: Change | None) -> Answer:
-        return ask(read_address(folder), token(), change)
+        return ask(read_address(folder), operator(), change)
 
     page = Page(folder, source, access, f"isthmus_{place.port}", ask_network)
     shown = place._replace(host=names[0]) if place.host in EVERYWHERE else place

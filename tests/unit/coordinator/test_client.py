@@ -36,7 +36,9 @@ from coordinator.messages import (
     encode,
 )
 from netem.errors import ConfigError, GenerationOver, IsthmusError, ProtocolError, RunAborted
+from netem.keys import Access, new_pair
 
+ACCESS = Access(new_pair(), encrypts=False)
 WELCOME = Welcome(rank=-1, heartbeat_interval_s=1.0, heartbeat_timeout_s=10.0)
 ROSTER = Roster(
     generation=1,
@@ -61,7 +63,13 @@ class Script:
         self.said: list[NodeMessage] = []
         self.answers = dict(answers)
         self.session = Session(
-            config(**changes), self._hear, run="r", name="node-0", address="tcp://127.0.0.1:1", config_digest="cfg"
+            config(**changes),
+            self._hear,
+            run="r",
+            name="node-0",
+            address="tcp://127.0.0.1:1",
+            config_digest="cfg",
+            access=ACCESS,
         )
 
     def _hear(self, body: bytes) -> None:
@@ -114,7 +122,7 @@ def test_a_step_by_the_book(script: MakeScript) -> None:
     assert one.said[1] == Ready(step=0, generation=1, metrics={"tokens": 1.0}, digests={"basis": "ab"})
     join = one.said[0]
     assert isinstance(join, Join)
-    assert join.token == "t"
+    assert (join.key, join.encrypted) == (ACCESS.pair.public, False)
     assert join.pid > 0
 
 

@@ -29,7 +29,7 @@ def begun(schedule: Schedule = Schedule(HOME), nodes: int = 2) -> Wire:  # noqa:
 
 
 def ask(wire: Wire, change: Change | None, peer: str = ME, **changes: Any) -> None:
-    question = Ask(**({"token": "t", "version": PROTOCOL_VERSION, "change": change} | changes))
+    question = Ask(**({"version": PROTOCOL_VERSION, "change": change} | changes))
     wire.event(Received(peer, question))
 
 
@@ -99,7 +99,7 @@ def test_the_end_of_the_run_answers_too() -> None:
     wire.kill("node-0")
     wire.advance(12.0)
     assert answers(wire)[0].silent == ["node-0", "node-1"]
-    late = Ask(token="t", version=PROTOCOL_VERSION, change=SLOW)
+    late = Ask(version=PROTOCOL_VERSION, change=SLOW)
     (action,) = wire.run.handle(Received("(operator)~2", late), wire.now_s)
     assert isinstance(action, Send)
     assert isinstance(action.message, Refused)
@@ -140,14 +140,10 @@ def test_patterns_and_sites_are_names_too(change: Change) -> None:
     assert len(wire.down["node-0"]) == 1
 
 
-def test_without_the_token_nothing_is_changed_or_said() -> None:
+def test_another_version_is_told_so() -> None:
     wire = begun()
-    ask(wire, SLOW, token="guess")
-    assert refusal(wire).startswith("this command does not have this run's token")
     ask(wire, SLOW, peer="(operator)~2", version=1)
     assert "speaks protocol version 1" in answers(wire, "(operator)~2")[0].reason
-    ask(wire, None, peer="(operator)~3", token="")
-    assert "home" not in answers(wire, "(operator)~3")[0].reason
 
 
 def test_before_the_world_is_complete_there_is_nothing_to_change() -> None:

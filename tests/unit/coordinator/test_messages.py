@@ -45,9 +45,11 @@ from coordinator.messages import (
 )
 from netem.changes import Cut, Heal, Tune
 from netem.errors import ProtocolError
+from netem.keys import new_pair
 from netem.schedule import Timed
 
-JOIN = Join(name="node-0", token="t", version=1, run="r", config_digest="c", address="tcp://127.0.0.1:1", rank=2)
+KEY = new_pair().public
+JOIN = Join(name="node-0", key=KEY, version=1, run="r", config_digest="c", address="tcp://127.0.0.1:1", rank=2)
 
 
 @pytest.mark.parametrize(
@@ -58,9 +60,9 @@ JOIN = Join(name="node-0", token="t", version=1, run="r", config_digest="c", add
         Vote(round_id=1, ok=False, digest="d", reason="r"),
         Saved(step=3),
         Changed(number=2),
-        Ask(token="t", version=PROTOCOL_VERSION, change=Cut(ends=("a", "b"))),
-        Ask(token="t", version=PROTOCOL_VERSION, change=Tune(ends=("a",), has_rate=True, rate_bps=5e6, latency_s=0.0)),
-        Ask(token="t", version=PROTOCOL_VERSION),
+        Ask(version=PROTOCOL_VERSION, change=Cut(ends=("a", "b"))),
+        Ask(version=PROTOCOL_VERSION, change=Tune(ends=("a",), has_rate=True, rate_bps=5e6, latency_s=0.0)),
+        Ask(version=PROTOCOL_VERSION),
         Suspect(peer="node-1~0f", reason="waited 300 s", generation=3),
         Leave(),
         Failed(reason="θ out of range"),
@@ -99,7 +101,8 @@ JOIN_TREE = msgpack.unpackb(encode(JOIN))
     [
         (JOIN_TREE | {"name": "a b"}, "name"),
         (JOIN_TREE | {"name": "x" * 65}, "name"),
-        (JOIN_TREE | {"token": 5}, "token"),
+        (JOIN_TREE | {"key": 5}, "key"),
+        (JOIN_TREE | {"key": KEY[1:]}, "key"),
         (JOIN_TREE | {"rank": -2}, "rank"),
         (JOIN_TREE | {"surprise": 1}, "surprise"),
         ({k: v for k, v in JOIN_TREE.items() if k != "address"}, "address"),
@@ -109,9 +112,9 @@ JOIN_TREE = msgpack.unpackb(encode(JOIN))
         ({"type": "ready", "step": 1, "metrics": {str(i): 1.0 for i in range(1025)}}, "metrics"),
         ({"type": "vote", "round_id": 1}, "ok"),
         ({"type": "go", "step": 1}, "go"),
-        ({"type": "ask", "token": "t", "version": 2, "change": {"change": "cut", "ends": ["a"]}}, "ends"),
-        ({"type": "ask", "token": "t", "version": 2, "change": {"change": "tune", "rate_bps": 0}}, "rate_bps"),
-        ({"type": "ask", "token": "t", "version": 2, "change": {"change": "tune", "ends": ["x" * 65]}}, "ends"),
+        ({"type": "ask", "version": 2, "change": {"change": "cut", "ends": ["a"]}}, "ends"),
+        ({"type": "ask", "version": 2, "change": {"change": "tune", "rate_bps": 0}}, "rate_bps"),
+        ({"type": "ask", "version": 2, "change": {"change": "tune", "ends": ["x" * 65]}}, "ends"),
         ({"type": "nonsense"}, "nonsense"),
         ({"step": 1}, "type"),
         ([1, 2], "array"),

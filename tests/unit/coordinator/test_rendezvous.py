@@ -71,8 +71,6 @@ def test_a_later_roster_has_those_who_are_left_in_the_order_of_their_places() ->
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"token": "wrong"}, "does not have this run's token"),
-        ({"token": "wrong", "config_digest": "other"}, "token"),
         ({"version": 99}, "protocol version 99"),
         ({"config_digest": "other"}, "configuration of node-1 differs"),
         ({"address": "same"}, "node-0 already listens at same"),
@@ -97,15 +95,6 @@ def test_a_wrong_joiner_is_told_why_and_the_place_stays_free(changes: dict[str, 
     assert wire.run.phase is Phase.BARRIER
 
 
-def test_the_token_is_asked_for_before_anything_about_the_run_is_said() -> None:
-    wire = started()
-    (action,) = wire.inject("stranger", join("stranger", token="guess"))
-    assert isinstance(action, Send)
-    assert isinstance(action.message, Refused)
-    assert "token" in action.message.reason
-    assert "node-0" not in action.message.reason
-
-
 def test_a_second_node_of_the_same_name_is_refused_and_the_first_takes_no_notice() -> None:
     wire = Wire(config(), plan())
     wire.enter("node-0")
@@ -123,7 +112,7 @@ def test_a_second_node_of_the_same_name_is_refused_and_the_first_takes_no_notice
 @pytest.mark.parametrize("message", [Failed(reason="x"), Leave(), Ready(step=7), Saved(step=50)])
 def test_what_a_namesake_says_does_not_count_as_the_members(message: Any) -> None:
     wire = started()
-    wire.inject("node-0~2", join("node-0", token="wrong"))
+    wire.inject("node-0~2", join("node-0", run="wrong"))
     assert wire.inject("node-0~2", message) == []
     assert wire.event(PeerLost("node-0~2", "gone")) == [Forget("node-0~2")]
     wire.event(Faulted("node-0~2", "nonsense"))

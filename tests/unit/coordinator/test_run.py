@@ -108,7 +108,7 @@ def test_a_node_at_another_step_is_named() -> None:
 def test_nonsense_before_the_start_costs_only_its_own_place() -> None:
     wire = Wire(config(), plan())
     wire.enter("node-0")
-    wire.enter("node-1", token="wrong")
+    wire.enter("node-1", run="wrong")
     wire.settle()
     wire.inject("node-0", Ready(step=0))
     wire.settle()

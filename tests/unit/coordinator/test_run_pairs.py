@@ -41,7 +41,7 @@ EVENTS: list[Event] = [
             Saved(step=0, generation=2),
             Suspect(peer="node-1", reason="x", generation=2),
             Changed(number=1),
-            Ask(token="t", version=PROTOCOL_VERSION),
+            Ask(version=PROTOCOL_VERSION),
             Leave(),
             Failed(reason="x"),
             Heartbeat(),
@@ -66,7 +66,7 @@ def in_phase(phase: Phase) -> Run:
         wire.event(PeerLost("node-1", "x"))
     else:
         wire = started()
-    wire.event(Received("(operator)~1", Ask(token="t", version=PROTOCOL_VERSION, change=Reset())))
+    wire.event(Received("(operator)~1", Ask(version=PROTOCOL_VERSION, change=Reset())))
     if phase in (Phase.STOPPING, Phase.FINISHED):
         wire.event(Cancelled("over"))
     if phase is Phase.FINISHED:

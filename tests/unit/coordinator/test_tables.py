@@ -63,7 +63,7 @@ class Walk:
 
     def go(self) -> None:
         for name in [f"node-{rank}" for rank in range(self.nodes)]:
-            self.wire.enter(name, token=self.draw.choice(["t"] * 9 + ["wrong"]))
+            self.wire.enter(name, run=self.draw.choice(["run"] * 9 + ["wrong"]))
         for _ in range(MOVES):
             if self.wire.outcome is not None:
                 self.after()
@@ -139,7 +139,7 @@ class Walk:
 
     def ask(self, name: str) -> None:
         change = self.draw.choice([None, Reset()])
-        self.wire.inject(OPERATOR, Ask(token="t", version=PROTOCOL_VERSION, change=change))
+        self.wire.inject(OPERATOR, Ask(version=PROTOCOL_VERSION, change=change))
 
     def break_off(self, name: str) -> None:
         self.wire.members[name].lose("the transport broke")
@@ -195,7 +195,7 @@ class Walk:
     def after(self) -> None:
         """The run is over: the machine is still asked."""
         name = self.draw.choice(list(self.wire.members))
-        said = [Heartbeat(), join("late"), Ask(token="t", version=PROTOCOL_VERSION)]
+        said = [Heartbeat(), join("late"), Ask(version=PROTOCOL_VERSION)]
         event = self.draw.choice([Cancelled("x"), Tick(), *(Received(name, message) for message in said)])
         self.wire.run.handle(event, self.wire.now_s)
 

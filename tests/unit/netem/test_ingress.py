@@ -220,3 +220,25 @@ def test_what_waits_is_counted_by_sender_until_its_turn() -> None:
     assert ingress.waiting_bytes("a") == 10_000  # the first had trickled in, the second is through, one has begun
     list(ingress.poll(1.0))
     assert [ingress.waiting_bytes(sender) for sender in ("a", "b")] == [0, 0]
+
+
+def test_items_that_move_to_another_place_in_the_queue_keep_their_order_and_leave_the_rest() -> None:
+    ingress: Ingress[tuple[str, int]] = Ingress(RATE)
+    for number in range(6):
+        ingress.push("?", ("ab"[number % 2], number), 10_000, 0.0)
+    ingress.move("?", "a", lambda item: item[0] == "a")
+    ingress.move("?", "c", lambda item: item[0] == "c")
+    assert (ingress.waiting_bytes("?"), ingress.waiting_bytes("a"), ingress.waiting_bytes("c")) == (30_000, 30_000, 0)
+    ingress.move("?", "b", lambda item: True)
+    assert ingress.waiting_bytes("?") == 0
+    done = list(ingress.poll(10.0))
+    assert [number for name, number in done if name == "a"] == [0, 2, 4]
+    assert [number for name, number in done if name == "b"] == [1, 3, 5]
+    assert ingress.next_time() == math.inf
+
+
+def test_a_crowd_in_one_place_delays_a_sender_no_more_than_one_item() -> None:
+    """As strangers do, who share a place (netem.engine)."""
+    crowd = [(0.0, "?", 10_000)] * 300
+    done = through([*crowd, (0.5, "member", 100)])
+    assert next(at for at, sender, _ in done if sender == "member") < 0.5 + 0.011

@@ -43,7 +43,7 @@ def table(max_strangers: int = 2) -> Table:
 
 def test_a_peer_is_met_once() -> None:
     peers = table().peers
-    assert peers.meet("x") is peers.meet("x") is peers.hear("x")
+    assert peers.meet("x") is peers.meet("x") is peers.hear("x", 0)
     assert "x" in peers
     assert "y" not in peers
 
@@ -51,9 +51,9 @@ def test_a_peer_is_met_once() -> None:
 def test_the_stranger_longest_unheard_makes_room_for_a_new_one() -> None:
     one = table()
     for name in "xy":
-        one.peers.hear(name)
-    one.peers.hear("x")
-    one.peers.hear("z")
+        one.peers.hear(name, 0)
+    one.peers.hear("x", 0)
+    one.peers.hear("z", 0)
     assert (one.evicted, one.names) == (["y"], ["x", "z"])
 
 
@@ -61,7 +61,7 @@ def test_meeting_is_not_hearing() -> None:
     """What we send to a stranger does not make it younger."""
     one = table()
     for name in "xy":
-        one.peers.hear(name)
+        one.peers.hear(name, 0)
     one.peers.meet("x")
     one.peers.meet("z")
     assert one.evicted == ["x"]
@@ -72,26 +72,26 @@ def test_no_stranger_displaces_a_peer_that_is_trusted() -> None:
     for name in "abc":
         one.peers.trust(name)
     for name in "vwxyz":
-        one.peers.hear(name)
+        one.peers.hear(name, 0)
     assert one.names == ["a", "b", "c", "y", "z"]
 
 
 def test_a_stranger_that_is_trusted_makes_room_among_the_strangers() -> None:
     one = table()
     for name in "xy":
-        one.peers.hear(name)
+        one.peers.hear(name, 0)
     one.peers.trust("x")
     one.peers.trust("x")
-    one.peers.hear("z")
+    one.peers.hear("z", 0)
     assert one.evicted == []
 
 
 def test_a_peer_that_is_trusted_stays_so_when_it_speaks() -> None:
     one = table(max_strangers=1)
     one.peers.trust("a")
-    one.peers.hear("a")
-    one.peers.hear("x")
-    one.peers.hear("y")
+    one.peers.hear("a", 0)
+    one.peers.hear("x", 0)
+    one.peers.hear("y", 0)
     assert one.names == ["a", "y"]
 
 
@@ -124,7 +124,7 @@ def test_counts_of_a_known_peer_outlast_it_and_go_on_when_it_returns() -> None:
 def test_counts_of_strangers_that_are_gone_are_added_up_in_one_entry() -> None:
     one = table(max_strangers=1)
     for name in "xyz":
-        one.peers.hear(name).counters.received_wire_bytes += 10
+        one.peers.hear(name, 10)
     counters = one.peers.counters()
     assert sorted(counters) == [STRANGERS, "z"]
     assert counters[STRANGERS].received_wire_bytes == 20
@@ -132,7 +132,7 @@ def test_counts_of_strangers_that_are_gone_are_added_up_in_one_entry() -> None:
 
 def test_frames_that_are_refused_are_counted_for_a_peer_or_for_all_strangers_together() -> None:
     peers = table().peers
-    peers.hear("x")
+    peers.hear("x", 0)
     for name in ("x", "u", "v"):
         peers.refuse(name, 7)
     counters = peers.counters()
@@ -144,7 +144,7 @@ def test_frames_that_are_refused_are_counted_for_a_peer_or_for_all_strangers_tog
 
 def test_counters_are_a_copy() -> None:
     peers = table().peers
-    peers.hear("x")
+    peers.hear("x", 0)
     peers.counters()["x"].messages = 5
     assert peers.counters()["x"].messages == 0
     assert peers.counters_of("x").messages == 0

@@ -213,7 +213,7 @@ def test_settings_of_a_preset(capsys: pytest.CaptureFixture[str]) -> None:
     "command",
     [
         ["run", TINY],
-        ["coordinator", TINY, "--coordinator.token", "s3cret"],
+        ["coordinator", TINY],
         ["node", TINY],
         ["plan", TINY, "--nodes", "2"],
         ["tunnel", "--target", TINY],
@@ -296,6 +296,16 @@ def test_home_is_expanded_in_every_path_of_the_config(monkeypatch: pytest.Monkey
     config = load_config(Path(TINY), ["--run.outputs", "~/runs", "--net.profile", "~/lte.toml"])
     assert config.run.folder == tmp_path / "runs" / "tiny"
     assert resolve(config.net).rate_bps == 10e6
+
+
+@pytest.mark.parametrize("words", [["--coordinator.token", "s3cret"], ["--coordinator.operator=s3cret"]])
+def test_a_secret_on_the_command_line_is_refused_and_not_repeated(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["coordinator", TINY, *words]) == 2
+    said = capsys.readouterr().err
+    assert "every user of this machine can read a command line" in said
+    assert "s3cret" not in said
 
 
 def test_the_token_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

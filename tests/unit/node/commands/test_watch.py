@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 
-from coordinator.messages import Watched
+from coordinator.keyring import OperatorKeys
+from coordinator.messages import COORDINATOR, Watched
 from coordinator.records.folder import CONFIG, METRICS
 from coordinator.records.lock import SERVING, is_locked, locked
 from netem.errors import ConfigError
+from netem.keys import derived_pair
 from node.cli import main
 from node.config import load_config, public_toml
 
@@ -45,8 +47,8 @@ class Operator:
         self.answers = list(answers)
         self.asked: list[int] = []
 
-    def __call__(self, address: str, token: str) -> Operator:
-        self.opened = (address, token)
+    def __call__(self, address: str, keys: OperatorKeys) -> Operator:
+        self.opened = (address, keys.coordinator)
         return self
 
     def __enter__(self) -> Operator:
@@ -69,7 +71,8 @@ def watched(number: int, *lines: str, state: str = "a step is being computed", c
 def from_afar(monkeypatch: pytest.MonkeyPatch, *answers: Watched) -> tuple[int, Operator]:
     operator = Operator(*answers)
     monkeypatch.setattr("node.commands.watch.Operator", operator)
-    return main(["watch", "tcp://127.0.0.1:9", "--token", "secret"]), operator
+    monkeypatch.setenv("ISTHMUS_TOKEN", "secret")
+    return main(["watch", "tcp://127.0.0.1:9"]), operator
 
 
 def test_a_run_is_followed_from_afar_to_its_last_step(
@@ -78,7 +81,7 @@ def test_a_run_is_followed_from_afar_to_its_last_step(
     joining = watched(0, state="1 of 2 nodes joined: node-0; still waiting for node-1")
     code, operator = from_afar(monkeypatch, joining, watched(1, line(1)), watched(3, line(2), line(3)))
     assert code == 0
-    assert operator.opened == ("tcp://127.0.0.1:9", "secret")
+    assert operator.opened == ("tcp://127.0.0.1:9", derived_pair("secret", COORDINATOR).public)
     assert (operator.asked, operator.closed) == ([0, 0, 1], True)
     shown = capsys.readouterr().out
     assert "2 nodes: dense" in shown

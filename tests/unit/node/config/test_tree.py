@@ -225,6 +225,8 @@ LOCAL = {
     "run.recompute": True,
     "coordinator.address": "tcp://127.0.0.1:7070",
     "coordinator.token": "secret",
+    "coordinator.operator": "boss",
+    "coordinator.keys": "keys/node-0.toml",
     "coordinator.assignment": "zigzag",
     "coordinator.node_speeds": [1.0, 1.0, 0.5, 0.5],
     "model.init": "./llama",
@@ -261,7 +263,7 @@ def other_value(key: str, current: Any) -> Any:
     choices |= {"compress.rotation": "random", "compress.generator_norm": "spectral"}
     choices |= {"compress.format": "int8", "compress.dense_format": "int4", "compress.grad_format": "int8"}
     choices |= {"compress.theta": "first", "compress.own": "projected", "train.nonfinite": "skip"}
-    choices |= {"train.sync_format": "fp8"}
+    choices |= {"train.sync_format": "fp8", "coordinator.encryption": "always"}
     if key in choices:
         return choices[key]
     if isinstance(current, bool):

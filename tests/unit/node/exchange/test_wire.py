@@ -10,11 +10,14 @@ import pytest
 import torch
 from helpers.inboxes import (
     FORMAT,
+    FULL,
     KEY,
     ME,
     RING_CAP_BYTES,
     SPEC,
     WORLD,
+    size,
+    tag,
     waiting,
 )
 from helpers.worlds import Loop, tiny_config
@@ -22,7 +25,9 @@ from helpers.worlds import Loop, tiny_config
 from netem.errors import PeerLate, ProtocolError, QueueFull, RunAborted
 from node.exchange.formats import FORMATS, TensorSpec
 from node.exchange.inbox import Inbox, Members
+from node.exchange.judge import objection
 from node.exchange.passes import PassKey, PassSpec
+from node.exchange.tags import RingTag, encode_tag
 from node.exchange.wire import Wire, as_buffer, split_buffer
 from node.measure.spans import ROUND, Spans
 
@@ -111,7 +116,7 @@ def test_tensors_come_back_from_their_bytes() -> None:
     )
     body = bytearray(b"".join(as_buffer(tensor) for tensor in sent))
     specs = tuple(TensorSpec(tuple(tensor.shape), tensor.dtype) for tensor in sent)
-    found = split_buffer(memoryview(body), specs, torch.device("cpu"))
+    found = split_buffer(memoryview(body), specs)
     assert all(torch.equal(*pair) for pair in zip(found, sent, strict=True))
     assert [t.dtype for t in found] == [t.dtype for t in sent]
 
@@ -125,9 +130,69 @@ def test_what_a_format_sends_crosses_memory_untouched(name: str) -> None:
         assert torch.frombuffer(as_buffer(tensor), dtype=torch.uint8).data_ptr() == tensor.data_ptr()
     body = torch.frombuffer(bytearray(b"".join(as_buffer(tensor) for tensor in chunk)), dtype=torch.uint8)
     specs = FORMATS[name].specs((2, 8, 300))
-    found = split_buffer(memoryview(body.numpy()), specs, torch.device("cpu"))  # type: ignore[arg-type]
+    found = split_buffer(memoryview(body.numpy()), specs)  # type: ignore[arg-type]
     start = body.data_ptr()
     for tensor, sent, spec in zip(found, chunk, specs, strict=True):
         assert (tensor.data_ptr(), tensor.dtype, tuple(tensor.shape)) == (start, spec.dtype, spec.shape)
         assert bytes(as_buffer(tensor)) == bytes(as_buffer(sent))
         start += spec.nbytes
+
+
+PEERS = ("ann~1", "bob~2", "cyd~3")
+
+
+def payload_from_ann(spoil: float | None, *, judges: bool = True) -> tuple[torch.Tensor, ...]:
+    """What bob's wire makes of the payload of chunk 0 from ann, in which one number may be spoiled."""
+    inbox = Inbox(FORMAT, RING_CAP_BYTES)
+    inbox.enter(Members(1, WORLD, ME, PEERS))
+    inbox.begin(FULL)
+    named = tag()
+    room = inbox.admit("ann~1", 1, encode_tag(named), size(named))
+    assert room is not None
+    numbers = torch.zeros(size(named) // 4)
+    if spoil is not None:
+        numbers[3] = spoil
+    room[:] = as_buffer(numbers)
+    inbox.deliver("ann~1", 1, encode_tag(named), room)
+    wire = Wire(Full(0), inbox, Members(1, WORLD, ME, PEERS), FORMAT, 1.0, judges=judges)
+    return wire.take("kv", 0, 0, 0, FULL, FORMAT.tensors(0, SPEC), torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("number", "fault"), [(float("nan"), "not finite"), (float("-inf"), "not finite"), (-3e9, "as large as 3.0e[+]09")]
+)
+def test_numbers_with_which_no_step_can_be_done_are_refused_and_the_peer_is_named(number: float, fault: str) -> None:
+    with pytest.raises(ProtocolError, match=f"ann: sent kv of chunk 0, layer 0, pass 5 .* that are {fault}") as caught:
+        payload_from_ann(number)
+    assert caught.value.peer == "ann~1"
+
+
+def test_large_numbers_of_training_pass_and_so_does_all_where_such_steps_are_left_out() -> None:
+    assert float(payload_from_ann(1e7)[0].max()) == 1e7
+    payload_from_ann(None)
+    assert not torch.isfinite(payload_from_ann(float("nan"), judges=False)[0]).all()
+
+
+def test_a_shard_is_judged_too_and_traced_to_the_node_before() -> None:
+    inbox = Inbox(FORMAT, RING_CAP_BYTES)
+    inbox.enter(Members(1, WORLD, ME, PEERS))
+    named = RingTag(0, 0, 0)
+    wire = Wire(Full(0), inbox, Members(1, WORLD, ME, PEERS), FORMAT, 1.0)
+    for value in (1e15, torch.inf):
+        room = inbox.admit("ann~1", 1, encode_tag(named), 12)
+        assert room is not None
+        room[:] = as_buffer(torch.tensor([0.0, value, 1.0]))
+        inbox.deliver("ann~1", 1, encode_tag(named), room)
+        if value == torch.inf:
+            with pytest.raises(ProtocolError, match=r"ann: sent shard 0 of round 0, hop 0 with numbers .* not finite"):
+                wire.take_shard(0, 0, 0, TensorSpec((3,), torch.float32))
+        else:
+            wire.take_shard(0, 0, 0, TensorSpec((3,), torch.float32))
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_format_is_judged(name: str) -> None:
+    numbers = torch.randn(2, 8, 300)
+    assert objection(FORMATS[name].pack(numbers), 1e8) == ""
+    numbers[0, 0, 0] = torch.nan
+    assert objection(FORMATS[name].pack(numbers), 1e8) == "not finite"
