@@ -22,7 +22,7 @@ from coordinator.keyring import node_access
 from coordinator.messages import COORDINATOR, RUN_ID, Roster
 from netem.door import DoorLimits
 from netem.endpoint import Endpoint, unique
-from netem.errors import ConfigError, GenerationOver, IsthmusError, PeerLate, RunAborted
+from netem.errors import ConfigError, GenerationOver, IsthmusError, PeerLate, ProtocolError, RunAborted
 from netem.keys import Access
 from netem.limits import Limits
 from netem.profile import resolve_schedule
@@ -183,7 +183,10 @@ def _train(trainer: Trainer, session: Session, builder: WorldBuilder, arrival: A
             trainer.run(world, session, meter)
         except GenerationOver:
             log.info("generation %d is over", roster.generation)
-        except PeerLate as error:  # the coordinator finds out whose fault it is, and begins another generation
+        except (PeerLate, ProtocolError) as error:
+            # The coordinator finds out whose fault it is, and begins another generation.
+            if error.peer in ("", COORDINATOR):
+                raise
             log.warning("%s", error)
             session.suspect(error.peer, str(error))
         finally:

@@ -11,7 +11,7 @@ from helpers.worlds import tiny_config
 
 from coordinator.messages import Roster, RosterEntry
 from netem.counters import LinkCounters
-from netem.errors import ConfigError, GenerationOver, ProtocolError, RunAborted
+from netem.errors import ConfigError, GenerationOver, PeerLate, ProtocolError, RunAborted
 from node.exchange.inbox import Inbox
 from node.train.from_config import payload_format
 from node.train.ring_formats import FLOAT32
@@ -126,6 +126,10 @@ class Rosters:
 
     def __init__(self, *given: Roster | Exception) -> None:
         self._given = given
+        self.suspected: list[tuple[str, str]] = []
+
+    def suspect(self, peer: str, reason: str) -> None:
+        self.suspected.append((peer, reason))
 
     def rosters(self) -> Iterator[tuple[int, Roster]]:
         for one in self._given:
@@ -187,6 +191,23 @@ def test_what_else_ends_a_world_ends_the_life() -> None:
         live(Life(), ConfigError("the coordinator refuses this node"))
     with pytest.raises(ConfigError, match=r"^train\.lr"):
         live(Life(ConfigError("train.lr = 0: wrong")), alone)
+
+
+@pytest.mark.parametrize("error", [PeerLate("cyd~1", "cyd is late"), ProtocolError("sent nonsense", peer="cyd~1")])
+def test_a_member_that_is_late_or_sends_nonsense_is_reported_and_the_next_generation_awaited(
+    error: PeerLate | ProtocolError,
+) -> None:
+    alone = [[0, 1, 2, 3]]
+    life, session = Life(error, 6), Rosters(roster(1, alone, "node-0"), roster(2, alone, "node-0"))
+    _train(life, session, life, life, PLACE)  # type: ignore[arg-type]
+    assert session.suspected == [("cyd~1", str(error))]
+    assert life.done == 6
+
+
+@pytest.mark.parametrize("peer", ["", "coordinator"])
+def test_nonsense_of_the_coordinator_or_of_this_side_ends_the_life(peer: str) -> None:
+    with pytest.raises(ProtocolError, match="nonsense"):
+        live(Life(ProtocolError("nonsense", peer=peer)), roster(1, [[0, 1, 2, 3]], "node-0"))
 
 
 def test_nodes_on_the_same_cores_share_them_out(monkeypatch: pytest.MonkeyPatch, threads: list[int]) -> None:
