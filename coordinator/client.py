@@ -59,10 +59,8 @@ OnNetwork = Callable[[float, tuple[Timed, ...]], None]
 """Called with the time at which the run began here (seconds of the monotonic clock), and all changes of its network by
 command."""
 
-_NO_KEY = (
-    "it does not accept this node's key; give ISTHMUS_TOKEN as the coordinator has it, "
-    "or in coordinator.keys an invitation to this run"
-)
+_NO_KEY = """it does not accept this node's key; give ISTHMUS_TOKEN as the coordinator has it, \
+or in coordinator.keys an invitation to this run"""
 
 
 def sender(endpoint: Endpoint) -> Send:
@@ -144,10 +142,9 @@ class Session:
                 continue
             evictions += 1
             assert self._member.ending is not None
-            log.warning("the others go on without this node: %s", self._member.ending.reason)
+            log.warning("the others go on without this node: %s; joining anew", self._member.ending.reason)
             if evictions > MOST_EVICTIONS:
                 raise RunAborted(f"this node was told to go {evictions} times: {self._member.ending.reason}")
-            log.info("joining anew")
             yield self.join()
         self.raise_if_over()
 
@@ -157,24 +154,18 @@ class Session:
 
         Raises `ConfigError` where the coordinator refuses or cannot be reached.
         """
-        self._ask_to_join()
-        if not self._timer.is_alive():
-            self._timer.start()
         # The coordinator ends a rendezvous by itself. This limit is for one that is alive and sends no roster.
         limit_s = 2 * self._config.join_timeout_s + self._config.heartbeat_timeout_s + self._config.progress_timeout_s
-        self._wait_while((State.JOINING, State.WAITING), limit_s)
+        self._ask_to_join(limit_s)
         while (pause_s := self._ask_again_s) > 0:  # a process of this name is about to be found lost
             self._pause(pause_s)
-            self._ask_to_join()
-            self._wait_while((State.JOINING, State.WAITING), limit_s)
-        ending = self._member.ending
-        if ending is not None and ending.how is End.REFUSED:
-            raise ConfigError(f"the coordinator refuses this node: {ending.reason}")
-        if ending is not None and ending.how is End.UNREACHABLE:
-            raise ConfigError(f"{ending.reason}; is it running, and is its address right?")
-        if ending is not None and ending.how is End.EVICTED:
+            self._ask_to_join(limit_s)
+        if (ending := self._member.ending) is not None:
+            if ending.how is End.REFUSED:
+                raise ConfigError(f"the coordinator refuses this node: {ending.reason}")
+            if ending.how is End.UNREACHABLE:
+                raise ConfigError(f"{ending.reason}; is it running, and is its address right?")
             raise RunAborted(ending.reason)
-        self.raise_if_over()
         return self._newest()
 
     def ready(
@@ -218,8 +209,7 @@ class Session:
 
     def raise_if_over(self) -> None:
         """Raise `RunAborted` where the run has ended before its last step."""
-        reason = self.abort_reason
-        if reason is not None:
+        if (reason := self.abort_reason) is not None:
             raise RunAborted(reason)
 
     @property
@@ -299,12 +289,15 @@ class Session:
             out = self._member.send(message, time.monotonic())
         self._put(out)
 
-    def _ask_to_join(self) -> None:
+    def _ask_to_join(self, limit_s: float) -> None:
         with self._changed:
             self.raise_if_over()
             out = self._member.send(self._join, time.monotonic())
             self._ask_again_s = 0.0
         self._put(out)
+        if not self._timer.is_alive():
+            self._timer.start()
+        self._wait_while((State.JOINING, State.WAITING), limit_s)
 
     def _pause(self, seconds: float) -> None:
         """Wait, unless this node leaves meanwhile. The member then starts over."""
@@ -386,9 +379,7 @@ class Session:
         with self._changed:
             self._changed.notify_all()
             reason = self.abort_reason
-            callbacks = self._callbacks if reason is not None else []
-            if callbacks:
-                self._callbacks = []
+            callbacks, self._callbacks = (self._callbacks, []) if reason is not None else ([], self._callbacks)
         for callback in callbacks:
             assert reason is not None
             callback(reason)

@@ -261,7 +261,7 @@ def test_a_node_whose_disk_is_full_costs_the_checkpoint_and_not_the_run() -> Non
     wire.play(until=1)
     wire.say("node-0", Saved(step=1))
     wire.settle()
-    assert wire.inject("node-1", Saved(step=1, reason="No space left on device")) == [
+    assert wire.inject("node-1", Saved(step=1, reason="No space left on device", generation=2)) == [
         CheckpointFailed(1, "node-1: No space left on device")
     ]
     wire.play()
