@@ -14,7 +14,7 @@ from netem.schedule import Timed
 
 def state(nodes: int = 2, changes: int = 1) -> SavedState:
     seats = [
-        SavedSeat(peer=f"node-{rank}~0123456789abcdef", place=rank, join=join(f"node-{rank}", token="", rank=rank))
+        SavedSeat(peer=f"node-{rank}~0123456789abcdef", place=rank, join=join(f"node-{rank}", rank=rank))
         for rank in range(nodes)
     ]
     return SavedState(
@@ -39,7 +39,7 @@ def test_a_state_comes_back_as_it_was() -> None:
 def test_a_run_of_a_thousand_nodes_with_long_names_has_room() -> None:
     """The longest names and addresses that a `Join` may have."""
     longest = join(
-        "n" * 64, token="", address="tcp://" + "a" * 250, host="h" * 512, run="r" * 512, config_digest="c" * 128
+        "n" * 64, address="tcp://" + "a" * 250, host="h" * 512, run="r" * 512, config_digest="c" * 128
     )
     seats = [SavedSeat(peer="n" * 64 + "~" + "f" * 32, place=rank, join=longest) for rank in range(1000)]
     whole = encode_state(msgspec.structs.replace(state(changes=10_000), members=seats))
