@@ -49,6 +49,14 @@ class NetworkChange(NamedTuple):
     text: str
 
 
+class Fault(NamedTuple):
+    """What has changed the membership or has cost a step, after `step` steps (`coordinator.events.Fault`)."""
+
+    step: int
+    kind: str
+    text: str
+
+
 def number(record: Record, key: str) -> float:
     """The value of `key`; 0 where it is missing or null."""
     value = record.get(key)
@@ -231,6 +239,17 @@ def network_changes(records: Sequence[Record]) -> list[NetworkChange]:
         if isinstance(changes := record.get("network"), list)
         for change in changes
         if isinstance(change, Mapping)
+    ]
+
+
+def faults(records: Sequence[Record]) -> list[Fault]:
+    """The faults, and the nodes that joined later, in order."""
+    return [
+        Fault(int(number(fault, "step")), str(fault.get("kind", "")), str(fault.get("reason", "")))
+        for record in records
+        if isinstance(told := record.get("faults"), list)
+        for fault in told
+        if isinstance(fault, Mapping)
     ]
 
 

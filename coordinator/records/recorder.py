@@ -62,7 +62,8 @@ class Recorder:
     A line is ``{"step", "time", "generation", key: value …, "nodes": {name: {key: value …}}}`` and is
     flushed, so that a parent can follow the file. `time` is Unix time in seconds. Values that are not
     finite are null: JSON has no others. Where the network was changed since the line before, ``"network"`` is a list
-    of ``{"at_s", "change"}``, in seconds since the run's start and in words.
+    of ``{"at_s", "change"}``, in seconds since the run's start and in words. Where there
+    were faults, ``"faults"`` is a list of them (`fault`).
 
     All times and rates are of the wall clock. Under time dilation (`netem.network`) each line says so with
     ``dilation``, and has ``emulated_step_s`` beside ``step_s``: the same on the emulated network's clock.
@@ -80,6 +81,7 @@ class Recorder:
         self.missing = describe_steps(missing_steps(before, done))
         self._failed = False
         self._faults = 0
+        self._untold: list[dict[str, Any]] = []
         self._lines = self._path.open("a", encoding="utf-8")
         self._board = Board(folder / "tensorboard", done + 1, clock())
 
@@ -98,13 +100,17 @@ class Recorder:
         now_s = self._clock()
         line: dict[str, Any] = {key: _finite(value) for key, value in totals.items()}
         line = {"step": record.step, "time": round(now_s, 3), "generation": record.generation} | {
-            key: value for key, value in line.items() if key not in ("step", "time", "generation", "nodes", "network")
+            key: value
+            for key, value in line.items()
+            if key not in ("step", "time", "generation", "nodes", "network", "faults")
         }
         line["nodes"] = {
             name: {key: _finite(value) for key, value in values.items()} for name, values in record.nodes.items()
         }
         if record.changes:
             line["network"] = [{"at_s": change.at_s, "change": change.text} for change in record.changes]
+        if self._untold:
+            line["faults"], self._untold = self._untold, []
         self._failed = True  # until it is written
         self._check_there()
         try:
@@ -117,12 +123,14 @@ class Recorder:
         return line
 
     def fault(self, fault: Fault) -> None:
-        """Write one fault: a line of ``faults.jsonl``, and how many there were up to its step for TensorBoard.
+        """Write one fault: a line of ``faults.jsonl``, which is also in the next record, and how many there were up to
+        its step for TensorBoard.
 
         `since` and `time` are Unix times: of when it began, as far as that is known, and of when the run had gone on.
         """
         now_s = self._clock()
         line = fault._asdict() | {
+            "nodes": list(fault.nodes),
             "since": round(now_s - fault.cost_s - fault.unseen_s, 3),
             "time": round(now_s, 3),
             "cost_s": round(fault.cost_s, 3),
@@ -130,6 +138,7 @@ class Recorder:
         }
         with self._path.with_name(FAULTS).open("a", encoding="utf-8") as lines:
             lines.write(json.dumps(line) + "\n")
+        self._untold.append(line)
         self._faults += 1
         self._board.add({"faults": float(self._faults)}, fault.step, now_s)
 

@@ -85,7 +85,7 @@ def caption(run: RunRecords) -> str:
     if gaps := missing_steps(records, steps):
         more.append(f"steps without a record: {describe_steps(gaps)}")
     how = f"mode {run.mode}, network {run.network}" if run.mode else f"network {run.network}"
-    lines = [" · ".join(parts), " · ".join(more), _times(records), how, _network_changes(records)]
+    lines = [" · ".join(parts), " · ".join(more), _times(records), how, _network_changes(records), _faults(records)]
     return "\n".join(line for line in [*lines, rates.untrusted(records)] if line)
 
 
@@ -111,6 +111,14 @@ def _network_changes(records: Sequence[Record]) -> str:
     shown = [f"step {change.step}: {change.text}" for change in changes[:MOST_CHANGES]]
     more = [f"{len(changes) - MOST_CHANGES} more"] if len(changes) > MOST_CHANGES else []
     return f"network changed: {'; '.join(shown + more)}" if changes else ""
+
+
+def _faults(records: Sequence[Record]) -> str:
+    """As `_network_changes`; all of them are in faults.jsonl."""
+    found = rates.faults(records)
+    shown = [f"step {fault.step}: {fault.text}" for fault in found[:MOST_CHANGES]]
+    more = [f"{len(found) - MOST_CHANGES} more"] if len(found) > MOST_CHANGES else []
+    return f"nodes: {'; '.join(shown + more)}" if found else ""
 
 
 def _config_tree(path: Path) -> dict[str, Any]:

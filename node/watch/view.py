@@ -65,6 +65,7 @@ class View:
         self._sent_bytes: dict[str, float] = {}
         self._heldout: tuple[int, float] | None = None
         self._changed = ""
+        self._fault = ""
         self._skipped = 0
         self._state = ""
         self._say = say or self._print
@@ -99,6 +100,8 @@ class View:
         self._skipped += rates.skipped_steps([record])
         if changes := rates.network_changes([record]):
             self._changed = f"{changes[-1].text} (step {changes[-1].step})"
+        if faults := rates.faults([record]):
+            self._fault = f"{faults[-1].text} (after step {faults[-1].step})"
         self.tick()
 
     def tell(self, state: str) -> None:
@@ -121,6 +124,7 @@ class View:
         """The panel."""
         body = [*self._progress(), *self._figures(), *self._processes()] if self._window else [self._waiting()]
         body += [Text(f"network: {self._changed}", style="yellow")] if self._changed else []
+        body += [Text(f"nodes: {self._fault}", style="yellow")] if self._fault else []
         # A border's text is cut where it is too long; inside the panel it is wrapped.
         fits = max(cell_len(self._title), cell_len(self._subtitle)) <= self._width
         body = body if fits else [Text(self._title, style="bold"), Text(self._subtitle, style="dim"), *body]
@@ -144,6 +148,7 @@ class View:
             parts.append(f"held-out {self._heldout[1]:.3f} (step {self._heldout[0]})")
         parts += [f"{label} {value}" for label, value in self._window_figures()]
         parts += [f"network: {self._changed}"] if self._changed else []
+        parts += [f"nodes: {self._fault}"] if self._fault else []
         return "  ".join([*parts, f"ETA {format_duration(rates.eta_s(records, steps))}"])
 
     def _draw(self) -> None:

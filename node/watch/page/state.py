@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Mapping
 from typing import Any, Final
 
+from coordinator.events import JOINED
 from coordinator.records import rates
 from coordinator.records.rates import Link, MissedLink, Record, number
 from netem.network import Profile, Shape
@@ -83,6 +84,7 @@ class PageState:
         self._energy: deque[tuple[int, dict[str, float]]] = deque(maxlen=MOST_EVALUATIONS)
         self._marks: deque[Json] = deque(maxlen=MOST_MARKS)
         self._skipped = 0
+        self._faults = 0
         self.step = 0
 
     def feed(self, record: Record) -> None:
@@ -110,6 +112,8 @@ class PageState:
         if energy := _energy_kept(record):
             self._energy.append((step, energy))
         self._marks += [{"step": change.step, "text": change.text} for change in rates.network_changes([record])]
+        self._marks += [{"step": fault.step, "text": fault.text} for fault in rates.faults([record])]
+        self._faults += sum(fault.kind != JOINED for fault in rates.faults([record]))
         self._skipped += rates.skipped_steps([record])
 
     def overview(self) -> Json:
@@ -164,6 +168,7 @@ class PageState:
                 "tokens_per_s": rates.tokens_per_s(window) if window else None,
                 "saved": saved.all_layers if (saved := rates.compression(window)) else None,
                 "skipped": self._skipped,
+                "faults": self._faults,
                 "time": number(last, "time") if window else None,
             },
             "nodes": [self._node(name, window) for name in names],

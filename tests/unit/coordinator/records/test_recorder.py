@@ -15,7 +15,8 @@ import pytest
 from helpers import ROOT
 from tensorboardX.proto.event_pb2 import Event
 
-from coordinator.events import NetworkChange, Record
+from coordinator.events import Fault, NetworkChange, Record
+from coordinator.records.rates import faults
 from coordinator.records.recorder import Recorder, aggregate
 from netem.errors import ConfigError
 
@@ -201,3 +202,17 @@ def test_records_are_written_without_loading_torch() -> None:
     """The coordinator needs no torch, and tensorboardX would load it."""
     script = "import sys, coordinator.records.recorder; assert 'torch' not in sys.modules; import torch; torch.zeros(1)"
     subprocess.run([sys.executable, "-c", script], check=True, cwd=ROOT, timeout=60)
+
+
+def test_a_fault_is_a_line_of_its_own_and_in_the_next_record(tmp_path: Path) -> None:
+    lost = Fault("lost", ("node-1",), "node-1 was lost: silent for 15 s", 7, 3, 15.0, "generation 5 has …", 0.25, 4)
+    with Recorder(tmp_path, clock=lambda: 1000.0) as recorder:
+        recorder.fault(lost)
+        first = recorder.record(Record(8, 5, {"node-0": {"tokens": 1.0}}))
+        second = recorder.record(Record(9, 5, {"node-0": {"tokens": 1.0}}))
+    (line,) = [json.loads(text) for text in (tmp_path / "faults.jsonl").read_text().splitlines()]
+    assert first["faults"] == [line]
+    assert "faults" not in second
+    assert (line["kind"], line["nodes"], line["lost_steps"]) == ("lost", ["node-1"], 4)
+    assert (line["since"], line["time"], line["cost_s"]) == (984.75, 1000.0, 0.25)
+    assert faults([first, second]) == [(7, "lost", "node-1 was lost: silent for 15 s")]

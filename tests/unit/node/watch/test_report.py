@@ -183,3 +183,11 @@ def test_the_caption_says_how_the_network_changed(tmp_path: Path) -> None:
         "step 3: rate 3 Mbit/s everywhere; step 4: rate 4 Mbit/s everywhere; 2 more"
     )
     assert "network changed" not in caption(read_run(folder(tmp_path / "b", [line(1)], HOME_LINE)))
+
+
+def test_the_caption_says_who_was_lost(tmp_path: Path) -> None:
+    fault = {"kind": "lost", "nodes": ["node-1"], "reason": "node-1 was lost: silent for 15 s", "step": 1}
+    lines = [line(1), line(2, faults=[fault, "nonsense"])]
+    assert caption(read_run(folder(tmp_path / "a", lines, HOME_LINE))).endswith(
+        "\nnodes: step 1: node-1 was lost: silent for 15 s"
+    )
