@@ -16,7 +16,6 @@ import hmac
 import os
 import socket
 import struct
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
@@ -40,7 +39,8 @@ _HANDSHAKES = (
 )
 _EVENT = struct.Struct("=hi")  # RFC of zmq_socket_monitor: the event, and its value
 _METADATA = 95  # ZMQ_METADATA, which pyzmq does not name
-_FAILURES, _FAILING_S = 6, 2.0  # so many failed handshakes in a row over that time: the callee refuses
+_FAILURES, _FAILING_S = 6, 2.0  # after so many failed handshakes, over that time, the callee is asked
+_PROBE_S = 0.5
 
 
 class Request:
@@ -51,6 +51,34 @@ class Request:
         self.mechanism = mechanism
         self.credentials = parts[8:]
         self.came = now
+
+
+class Callee:
+    """A peer that is dialled, and how it answers. `news` has the outcomes of handshakes."""
+
+    def __init__(self, address: str, news: zmq.Socket[bytes]) -> None:
+        self.news = news
+        self._address = address
+        self._met = False
+        self._failures = 0
+        self._since = 0.0
+
+    def refuses(self, succeeded: bool, now: float) -> bool:
+        """Note the outcome of a handshake. True, once, for a peer that has never let this endpoint in and goes on so.
+
+        A peer that did let it in has its key, and is only away. So is one in whose place something else answers, such
+        as a container's proxy; ZeroMQ says no more than that the handshake failed, so this is tried here.
+        """
+        if succeeded or self._met:
+            self._met = True
+            return False
+        if not self._failures:
+            self._since = now
+        self._failures += 1
+        if self._failures < _FAILURES or now - self._since < _FAILING_S:
+            return False
+        self._failures = 0
+        return _speaks_zmtp(self._address)
 
 
 class Porter:
@@ -75,9 +103,7 @@ class Porter:
         self._router: zmq.Socket[bytes] | None = None
         self._zap: zmq.Socket[bytes] | None = None
         self._news: zmq.Socket[bytes] | None = None
-        self._answers: dict[str, zmq.Socket[bytes]] = {}  # handshakes of the DEALERs, by peer
-        self._failures: Counter[str] = Counter()
-        self._failing_since: dict[str, float] = {}
+        self._callees: dict[str, Callee] = {}  # peers that are dialled with their key
 
     # ── Sockets ──────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -102,7 +128,7 @@ class Porter:
         """The ROUTER listens at `address`."""
         self._port = int(address.rpartition(":")[2])
 
-    def prepare(self, dealer: zmq.Socket[bytes], peer: str, key: str, encrypted: bool) -> int | None:
+    def prepare(self, dealer: zmq.Socket[bytes], peer: str, address: str, key: str, encrypted: bool) -> int | None:
         """Have a DEALER prove to `peer` who this endpoint is. With a key, the peer must prove that it is its own.
 
         Returns the descriptor that signals work, if there is one.
@@ -116,19 +142,17 @@ class Porter:
         dealer.curve_serverkey = key.encode()
         dealer.curve_publickey = self._access.pair.public.encode()
         dealer.curve_secretkey = self._access.pair.secret.encode()
-        self._answers[peer] = dealer.get_monitor_socket(_HANDSHAKES)
-        return _descriptor(self._answers[peer])
+        self._callees[peer] = Callee(address, dealer.get_monitor_socket(_HANDSHAKES))
+        return _descriptor(self._callees[peer].news)
 
     def leave(self, dealer: zmq.Socket[bytes], peer: str) -> int | None:
         """The DEALER of `peer` is to be closed. Returns the descriptor that no longer signals work."""
-        answers = self._answers.pop(peer, None)
-        self._failures.pop(peer, None)
-        self._failing_since.pop(peer, None)
-        if answers is None:
+        callee = self._callees.pop(peer, None)
+        if callee is None:
             return None
-        descriptor = _descriptor(answers)
+        descriptor = _descriptor(callee.news)
         dealer.disable_monitor()
-        answers.close(linger=0)
+        callee.news.close(linger=0)
         return descriptor
 
     def close(self) -> None:
@@ -197,9 +221,10 @@ class Porter:
         if self._zap is not None:
             while _readable(self._zap):
                 self._hear(self._zap.recv_multipart(zmq.NOBLOCK), now)
-        for peer, answers in self._answers.items():
-            for event, _ in _events(answers):
-                self._reckon(peer, event, now)
+        for peer, callee in self._callees.items():
+            for event, _ in _events(callee.news):
+                if callee.refuses(event == zmq.EVENT_HANDSHAKE_SUCCEEDED, now):
+                    self.refused.append(NotAdmitted(peer))
 
     def _note(self, event: int, value: int, now: float) -> None:
         counters = self.door.counters
@@ -255,19 +280,6 @@ class Porter:
         reply = [request.route, b"", request.version, request.sequence, status, text, user.encode(), b""]
         self._zap.send_multipart(reply, zmq.NOBLOCK)
 
-    def _reckon(self, peer: str, event: int, now: float) -> None:
-        """Note how a handshake with a peer went that was dialled, and report a peer that goes on refusing."""
-        if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
-            self._failures.pop(peer, None)
-            self._failing_since.pop(peer, None)
-            return
-        self._failures[peer] += 1
-        since = self._failing_since.setdefault(peer, now)
-        if self._failures[peer] >= _FAILURES and now - since >= _FAILING_S:
-            self._failures.pop(peer)
-            self._failing_since.pop(peer)
-            self.refused.append(NotAdmitted(peer))
-
     def _source(self, descriptor: int) -> str | None:
         """The address of an inbound connection; None if it has ended."""
         with _borrowed(descriptor) as connection, suppress(OSError):
@@ -291,6 +303,16 @@ def _borrowed(descriptor: int) -> Iterator[socket.socket | None]:
         return
     with connection:
         yield connection
+
+
+def _speaks_zmtp(address: str) -> bool:
+    """Whether what listens there sends the first byte of ZeroMQ's greeting."""
+    host, _, port = address.removeprefix("tcp://").rpartition(":")
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=_PROBE_S) as connection:
+            return connection.recv(1) == b"\xff"
+    except OSError:
+        return False
 
 
 def _descriptor(socket: zmq.Socket[bytes]) -> int:

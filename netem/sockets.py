@@ -95,7 +95,7 @@ class Sockets:
         if self._porter is None:
             dealer.routing_id = self._name
         else:
-            news = self._porter.prepare(dealer, peer, key, encrypted)
+            news = self._porter.prepare(dealer, peer, address, key, encrypted)
             if news is not None:
                 self._selector.register(news, selectors.EVENT_READ, _PORTER)
         dealer.reconnect_ivl = 20

@@ -6,7 +6,7 @@ import socket
 import time
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import msgspec
@@ -329,3 +329,38 @@ def test_the_secret_leaves_only_with_the_roster(tmp_path: Path) -> None:
         assert msgspec.structs.replace(roster, secret="") == kept
         assert isinstance(session._join, Join)
         assert pair_of(new_pair().secret).public not in repr(new_pair())
+
+
+def test_a_proxy_with_nobody_behind_it_is_no_refusal_and_neither_is_a_coordinator_that_is_away(tmp_path: Path) -> None:
+    """As in a container whose coordinator is being started again: the node goes on calling."""
+    pair, lead = new_pair(), derived_pair("secret", COORDINATOR)
+    with socket.create_server(("127.0.0.1", 0)) as proxy:
+        address = f"tcp://127.0.0.1:{proxy.getsockname()[1]}"
+        with caller(unique("node-0", pair.public), address, pair, lead.public) as (one, told):
+            one.send(COORDINATOR, CONTROL_TAG, [b"hello"], urgent=True)
+            closes_s = time.monotonic() + 4
+            proxy.settimeout(0.1)
+            while time.monotonic() < closes_s:
+                with suppress(TimeoutError):
+                    proxy.accept()[0].close()
+            assert told.errors.empty()
+            proxy.close()
+            inbox = Inbox()
+            boss = Endpoint(COORDINATOR, RUN_ID, UNSHAPED, inbox, bind=address, access=Access(lead, invited=None))
+            try:
+                assert inbox.next().tag == CONTROL_TAG
+            finally:
+                boss.close()
+            with swarm_of_strangers(address):
+                time.sleep(4)
+            assert told.errors.empty()
+
+
+@contextmanager
+def swarm_of_strangers(address: str) -> Iterator[None]:
+    """Another coordinator, with another key, at this address."""
+    other = Endpoint(COORDINATOR, RUN_ID, UNSHAPED, Inbox(), bind=address, access=Access(new_pair(), invited=None))
+    try:
+        yield
+    finally:
+        other.close()
