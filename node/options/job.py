@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from node.epilogs import DASHBOARD, EVAL, KEYS, SETTINGS, TRACE, WATCH
+from node.epilogs import DASHBOARD, EVAL, KEYS, LAUNCH, SETTINGS, TRACE, WATCH
 from node.options.common import Commands, add_command, add_config, add_key, add_print_config
 
 
@@ -35,6 +35,15 @@ def add_training(commands: Commands) -> None:
             SETTINGS,
             takes_settings=True,
         )
+    )
+
+    launch = add_command(
+        commands, "launch", "a node of a run that torchrun, Slurm or Kubernetes starts", LAUNCH, takes_settings=True
+    )
+    add_config(launch)
+    launch.add_argument("--port", type=int, default=7070, help="the coordinator's port at MASTER_ADDR (%(default)s)")
+    launch.add_argument(
+        "--interface", default="", metavar="NAME", help="where this process listens (default: the way to MASTER_ADDR)"
     )
 
 
