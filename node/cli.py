@@ -155,6 +155,13 @@ def _export(options: argparse.Namespace, _rest: list[str]) -> None:
     print(f'load it:     transformers.AutoModelForCausalLM.from_pretrained("{options.folder}")')
 
 
+def _generate(options: argparse.Namespace, overrides: list[str]) -> None:
+    from node.commands.generate import Wish, generate
+
+    wish = Wish(options.prompt, options.tokens, options.temperature, options.seed)
+    print(generate(options.source, wish, overrides))
+
+
 def _report(options: argparse.Namespace, _rest: list[str]) -> None:
     from node.watch.report import draw_comparison, draw_report
 
@@ -226,6 +233,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace, list[str]], int | None]] = {
     "launch": _launch,
     "eval": _eval,
     "export": _export,
+    "generate": _generate,
     "report": _report,
     "dashboard": _dashboard,
     "watch": _watch,

@@ -116,7 +116,7 @@ def await_idle(surroundings: dict[str, str], host: str, folder: Path) -> None:
 
 def test_the_script_trains_under_slurm(slurm: dict[str, str], tmp_path: Path) -> None:
     log = tmp_path / "job.log"
-    tasks = ["--nodes=1", "--ntasks=2", "--cpus-per-task=1", f"--output={log}", "--wait", f"--chdir={ROOT}"]
+    tasks = ["--nodes=1", "--ntasks-per-node=2", "--cpus-per-task=1", f"--output={log}", "--wait", f"--chdir={ROOT}"]
     script = str(DEPLOY / "slurm" / "isthmus.sbatch")
     words = ["sbatch", *tasks, script, "configs/tiny.toml", "--net.profile", "unshaped", "--interface", "127.0.0.1"]
     done = subprocess.run(words, cwd=ROOT, env=slurm, capture_output=True, text=True, timeout=200)
