@@ -50,32 +50,32 @@ def generate(path: Path, wish: Wish, overrides: Sequence[str] = ()) -> str:
 
 def _of_folder(folder: Path, overrides: Sequence[str]) -> tuple[Config, ExchangedLlama, PassSpec]:
     from node.data.tokenizers import make_tokenizer
-    from node.model.hf import pretrained
-    from node.train.schedule import pass_spec
+    from node.train.from_config import first_model
+    from node.train.schedule import StepSchedule
 
     where = str(folder.resolve())
     context = read_json(folder / CONFIG_JSON, _Positions).max_position_embeddings
     own = [f"--model.init={where}", f"--data.tokenizer={where}", "--compress.mode=dense", "--model.chunks=1"]
     config = load_config(None, [*own, f"--model.context={context}", *overrides])
-    model = pretrained(config, make_tokenizer(config.data.tokenizer).vocab_size)
-    return config, model, pass_spec(config, config.train.steps)
+    model = first_model(config, make_tokenizer(config.data.tokenizer).vocab_size)
+    return config, model, StepSchedule(config.model, config.compress, config.train).pass_spec(config.train.steps)
 
 
 def _of_checkpoint(checkpoint: Path, overrides: Sequence[str]) -> tuple[Config, ExchangedLlama, PassSpec]:
     config = checkpoint_config(checkpoint, overrides)
     if config.data.corpus == RECALL:
         raise ConfigError(f"{checkpoint}: was trained on the recall probe, which is no text")
-    from node.model.exchanged import ExchangedLlama
     from node.train.checkpoint import load_model, vocab_size_of
-    from node.train.schedule import pass_spec
+    from node.train.from_config import drawn_model
+    from node.train.schedule import StepSchedule
 
-    spec = pass_spec(config, step_of(checkpoint))
+    spec = StepSchedule(config.model, config.compress, config.train).pass_spec(step_of(checkpoint))
     if config.leaks and spec.compressed:
         raise ConfigError(
             f'{checkpoint}: with compress.own = "projected" its predictions depend on tokens that are not written yet; '
             "give --compress.mode dense to see the model without that"
         )
-    model = ExchangedLlama(config, vocab_size_of(checkpoint))
+    model = drawn_model(config, vocab_size_of(checkpoint))
     load_model(checkpoint, model)
     # A pass of the warm start is shorter than a context, and the context is what the model will be used at.
     return config, model, spec._replace(tokens=config.model.chunk_tokens)
@@ -91,8 +91,10 @@ def _write(config: Config, model: ExchangedLlama, spec: PassSpec, wish: Wish) ->
 
     tokenizer = make_tokenizer(config.data.tokenizer)
     prompt = [int(token) for token in tokenizer.encode_document(wish.prompt)] or [tokenizer.eot]
-    model = model.to(choose_device(config)).eval()
-    exchange = ChunkExchange(assign(config.model.chunks, 1), 0, PayloadFormat(config, model.ranks))
+    model = model.to(choose_device(config.run)).eval()
+    # All of the text is one document, so nothing is masked, whatever the run did.
+    payload = PayloadFormat(config.model, config.compress, config.train, config.run.seed, model.ranks)
+    exchange = ChunkExchange(assign(config.model.chunks, 1), 0, payload)
     written = continuation(model, exchange, spec, prompt, Sampling(wish.temperature, wish.seed))
     return wish.prompt + tokenizer.decode(_text_of(islice(written, wish.tokens), tokenizer))
 

@@ -14,11 +14,11 @@ from node.cli import main
 from node.config import Config, load_config, save_config
 from node.exchange.chunks import ChunkExchange
 from node.exchange.passes import PassSpec
-from node.exchange.payload import PayloadFormat
 from node.export.generate import next_logits
 from node.model.exchanged import ExchangedLlama
 from node.train.basis import restore_basis
 from node.train.checkpoint import Checkpoints
+from node.train.from_config import drawn_model, payload_format
 from node.train.optimizer import make_optimizer
 
 STEP = 25
@@ -30,7 +30,7 @@ def config_of(*settings: str) -> Config:
 
 
 def model_of(config: Config) -> ExchangedLlama:
-    model = ExchangedLlama(config, 257)
+    model = drawn_model(config, 257)
     if not model.ranks.chosen:  # a run would have chosen them
         model.ranks.choose({key: 3 + number for number, key in enumerate(model.ranks.keys)})
         for _, codec in model.codecs():
@@ -60,7 +60,7 @@ def test_logits_are_those_of_a_whole_pass_over_any_later_tokens(mode: str) -> No
     exact = ["--compress.format", "float32", "--compress.dense_format", "same"]
     config = config_of("--compress.mode", mode, "--compress.warmup_steps", "2", *exact)
     model = model_of(config)
-    exchange = ChunkExchange(assign(config.model.chunks, 1), 0, PayloadFormat(config, model.ranks))
+    exchange = ChunkExchange(assign(config.model.chunks, 1), 0, payload_format(config, model.ranks))
     spec = PassSpec(config.model.chunk_tokens, compressed=mode == "subspace")
     context = torch.randint(257, (64,), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
@@ -97,6 +97,7 @@ def test_a_seed_gives_the_same_text_and_another_one_another(capsys: pytest.Captu
     assert generated(capsys, *words) == first
     assert generated(capsys, *words, "--seed", "1") != first
     assert generated(capsys, run, "--tokens", "3") != ""
+    assert generated(capsys, *words, "--data.document_masking", "true") == first
 
 
 def test_what_cannot_be_written_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
