@@ -17,7 +17,7 @@ FIGURE_RUN = $(BIN)/isthmus run configs/figure.toml --run.outputs outputs/figure
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo figure test test-slow test-docker bench check lint types clean
+.PHONY: help demo figure test test-slow test-slurm test-docker docs bench check lint types clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -47,9 +47,15 @@ endif
 test-slow: $(VENV)/.installed-dev  ## run the tests that take minutes
 	$(BIN)/pytest -m slow $(ARGS)
 
+test-slurm: $(VENV)/.installed-dev  ## run deploy/slurm under a real Slurm on this machine (root; slurm-wlm and munge)
+	$(BIN)/pytest -m slurm tests/e2e/test_slurm.py $(ARGS)
+
 test-docker: $(VENV)/.installed-dev  ## run the tests in containers, as root on Debian (half an hour at first)
 	eval "$$(tests/docker/engine.sh up)" && ISTHMUS_TEST_DOCKER=1 $(BIN)/pytest -q -s tests/docker $(ARGS); \
 		status=$$?; tests/docker/engine.sh down; exit $$status
+
+docs: $(VENV)/.installed-dev  ## build the documentation site into build/docs, with warnings as errors
+	$(BIN)/sphinx-build -W --keep-going -q -b html docs build/docs
 
 bench: $(VENV)/.installed-dev  ## measure the cost of compression beside that of a training step (minutes)
 	$(BIN)/python tests/benchmarks/codec_cost.py --out docs/benchmarks/codec-cost.md $(ARGS)

@@ -1,4 +1,4 @@
-"""The command line: `isthmus run | coordinator | node | eval | export | report | watch | study | plan | tunnel | …`.
+"""The command line: `isthmus run | coordinator | node | launch | eval | export | report | watch | plan | …`.
 
 `node.options` says what can be typed, and `node.commands` what a command does; this joins the two. Exit codes: 0 done,
 1 the run failed, 2 a mistake that the user can mend, 3 a plan does not fit its device, 130 interrupted, 141 nobody
@@ -11,6 +11,7 @@ import argparse
 import atexit
 import gc
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 
@@ -123,6 +124,14 @@ def _node(options: argparse.Namespace, overrides: list[str]) -> None:
     run_node(config, options.join, options.bind, options.advertise, options.name, options.rank)
 
 
+def _launch(options: argparse.Namespace, overrides: list[str]) -> None:
+    from node.commands.launch import Command, launch, spot_of
+
+    typed = Command(options.config, options.preset, tuple(overrides))
+    load_with = lambda settings: load(options, [*overrides, *settings])  # noqa: E731
+    launch(typed, load_with, spot_of(os.environ), options.port, options.interface)
+
+
 def _eval(options: argparse.Namespace, overrides: list[str]) -> None:
     from node.commands.evaluate import evaluate
 
@@ -144,6 +153,13 @@ def _export(options: argparse.Namespace, _rest: list[str]) -> None:
     if found.note:
         print(f"note:        {found.note}")
     print(f'load it:     transformers.AutoModelForCausalLM.from_pretrained("{options.folder}")')
+
+
+def _generate(options: argparse.Namespace, overrides: list[str]) -> None:
+    from node.commands.generate import Wish, generate
+
+    wish = Wish(options.prompt, options.tokens, options.temperature, options.seed)
+    print(generate(options.source, wish, overrides))
 
 
 def _report(options: argparse.Namespace, _rest: list[str]) -> None:
@@ -214,8 +230,10 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace, list[str]], int | None]] = {
     "run": _run,
     "coordinator": _coordinator,
     "node": _node,
+    "launch": _launch,
     "eval": _eval,
     "export": _export,
+    "generate": _generate,
     "report": _report,
     "dashboard": _dashboard,
     "watch": _watch,

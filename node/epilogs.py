@@ -29,6 +29,19 @@ While `isthmus run configs/demo.toml` goes on in another terminal:
 Nothing in flight is lost. A cut only delays the run if it is shorter than the time that nodes may be silent.
 """
 
+GENERATE = """\
+Each token takes a whole pass, so this is for a look at what a model has learned:
+  isthmus generate outputs/demo --prompt 'It was a dark'
+Settings may differ from those of the run, such as --run.device cuda.
+"""
+
+LAUNCH = f"""\
+The launcher starts the same command for every node, and says in the environment which one it is: RANK, WORLD_SIZE and
+MASTER_ADDR, or SLURM_PROCID and SLURM_NTASKS, or JOB_COMPLETION_INDEX. The process of rank 0 serves the run as well:
+  torchrun --nproc-per-node 4 --no-python isthmus launch configs/demo.toml
+{SETTINGS.rstrip()}
+"""
+
 WATCH = """\
 It shows what `isthmus run` shows, and disturbs nothing; Ctrl-C ends only the view:
   isthmus watch outputs/demo

@@ -27,12 +27,13 @@ from coordinator.records.lock import SERVING, locked
 from coordinator.records.recorder import Recorder
 from coordinator.records.secret import drop_secret, keep_secret
 from coordinator.records.tail import Tail
+from coordinator.records.tracker import Tracker
 from coordinator.server import CoordinatorServer
 from netem.children import Children
 from netem.errors import ConfigError, RunAborted
 from netem.profile import resolve_schedule
 from node.commands.dashboard import PageWish, start_page
-from node.config import OPERATOR_VARIABLE, TOKEN_VARIABLE, Config, public_toml, save_config
+from node.config import OPERATOR_VARIABLE, TOKEN_VARIABLE, Config, public_toml, public_tree, save_config
 from node.train.resume import check_can_start, log_changes, set_refused_aside, start_step
 from node.train.schedule import StepSchedule
 from node.watch.view import View
@@ -105,13 +106,15 @@ def _serve(config: Config, page: PageWish | None, lease: Lease) -> None:
         line = recorder.record(measured)
         tail.add(line)
         view.feed(line)
+        tracker.add(line)
 
     def show(after: int, state: str) -> Watched:
         lines, number = tail.after(after)
         elapsed_s = time.monotonic() - began_s
         return Watched(config=public_toml(config), lines=lines, number=number, elapsed_s=elapsed_s, state=state)
 
-    with Recorder(folder, done=done, dilation=network.profile.dilation) as recorder, view:
+    tracker = Tracker(config.run.tracker, config.run.name, public_tree(config))
+    with tracker, Recorder(folder, done=done, dilation=network.profile.dilation) as recorder, view:
         if recorder.missing:
             log.warning("%s: steps without a record: %s; they are not done again", folder / METRICS, recorder.missing)
         server = CoordinatorServer(

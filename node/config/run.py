@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from msgspec import Meta
 
@@ -48,8 +48,18 @@ class RunConfig(Section, frozen=True, kw_only=True):
         Meta(description="Steps of which each node writes a trace for isthmus trace: 40, or 40..42; empty: none."),
     ] = ""
 
+    profile: Annotated[
+        str,
+        Meta(description="Steps of which each node writes torch's own profile, as run.trace; empty: none."),
+    ] = ""
+    tracker: Annotated[
+        Literal["", "wandb", "trackio"],
+        Meta(description="Experiment tracker that gets the run's figures too, beside TensorBoard; empty: none."),
+    ] = ""
+
     def check(self, path: str) -> None:
         self.traced(path)
+        self.profiled(path)
         if not re.fullmatch(r"cpu|cuda(:\d+)?", self.device):
             raise ConfigError(f"{path}device = {self.device!r}: expected cpu, cuda or cuda:N")
         if "/" in self.name or self.name in (".", "..") or not self.name.isprintable() or len(self.name) > 64:
@@ -59,18 +69,25 @@ class RunConfig(Section, frozen=True, kw_only=True):
 
     def traced(self, path: str = "run.") -> range:
         """The steps that `trace` names. Raises `ConfigError` where it names none."""
-        if not self.trace:
-            return range(0)
-        match = re.fullmatch(r"([1-9]\d{0,11})(?:\.\.([1-9]\d{0,11}))?", self.trace, re.ASCII)
-        first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
-        if not first <= last < first + MOST_TRACED:
-            raise ConfigError(
-                f"{path}trace = {self.trace!r}: expected a step or a range of at most {MOST_TRACED} steps, "
-                "such as 40 or 40..42"
-            )
-        return range(first, last + 1)
+        return _steps(f"{path}trace", self.trace)
+
+    def profiled(self, path: str = "run.") -> range:
+        """The steps that `profile` names. Raises `ConfigError` where it names none."""
+        return _steps(f"{path}profile", self.profile)
 
     @property
     def folder(self) -> Path:
         """Where everything of this run is written."""
         return user_path(self.outputs, "run.outputs") / self.name
+
+
+def _steps(key: str, text: str) -> range:
+    if not text:
+        return range(0)
+    match = re.fullmatch(r"([1-9]\d{0,11})(?:\.\.([1-9]\d{0,11}))?", text, re.ASCII)
+    first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+    if not first <= last < first + MOST_TRACED:
+        raise ConfigError(
+            f"{key} = {text!r}: expected a step or a range of at most {MOST_TRACED} steps, such as 40 or 40..42"
+        )
+    return range(first, last + 1)

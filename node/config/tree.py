@@ -136,7 +136,7 @@ class Config(Section, frozen=True, kw_only=True):
         """Digest of what must be equal on all nodes before they join. Where a node runs and how it is reached may
         differ. Who owns which chunk is the coordinator's word, which nodes compare when they begin a generation."""
         tree = to_tree(self)
-        for key in ("outputs", "device", "threads", "trace", "recompute"):
+        for key in ("outputs", "device", "threads", "trace", "profile", "tracker", "recompute"):
             tree["run"].pop(key)
         for key in ("address", "token", "operator", "keys", "assignment", "chunks_per_node", "node_speeds"):
             tree["coordinator"].pop(key)

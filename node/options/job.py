@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from node.epilogs import DASHBOARD, EVAL, KEYS, SETTINGS, TRACE, WATCH
+from node.epilogs import DASHBOARD, EVAL, GENERATE, KEYS, LAUNCH, SETTINGS, TRACE, WATCH
 from node.options.common import Commands, add_command, add_config, add_key, add_print_config
 
 
@@ -37,6 +37,15 @@ def add_training(commands: Commands) -> None:
         )
     )
 
+    launch = add_command(
+        commands, "launch", "a node of a run that torchrun, Slurm or Kubernetes starts", LAUNCH, takes_settings=True
+    )
+    add_config(launch)
+    launch.add_argument("--port", type=int, default=7070, help="the coordinator's port at MASTER_ADDR (%(default)s)")
+    launch.add_argument(
+        "--interface", default="", metavar="NAME", help="where this process listens (default: the way to MASTER_ADDR)"
+    )
+
 
 def add_keys(commands: Commands) -> None:
     """`isthmus keys`."""
@@ -58,6 +67,15 @@ def add_results(commands: Commands) -> None:
     export = add_command(commands, "export", "a checkpoint as a Hugging Face folder: a plain Llama and its tokenizer")
     export.add_argument("checkpoint", type=Path, help="outputs/RUN, or outputs/RUN/checkpoint/step-N")
     export.add_argument("folder", type=Path, help="the folder to write; it must not exist yet, or be empty")
+
+    text = add_command(commands, "generate", "text from a checkpoint, or from an export", GENERATE, takes_settings=True)
+    text.add_argument("source", type=Path, help="outputs/RUN, a checkpoint in it, or a Hugging Face folder of a Llama")
+    text.add_argument("--prompt", default="", help="the text to go on with (default: none)")
+    text.add_argument("--tokens", type=int, default=64, help="the number of tokens at most (default: %(default)s)")
+    text.add_argument(
+        "--temperature", type=float, default=0.8, help="0: always the likeliest token (default: %(default)s)"
+    )
+    text.add_argument("--seed", type=int, default=0, help="another seed gives another text (default: %(default)s)")
 
     report = add_command(commands, "report", "a picture of one run, or of several together")
     report.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="a run's folder, such as outputs/demo")

@@ -26,6 +26,7 @@ log = logging.getLogger("isthmus.resume")
 
 MAY_CHANGE = (
     *("run.outputs", "run.device", "run.threads", "run.recompute", "run.resume", "net.", "coordinator.", "data.cache"),
+    *("run.trace", "run.profile", "run.tracker"),
     "model.init",  # the weights are those of the checkpoint
     *("train.steps", "train.eval_every", "train.eval_batches", "train.checkpoint_every", "train.keep_last"),
     *("train.lr", "train.nonfinite"),

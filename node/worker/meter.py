@@ -36,6 +36,7 @@ from netem.counters import LinkCounters
 from netem.names import plain
 from node.exchange.inbox import Members
 from node.exchange.wire import Wire
+from node.measure.profile import StepProfiler
 from node.measure.spans import ACCOUNTS, Spans, StepTime
 from node.measure.trace_file import append_step
 from node.worker.machine import Machine
@@ -59,6 +60,8 @@ class Plan(NamedTuple):
     """The steps that are recorded."""
     run_folder: Path
     """Where the traces are written."""
+    profiled: frozenset[int] = frozenset()
+    """The steps that torch's profiler records."""
 
 
 class Meter:
@@ -80,6 +83,7 @@ class Meter:
         self._machine = machine
         self._plan = plan
         self._step = 0
+        self._profiler = StepProfiler(plan.profiled, plan.run_folder, members.rank)
         self._process = psutil.Process()
         self._process.cpu_percent()  # the first call only starts the clock
         self._before = self._totals()
@@ -87,7 +91,12 @@ class Meter:
     def begin(self, step: int) -> None:
         """Step `step` begins now, with the wait for its Go."""
         self._step = step
+        self._profiler.begin(step)
         self._spans.begin(recorded=step in self._plan.traced)
+
+    def close(self) -> None:
+        """End what is still recorded: the generation is over."""
+        self._profiler.end()
 
     def step_metrics(self) -> dict[str, float]:
         """What was measured in the step that ends now; the next one begins. The state of the process is that of now."""

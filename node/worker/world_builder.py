@@ -53,6 +53,7 @@ class WorldBuilder:
         self._spans = Spans()
         self._dialled: Mapping[str, RosterEntry] = {}
         self._averager: Averager | None = None  # of the world that was built last
+        self._meter: Meter | None = None  # of the same
 
     def build(self, rank: int, roster: Roster) -> tuple[World, Meter]:
         """The world of `roster`, as seen from `rank`, and its meter. The world before is closed.
@@ -74,8 +75,10 @@ class WorldBuilder:
         wire = None if alone else self._wire(members)
         world = build_world(members, self._payload, wire, self._session, folder, self._corpus, spans)
         self._averager = world.averager
-        plan = Plan(partial(self._flops, world.exchange.own), frozenset(self._config.traced()), folder)
-        return world, Meter(spans, wire, self._endpoint.counters, members, self._machine, plan)
+        traced, profiled = frozenset(self._config.traced()), frozenset(self._config.profiled())
+        plan = Plan(partial(self._flops, world.exchange.own), traced, folder, profiled)
+        self._meter = Meter(spans, wire, self._endpoint.counters, members, self._machine, plan)
+        return world, self._meter
 
     def _wire(self, members: Members) -> Wire:
         return Wire(
@@ -87,6 +90,9 @@ class WorldBuilder:
         if self._averager is not None:
             self._averager.close()
             self._averager = None
+        if self._meter is not None:
+            self._meter.close()
+            self._meter = None
 
     def _dial(self, others: Mapping[str, RosterEntry]) -> None:
         for peer in self._dialled.keys() - others.keys():

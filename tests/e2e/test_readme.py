@@ -42,7 +42,7 @@ LIVE = (
 """A run, what changes its network meanwhile, what shows it, and what continues it after an interruption."""
 TO_THE_END = (
     *("isthmus eval", "isthmus run configs/tiny.toml --compress.mode dense", "isthmus report", "isthmus export"),
-    *("isthmus plan", "isthmus settings"),
+    *("isthmus generate", "isthmus plan", "isthmus settings"),
 )
 
 LONG, SHORT = 2000, 6
@@ -128,7 +128,7 @@ def test_the_commands_do_what_the_readme_says(workshop: Workshop) -> None:
         process.send_signal(signal.SIGINT)
         await_end(process, 30)
 
-    evaluate, dense, report, export, plan, settings = map(named, TO_THE_END)
+    evaluate, dense, report, export, generate, plan, settings = map(named, TO_THE_END)
     assert "held-out loss" in workshop.run(evaluate)
     workshop.shrink(SHORT, nodes=1)
     workshop.run(dense)
@@ -136,6 +136,7 @@ def test_the_commands_do_what_the_readme_says(workshop: Workshop) -> None:
     assert (workshop.folder / "two.png").read_bytes().startswith(b"\x89PNG")
     workshop.run(export)
     assert (workshop.folder / "dense-hf" / "model.safetensors").exists()
+    assert workshop.run(generate).startswith("It was a")
     assert "tokens/s" in workshop.run(plan)
     assert "--preset" in workshop.run(settings)
 

@@ -52,6 +52,8 @@ def check(command: str) -> None:
         _check_pytest(arguments)
     elif program == "python":
         _check_python(arguments)
+    elif program == "torchrun":
+        check(shlex.join(words[words.index("isthmus") :]))
     else:
         assert program == "export", command
 

@@ -16,7 +16,12 @@ from helpers.documented import check, commands_of, fenced, made_by
 from netem.errors import ConfigError
 from node import epilogs
 
-DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+DOCUMENTS = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "deploy" / "README.md",
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
 FOUND = [
     (path.relative_to(ROOT).as_posix(), command) for path in DOCUMENTS for command in commands_of(path.read_text())
 ]

@@ -222,6 +222,8 @@ LOCAL = {
     "run.device": "cuda:1",
     "run.threads": 3,
     "run.trace": "40..42",
+    "run.profile": "40..42",
+    "run.tracker": "wandb",
     "run.recompute": True,
     "coordinator.address": "tcp://127.0.0.1:7070",
     "coordinator.token": "secret",

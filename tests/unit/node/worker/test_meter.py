@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from helpers.coordinated import Coordinator, Session, make_trainer
 from helpers.meters import make_meter
 from helpers.threads import ThreadWire, run_ranks
 from helpers.worlds import WORLDS, Loop, tiny_config
 
 from coordinator.records.rates import exposed_layer, time_share
+from node.measure.profile import StepProfiler
 from node.measure.spans import ACCOUNTS, EVALUATE, SAVE, WAIT_GRADIENT, WAIT_PAYLOAD, Spans
 from node.measure.trace_file import read_steps
 from node.train.world import build_world
@@ -138,3 +141,28 @@ def test_over_real_wires_the_parts_are_the_step_and_the_steps_are_the_run(tmp_pa
     assert last["exposed_forward_s"] > 0 == last["exposed_backward_s"], "the last node reads, and nobody reads it"
     assert first["exposed_backward_s"] > 0, "the first is read"
     assert [len(nodes) for nodes in read_steps(tmp_path).values()] == [4, 4]
+
+
+def test_torchs_profiler_writes_the_steps_that_it_is_asked_for(tmp_path: Path) -> None:
+    profiler = StepProfiler(frozenset({2, 3, 5}), tmp_path, rank=1)
+    for step in (1, 2, 3, 4, 5):
+        profiler.begin(step)
+        torch.ones(2, step + 10) @ torch.ones(step + 10, 2)
+    profiler.end()  # the run, or the generation, ends in a step that is profiled
+    profiler.end()
+    files = sorted(path.name for path in (tmp_path / "profile").iterdir())
+    assert files == [f"node-1-step-{step}.json" for step in (2, 3, 5)]
+    for name in files:
+        events = json.loads((tmp_path / "profile" / name).read_text())["traceEvents"]
+        assert "aten::mm" in {event.get("name") for event in events}
+
+
+def test_a_profile_that_cannot_be_written_is_said_and_the_run_goes_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "profile").write_text("a file in place of the folder")
+    profiler = StepProfiler(frozenset({1}), tmp_path, rank=0)
+    profiler.begin(1)
+    with caplog.at_level(logging.WARNING):
+        profiler.begin(2)
+    assert "cannot be written" in caplog.text
