@@ -12,8 +12,11 @@ from netem.errors import ConfigError
 EXACT_CLIP = 3.0
 """The largest angle for `exact`: beyond it, the terms of its series are more than e³ = 20 times their sum."""
 
-FormatName = Literal["float32", "bfloat16", "int8", "fp8", "int4", "topk10"]
+FormatName = Literal["float32", "bfloat16", "int8", "fp8", "int4", "int2", "topk10", "unit4", "unit2"]
 """The number formats of the wire; `node.exchange.formats` implements them."""
+
+UNIT_FORMATS = ("unit4", "unit2")
+"""Formats without scales, for numbers whose mean square is about 1."""
 
 
 class CompressConfig(Section, frozen=True, kw_only=True):
@@ -66,6 +69,13 @@ class CompressConfig(Section, frozen=True, kw_only=True):
             'needs rotation = "fixed".'
         ),
     ] = "frozen"
+    whitened: Annotated[
+        bool,
+        Meta(
+            description="Divide each number of a payload by its root mean square at the time when the basis is taken, "
+            'so that weak directions are rounded as finely as strong ones; needs subspace = "learned".'
+        ),
+    ] = False
     rotation: Annotated[
         Literal["geodesic", "taylor2", "exact", "fixed", "random"],
         Meta(
@@ -170,6 +180,7 @@ class CompressConfig(Section, frozen=True, kw_only=True):
                 f'{path}{key} = {getattr(self, key)!r}: expected {wanted}, since {path}subspace = "learned" trains '
                 f"the basis of the warm start further"
             )
+        self._check_units(path)
         if self.theta != "chunk" and not self.learns_theta:
             raise ConfigError(
                 f'{path}theta = {self.theta!r}: expected "chunk", since {turns} takes no theta from the data'
@@ -179,6 +190,23 @@ class CompressConfig(Section, frozen=True, kw_only=True):
                 f"{path}clip = {self.clip}: expected at most {EXACT_CLIP}, since beyond it the series of {turns} loses "
                 f'digits of float32; "geodesic" is exact for any angle'
             )
+
+    def _check_units(self, path: str) -> None:
+        if self.whitened and (self.subspace != "learned" or self.basis != "activations"):
+            key, wanted = ("basis", "activations") if self.subspace == "learned" else ("subspace", "learned")
+            raise ConfigError(f'{path}{key} = {getattr(self, key)!r}: expected "{wanted}", since {path}whitened is set')
+        if self.format in UNIT_FORMATS and not self.whitened:
+            raise ConfigError(
+                f"{path}format = {self.format!r}: sends numbers without a scale, which have to be of size 1; set "
+                f"{path}whitened = true"
+            )
+        for key in ("dense_format", "grad_format"):
+            found = getattr(self, key)
+            if self.format in UNIT_FORMATS and found in ("same", *UNIT_FORMATS):
+                raise ConfigError(
+                    f'{path}{key} = {found!r}: expected a format with scales, such as "int4", since {path}format = '
+                    f"{self.format!r} has none"
+                )
 
     @property
     def learns_theta(self) -> bool:

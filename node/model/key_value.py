@@ -119,8 +119,10 @@ def key_value_codecs(compress: CompressConfig, seed: int, ranks: RankTable, laye
 def _codec(compress: CompressConfig, seed: int, ranks: RankTable, layer: int, kind: str) -> Codec:
     stream = derive(seed, "rotation", layer, kind)
     source = "first" if compress.theta == "first" else "mean"
-    made = LearnedCodec if compress.subspace == "learned" else Codec
-    return made(ranks, (layer, kind), rotation_of(compress, stream), compress.clip, stream, source)
+    arguments = (ranks, (layer, kind), rotation_of(compress, stream), compress.clip, stream, source)
+    if compress.subspace == "learned":
+        return LearnedCodec(*arguments, whitened=compress.whitened)
+    return Codec(*arguments)
 
 
 def _as_sent(payload: Payload, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

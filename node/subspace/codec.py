@@ -88,8 +88,9 @@ class Codec(nn.Module):
         """How many principal directions a subspace of `rank` takes."""
         return self._rotation.columns(rank)
 
-    def set_moments(self, moments_GDD: Tensor, near: Tensor | None = None) -> None:
-        """Take the principal directions of second moments as the basis, aligned to the basis `near`, if given."""
+    def set_moments(self, moments_GDD: Tensor, near: Tensor | None = None, tokens: int = 1) -> None:
+        """Take the principal directions of second moments, summed over `tokens`, as the basis, aligned to the basis
+        `near`, if given."""
         leading_GDc = principal_directions(moments_GDD, self._rotation.columns(self.shape.rank))
         self.set_basis(leading_GDc if near is None else align(leading_GDc, near, self.shape.rank))
 
@@ -98,6 +99,10 @@ class Codec(nn.Module):
         self.fit()
         self.leading.copy_(leading_GDc)
         self.directions = self._rotation.prepare(self.leading, self.shape.rank)
+
+    def shared(self) -> list[Tensor]:
+        """What `set_moments` sets, and rank 0 gives to all."""
+        return [self.leading]
 
     def start(self) -> None:
         """Training with the basis begins: it has just been taken."""

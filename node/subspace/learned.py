@@ -8,6 +8,10 @@ can still change, and the K and V that other chunks see need not be a projection
 Between averagings of weights an owner's D and a reader's U drift apart a little, as all of their weights do. Nothing
 else has to be equal: the basis checksum covers the start, and the weights' digest everything after it.
 
+Whitened (`compress.whitened`), each number of the payload is divided by its root mean square at the start, and
+multiplied by it again: z̃ = ((z D) / s) s Uᵀ. In exact arithmetic this changes nothing. But a format that gives all
+numbers of a token one scale, or a fixed one, then rounds a weak direction as finely as a strong one, for its size.
+
 Shapes: as in `node.subspace.codec`.
 """
 
@@ -20,20 +24,37 @@ from torch import Tensor, nn
 
 from node.subspace.codec import Codec
 
+_LEAST_SIZE = 1e-6
+"""A direction that carries nothing is not divided by zero."""
+
 
 class LearnedCodec(Codec):
     """A codec whose subspace starts at the basis and is trained. It does not turn: there is no θ."""
 
-    def __init__(self, *arguments: Any, **named: Any) -> None:
+    def __init__(self, *arguments: Any, whitened: bool = False, **named: Any) -> None:
         super().__init__(*arguments, **named)
         assert self.shape.parameters == 0
         self.down, self.up = nn.Parameter(self.leading.clone()), nn.Parameter(self.leading.clone())
+        self.register_buffer("sizes", torch.ones(self.leading.shape[0], self.leading.shape[-1]) if whitened else None)
+        self.sizes: Tensor | None
 
     def fit(self) -> None:
         super().fit()
+        if self.sizes is not None and self.sizes.shape[-1] != self.leading.shape[-1]:
+            self.sizes = self.sizes.new_ones(self.leading.shape[0], self.leading.shape[-1])
         for matrix in (self.down, self.up):  # the optimizer knows them by identity, and has no moments of them yet
             if matrix.shape != self.leading.shape:
                 matrix.data = self.leading.clone()
+
+    def set_moments(self, moments_GDD: Tensor, near: Tensor | None = None, tokens: int = 1) -> None:
+        super().set_moments(moments_GDD, near, tokens)
+        if self.sizes is not None:
+            leading = self.leading.double()
+            squares_Gr = torch.einsum("gdr,gde,ger->gr", leading, moments_GDD.double(), leading) / tokens
+            self.sizes.copy_(squares_Gr.clamp_min(_LEAST_SIZE**2).sqrt())
+
+    def shared(self) -> list[Tensor]:
+        return [self.leading] if self.sizes is None else [self.leading, self.sizes]
 
     def start(self) -> None:
         with torch.no_grad():
@@ -50,9 +71,14 @@ class LearnedCodec(Codec):
         return anchor + 0.0 * self.up.sum()
 
     def compress(self, z_CBnGD: Tensor, theta_CBp: Tensor) -> tuple[Tensor, ...]:
-        return (torch.einsum("cbngd,gdr->cbngr", z_CBnGD, self.down.to(z_CBnGD.dtype)).flatten(-2),)
+        compressed_CBnGr = torch.einsum("cbngd,gdr->cbngr", z_CBnGD, self.down.to(z_CBnGD.dtype))
+        if self.sizes is not None:
+            compressed_CBnGr = compressed_CBnGr / self.sizes.to(z_CBnGD.dtype)
+        return (compressed_CBnGr.flatten(-2),)
 
     def decode(self, payload: tuple[Tensor, ...], dtype: torch.dtype, decoder: Tensor | None = None) -> Tensor:
         up_GDr = self.up if decoder is None else decoder
         compressed_BnGr = payload[0].to(dtype).unflatten(-1, (self.shape.groups, self.shape.rank))
+        if self.sizes is not None:
+            compressed_BnGr = compressed_BnGr * self.sizes.to(dtype)
         return torch.einsum("bngr,gdr->bngd", compressed_BnGr, up_GDr.to(dtype)).flatten(-2)

@@ -85,18 +85,31 @@ def share_ranks(
     model.ranks.choose({key: int(chosen) for key, chosen in zip(codecs, shared.tolist(), strict=True)})
 
 
+def calibration_tokens(config: Config) -> int:
+    """Tokens over which all nodes together take the moments of `activation_moments`."""
+    tokens = config.model.chunks * config.warmup_chunk_tokens
+    return config.compress.calibration_batches * config.train.batch * tokens
+
+
 def share_basis(
-    model: ExchangedLlama, moments: Moments, rank: int, averager: Averager, round_id: int, refresh: bool = False
+    model: ExchangedLlama,
+    moments: Moments,
+    rank: int,
+    averager: Averager,
+    round_id: int,
+    refresh: bool = False,
+    tokens: int = 1,
 ) -> None:
     """Set every codec's basis from `moments`, and replace it by rank 0's: all others add zeros. At a refresh it is
     aligned to the basis that the codec has."""
     codecs = dict(model.codecs())
     for key, codec in codecs.items():
-        codec.set_moments(moments[key], near=codec.leading.clone() if refresh else None)
-    own = flatten(codec.leading for codec in codecs.values())
+        codec.set_moments(moments[key], codec.leading.clone() if refresh else None, tokens)
+    held = [tensor for codec in codecs.values() for tensor in codec.shared()]
+    own = flatten(held)
     shared = averager.total(round_id, own if rank == 0 else torch.zeros_like(own))
     with torch.no_grad():
-        unflatten_into(shared, [codec.leading for codec in codecs.values()])
+        unflatten_into(shared, held)
     restore_basis(model)
     for codec in codecs.values():
         codec.start()
@@ -111,7 +124,7 @@ def restore_basis(model: ExchangedLlama) -> None:
 def basis_digest(model: ExchangedLlama) -> str:
     """The digest of bases and ranks that nodes compare."""
     ranks = torch.tensor(list(model.ranks.ranks.values()))
-    return digest([ranks, *(codec.leading for _, codec in model.codecs())])
+    return digest([ranks, *(tensor for _, codec in model.codecs() for tensor in codec.shared())])
 
 
 def energies(model: ExchangedLlama, moments: Moments) -> dict[str, float]:

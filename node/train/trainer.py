@@ -184,7 +184,8 @@ class Trainer:
             basis.share_ranks(self.model, moments, payload, rank, averager, rounds[RANKS].round_id)
             ranks = self.model.ranks.ranks
             metrics = {f"layer{layer}_{kind}_rank": float(chosen) for (layer, kind), chosen in ranks.items()}
-        basis.share_basis(self.model, moments, rank, averager, rounds[BASIS].round_id, refresh)
+        tokens = basis.calibration_tokens(config)
+        basis.share_basis(self.model, moments, rank, averager, rounds[BASIS].round_id, refresh, tokens)
         self._digests["basis"] = basis.basis_digest(self.model)
         if config.compress.subspace == "learned":  # it starts here, with weights that are equal on all nodes
             self._agreed.restart()
