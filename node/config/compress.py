@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from msgspec import Meta
 
@@ -12,11 +12,12 @@ from netem.errors import ConfigError
 EXACT_CLIP = 3.0
 """The largest angle for `exact`: beyond it, the terms of its series are more than e³ = 20 times their sum."""
 
-FormatName = Literal["float32", "bfloat16", "int8", "fp8", "int4", "int2", "topk10", "unit4", "unit2"]
-"""The number formats of the wire; `node.exchange.formats` implements them."""
-
-UNIT_FORMATS = ("unit4", "unit2")
+ScaledName = Literal["float32", "bfloat16", "int8", "fp8", "int4", "int2", "topk10"]
+"""The number formats that take numbers of any size."""
+UnitName = Literal["unit4", "unit2"]
 """Formats without scales, for numbers whose mean square is about 1."""
+FormatName = Literal[ScaledName, UnitName]
+"""The number formats of the wire; `node.exchange.formats` implements them."""
 
 
 class CompressConfig(Section, frozen=True, kw_only=True):
@@ -124,11 +125,11 @@ class CompressConfig(Section, frozen=True, kw_only=True):
     ] = 0
     format: Annotated[FormatName, Meta(description="Number format in which compressed K and V are sent.")] = "bfloat16"
     grad_format: Annotated[
-        Literal["same", FormatName],
+        Literal["same", ScaledName],
         Meta(description="Number format in which the gradients of all payloads return. same: as the payload went."),
     ] = "same"
     dense_format: Annotated[
-        Literal["same", FormatName],
+        Literal["same", ScaledName],
         Meta(
             description="Number format where K and V are sent whole: in the warm start, in dense last layers, after "
             "unplugging. same: as format."
@@ -195,16 +196,17 @@ class CompressConfig(Section, frozen=True, kw_only=True):
         if self.whitened and (self.subspace != "learned" or self.basis != "activations"):
             key, wanted = ("basis", "activations") if self.subspace == "learned" else ("subspace", "learned")
             raise ConfigError(f'{path}{key} = {getattr(self, key)!r}: expected "{wanted}", since {path}whitened is set')
-        if self.format in UNIT_FORMATS and not self.whitened:
+        if self.format not in get_args(UnitName):
+            return
+        if not self.whitened:
             raise ConfigError(
                 f"{path}format = {self.format!r}: sends numbers without a scale, which have to be of size 1; set "
                 f"{path}whitened = true"
             )
         for key in ("dense_format", "grad_format"):
-            found = getattr(self, key)
-            if self.format in UNIT_FORMATS and found in ("same", *UNIT_FORMATS):
+            if getattr(self, key) == "same":
                 raise ConfigError(
-                    f'{path}{key} = {found!r}: expected a format with scales, such as "int4", since {path}format = '
+                    f'{path}{key} = "same": expected a format with scales, such as "int4", since {path}format = '
                     f"{self.format!r} has none"
                 )
 

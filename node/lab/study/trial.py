@@ -41,10 +41,10 @@ log = logging.getLogger("isthmus.study")
 
 FINAL_TOKENS, CURVE_TOKENS = 1 << 16, 1 << 12
 """Held-out tokens of the last evaluation, and of each earlier one."""
-PRETRAINED_TOKENS = 1 << 14
-"""The same of the last evaluation where the run starts from a folder's weights: such models are large."""
-CURVE_POINTS = 10
-"""Evaluations during training."""
+PRETRAINED_TOKENS = 12 << 10, 1 << 11
+"""The same where the run starts from a folder's weights: such models are large."""
+CURVE_POINTS, PRETRAINED_POINTS = 10, 1
+"""Evaluations during training, and the same where the run starts from a folder's weights."""
 BINS = 64
 """Spans of the context over which the loss by position is averaged; a chunk is a whole number of them."""
 _NO_START = Start()
@@ -63,7 +63,7 @@ def run_trial(config: Config, start: Start = _NO_START, keep: Path | None = None
     model = trainers[0].model
     if keep is not None:
         save_weights(model, keep)
-    tokens = PRETRAINED_TOKENS if config.model.init else FINAL_TOKENS
+    tokens = PRETRAINED_TOKENS[0] if config.model.init else FINAL_TOKENS
     losses_DT, asked_DT = notebook.losses(model, config.train.steps, tokens)
     total, count = (losses_DT * asked_DT).sum(0), asked_DT.sum(0)
     return {
@@ -108,9 +108,10 @@ class _Notebook:
         steps = self._config.train.steps
         self._loss_sum += sum(part["loss_sum"] for part in metrics)
         self._tokens += sum(part["tokens"] for part in metrics)
-        if step != steps and step % max(1, steps // CURVE_POINTS):
+        pretrained = bool(self._config.model.init)
+        if step != steps and step % max(1, steps // (PRETRAINED_POINTS if pretrained else CURVE_POINTS)):
             return
-        losses_DT, asked_DT = self.losses(model, step, CURVE_TOKENS)
+        losses_DT, asked_DT = self.losses(model, step, PRETRAINED_TOKENS[1] if pretrained else CURVE_TOKENS)
         entry = {"step": float(step), "heldout_loss": float(losses_DT[asked_DT].mean())}
         if self._tokens:
             entry["loss"] = self._loss_sum / self._tokens

@@ -54,6 +54,20 @@ def test_it_starts_as_the_frozen_one() -> None:
     assert learned.shape.payload_shapes(2, 5) == frozen.shape.payload_shapes(2, 5) == ((2, 5, 6),)
 
 
+def test_whitened_numbers_have_a_mean_square_of_one_and_change_nothing() -> None:
+    """But for what a format rounds: a weak direction's numbers are as large as a strong one's."""
+    rows = torch.randn(2, 40, 8, generator=torch.Generator().manual_seed(2)) * torch.logspace(0, -3, 8)
+    plain, whitened = (LearnedCodec({KEY: SHAPE}, KEY, Fixed(), 0.5, 0, whitened=white) for white in (False, True))
+    for codec in (plain, whitened):
+        codec.set_moments(rows.mT @ rows, tokens=40)
+        codec.start()
+    z_CBnK = rows.transpose(0, 1).reshape(1, 1, 40, 16)
+    torch.testing.assert_close(through(whitened, z_CBnK), through(plain, z_CBnK))
+    (compressed,) = whitened.encode(z_CBnK, (0,))
+    torch.testing.assert_close(compressed.square().mean((0, 1, 2)), torch.ones(6))
+    assert [tensor.shape[-1] for tensor in whitened.shared()] == [3, 3]
+
+
 def test_gradients_are_those_of_two_explicit_matrices() -> None:
     """Of z, of D and of U, after both have left the basis; what returns to the owner has the payload's shape."""
     _, codec = codecs()
