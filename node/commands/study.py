@@ -52,9 +52,7 @@ def run_study(wish: Wish) -> Path:
         open_data(data)  # tokenised once, before several processes want it
     run_all([run for run in runs if (run.arm, run.seed) not in kept], RESULTS, wish.jobs or os.cpu_count() or 1)
     found = {(run.arm, run.seed): kept.get((run.arm, run.seed)) or _result(run) for run in runs}
-    results = {
-        arm.name: [found[run.arm, run.seed] for run in runs if run.arm == arm.name] for arm in study.arms
-    }
+    results = {arm.name: [found[run.arm, run.seed] for run in runs if run.arm == arm.name] for arm in study.arms}
     _write(path, record_text(recipe, results))
     return _write_page(recipe, study, results, wish.out)
 

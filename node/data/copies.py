@@ -2,9 +2,9 @@
 
 Each context is a piece of the novels. In it, `PASSAGES` passages are overwritten by what stands a quarter of the
 context and more before them, so that from a passage's third token on (`KNOWN`: what it takes to know the place again)
-every token can be copied. Only these are asked for: their loss is that of far context and of nothing else. A model whose
-chunks are no longer than an eighth of the context, and which attends only to its own chunk, can do no better than guess
-from the text at hand. (Where all tokens are asked for, ten times the training does not teach so small a model to copy.)
+every token can be copied. Only these are asked for: their loss is that of far context and of nothing else. A model
+whose chunks are no longer than an eighth of the context, and which attends only to its own chunk, can do no better than
+guess from the text at hand.
 
 Contexts are made up from (seed, number) and the corpus alone, as everywhere in this room.
 """
@@ -18,7 +18,7 @@ import numpy as np
 
 from netem.errors import ConfigError
 from node.config.data import COPIES_BACK
-from node.data.batches import BatchSampler, Contexts
+from node.data.batches import Contexts
 from node.data.draws import Draws
 from node.data.task import Sampler, Task
 
@@ -102,7 +102,7 @@ def _asking(tokens: Contexts, distances: list[Contexts]) -> Contexts:
 def _check_length(context: int) -> None:
     if context < LEAST_CONTEXT:
         raise ConfigError(
-            f"model.context = {context}: the probe of copies is made of passages of a {LEAST}th of the context, of which "
-            f"the first {KNOWN} tokens are not asked for (in the warm start too, which shortens it); set model.context "
-            f">= {LEAST_CONTEXT}"
+            f"model.context = {context}: the probe of copies is made of passages of a {LEAST}th of the context, of "
+            f"which the first {KNOWN} tokens are not asked for (in the warm start too, which shortens it); set "
+            f"model.context >= {LEAST_CONTEXT}"
         )

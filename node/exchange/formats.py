@@ -206,7 +206,7 @@ def pack_bits(q: Tensor, bits: int) -> Tensor:
     """Integers of −2^(bits − 1) … 2^(bits − 1) − 1, [..., w], to bytes, the first in the lowest bits."""
     per_byte = 8 // bits
     parts = F.pad(q, (0, -q.shape[-1] % per_byte)).add(2 ** (bits - 1)).to(torch.uint8).unflatten(-1, (-1, per_byte))
-    packed = parts[..., 0].clone()
+    packed: Tensor = parts[..., 0].clone()
     for place in range(1, per_byte):
         packed |= parts[..., place] << (place * bits)
     return packed
@@ -215,7 +215,8 @@ def pack_bits(q: Tensor, bits: int) -> Tensor:
 def unpack_bits(packed: Tensor, width: int, bits: int) -> Tensor:
     """Back from `pack_bits`, as int8 [..., width]."""
     parts = [(packed >> shift) & (2**bits - 1) for shift in range(0, 8, bits)]
-    return torch.stack(parts, -1).flatten(-2)[..., :width].to(torch.int8) - 2 ** (bits - 1)
+    found: Tensor = torch.stack(parts, -1).flatten(-2)[..., :width].to(torch.int8) - 2 ** (bits - 1)
+    return found
 
 
 def _scaled_by_size(x: Tensor, group: int) -> tuple[Tensor, Tensor]:

@@ -85,12 +85,6 @@ def share_ranks(
     model.ranks.choose({key: int(chosen) for key, chosen in zip(codecs, shared.tolist(), strict=True)})
 
 
-def calibration_tokens(config: Config) -> int:
-    """Tokens over which all nodes together take the moments of `activation_moments`."""
-    tokens = config.model.chunks * config.warmup_chunk_tokens
-    return config.compress.calibration_batches * config.train.batch * tokens
-
-
 def share_basis(
     model: ExchangedLlama,
     moments: Moments,
@@ -100,8 +94,8 @@ def share_basis(
     refresh: bool = False,
     tokens: int = 1,
 ) -> None:
-    """Set every codec's basis from `moments`, and replace it by rank 0's: all others add zeros. At a refresh it is
-    aligned to the basis that the codec has."""
+    """Set every codec's basis from `moments`, sums over `tokens`, and replace it by rank 0's: all others add zeros. At
+    a refresh it is aligned to the basis that the codec has."""
     codecs = dict(model.codecs())
     for key, codec in codecs.items():
         codec.set_moments(moments[key], codec.leading.clone() if refresh else None, tokens)

@@ -165,6 +165,7 @@ class Trainer:
         config, rank, averager = self._config, world.rank, world.averager
         refresh = self._schedule.refreshes(number)
         moments: Moments
+        seen = 1
         if MOMENTS not in rounds:
             moments = basis.weight_moments(self.model)
         elif refresh:
@@ -173,6 +174,7 @@ class Trainer:
             tokens = config.compress.warm_start_tokens(config.model.chunk_tokens)
             sampler = self._sampler(tokens, derive(config.run.seed, "calibration"))
             batches = config.compress.calibration_batches
+            seen = batches * config.train.batch * config.model.chunks * tokens
             moments = basis.activation_moments(self.model, world.exchange, sampler, cursor, batches)
         named = {f"the second moment of layer {layer}'s {kind}": moment for (layer, kind), moment in moments.items()}
         require_finite(named, f"step {number}: no basis")
@@ -184,8 +186,7 @@ class Trainer:
             basis.share_ranks(self.model, moments, payload, rank, averager, rounds[RANKS].round_id)
             ranks = self.model.ranks.ranks
             metrics = {f"layer{layer}_{kind}_rank": float(chosen) for (layer, kind), chosen in ranks.items()}
-        tokens = basis.calibration_tokens(config)
-        basis.share_basis(self.model, moments, rank, averager, rounds[BASIS].round_id, refresh, tokens)
+        basis.share_basis(self.model, moments, rank, averager, rounds[BASIS].round_id, refresh, seen)
         self._digests["basis"] = basis.basis_digest(self.model)
         if config.compress.subspace == "learned":  # it starts here, with weights that are equal on all nodes
             self._agreed.restart()

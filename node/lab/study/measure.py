@@ -73,9 +73,9 @@ def payload_bytes(config: Config, payload: PayloadFormat) -> dict[str, float]:
     """Bytes per token, one way to one reader, by the formula that the wire is tested against.
 
     `compressed` is of the mean compressed layer (0 where none is), `layer` of the mean layer while compression is on,
-    layers that send nothing included, `returned` the same of the gradients that a reader sends back, `trained` of the mean layer over all tokens of the training, uncompressed steps
-    included, and `plain` of a layer with K and V as they are. `payload` knows the ranks of a budget once they have been
-    chosen.
+    layers that send nothing included, `returned` the same of the gradients that a reader sends back, `trained` of the
+    mean layer over all tokens of the training, uncompressed steps included, and `plain` of a layer with K and V as they
+    are. `payload` knows the ranks of a budget once they have been chosen.
     """
     schedule = StepSchedule(config.model, config.compress, config.train)
     full = schedule.pass_spec(config.compress.warm_start_steps + 1)
@@ -94,7 +94,8 @@ def payload_bytes(config: Config, payload: PayloadFormat) -> dict[str, float]:
 
 
 def _layer_bytes(config: Config, payload: PayloadFormat, spec: PassSpec, kind: str = "kv") -> list[float]:
-    sizes = [payload.chunk_bytes(layer, spec, kind) + payload.theta_bytes(layer, spec) for layer in range(payload.layers)]
+    layers = range(payload.layers)
+    sizes = [payload.chunk_bytes(layer, spec, kind) + payload.theta_bytes(layer, spec) for layer in layers]
     return [size / (config.train.batch * spec.tokens) for size in sizes]
 
 

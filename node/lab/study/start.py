@@ -42,7 +42,7 @@ class Start:
             source = torch.Generator().manual_seed(derive(0, "noise", name))
             drawn = torch.randn(tensor.shape, generator=source)
             with torch.no_grad():
-                tensor += self.noise * tensor.square().mean().sqrt() * drawn
+                tensor.add_(self.noise * tensor.square().mean().sqrt() * drawn)
 
 
 def save_weights(model: ExchangedLlama, path: Path) -> None:

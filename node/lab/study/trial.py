@@ -155,8 +155,9 @@ def main() -> int:
     except RunAborted as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    named = {key: job[key] for key in ("digest", "code", "trunk")}
     with whole_file(result_path) as unfinished:
-        unfinished.write_text(json.dumps({"digest": job["digest"], "code": job["code"], "trunk": job["trunk"], **result}) + "\n")
+        unfinished.write_text(json.dumps(named | result) + "\n")
     return 0
 
 

@@ -18,7 +18,8 @@ CONTEXT = 512
 @pytest.fixture(scope="module")
 def task(tmp_path_factory: pytest.TempPathFactory) -> Copies:
     cache = str(tmp_path_factory.mktemp("cache"))
-    config = convert(Config, {"model": {"chunks": 8}, "data": {"corpus": "copies", "tokenizer": "bytes", "cache": cache}})
+    data = {"corpus": "copies", "tokenizer": "bytes", "cache": cache}
+    config = convert(Config, {"model": {"chunks": 8}, "data": data})
     found: Task = open_data(config.data)
     assert isinstance(found, Copies)
     return found

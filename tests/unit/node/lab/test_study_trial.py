@@ -20,8 +20,8 @@ from node.config import Config
 from node.data.recall import Recall
 from node.lab.in_process import Coordinator, MemoryWire, Post
 from node.lab.study.measure import position_losses, stable_rank
-from node.lab.study.start import Start
 from node.lab.study.spectrum import checkpoint_ranks, checkpoint_table
+from node.lab.study.start import Start
 from node.lab.study.trial import run_trial
 from node.train.evaluate import heldout_loss
 
@@ -65,7 +65,7 @@ def test_a_run_measures_what_the_study_shows() -> None:
 
 @pytest.mark.usefixtures("_short")
 def test_an_arm_starts_where_its_trunk_ended(tmp_path: Path) -> None:
-    """Its first evaluation is the trunk's last, whatever the arm sends; and noise of a millionth changes next to nothing."""
+    """Its first evaluation is the trunk's last, whatever the arm sends. Noise of a millionth changes little."""
     kept = tmp_path / "trunk.safetensors"
     trunk = run_trial(config(compress={"mode": "dense"}), keep=kept)
     start = Start(kept, contexts=12)
