@@ -73,9 +73,14 @@ class CompressConfig(Section, frozen=True, kw_only=True):
     whitened: Annotated[
         bool,
         Meta(
-            description="Divide each number of a payload by its root mean square at the time when the basis is taken, "
-            'so that weak directions are rounded as finely as strong ones; needs subspace = "learned".'
+            description="Take the mean out of K and V, and divide each number of a payload by its root mean square, as "
+            "both are when the basis is taken, so that weak directions are rounded as finely as strong ones; needs "
+            'subspace = "learned".'
         ),
+    ] = False
+    joint: Annotated[
+        bool,
+        Meta(description="One subspace for K and V of a layer together, not one for each; needs whitened."),
     ] = False
     rotation: Annotated[
         Literal["geodesic", "taylor2", "exact", "fixed", "random"],
@@ -193,9 +198,13 @@ class CompressConfig(Section, frozen=True, kw_only=True):
             )
 
     def _check_units(self, path: str) -> None:
-        if self.whitened and (self.subspace != "learned" or self.basis != "activations"):
-            key, wanted = ("basis", "activations") if self.subspace == "learned" else ("subspace", "learned")
-            raise ConfigError(f'{path}{key} = {getattr(self, key)!r}: expected "{wanted}", since {path}whitened is set')
+        if self.whitened:
+            for key, wanted in (("subspace", "learned"), ("basis", "activations"), ("own", "exact")):
+                if (found := getattr(self, key)) != wanted:
+                    raise ConfigError(f'{path}{key} = {found!r}: expected "{wanted}", since {path}whitened is set')
+        if self.joint and (not self.whitened or self.scope != "layer"):
+            key, why = ("scope", '"layer"') if self.whitened else ("whitened", "true")
+            raise ConfigError(f"{path}{key} = {getattr(self, key)!r}: expected {why}, since {path}joint is set")
         if self.format not in get_args(UnitName):
             return
         if not self.whitened:

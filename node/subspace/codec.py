@@ -35,7 +35,7 @@ class CodecShape(NamedTuple):
 
 
 Key = tuple[int, str]
-"""A layer, and "k" or "v"."""
+"""A layer, and "k" or "v", or "kv" where both are one."""
 
 
 class Shapes(Protocol):
@@ -88,9 +88,8 @@ class Codec(nn.Module):
         """How many principal directions a subspace of `rank` takes."""
         return self._rotation.columns(rank)
 
-    def set_moments(self, moments_GDD: Tensor, near: Tensor | None = None, tokens: int = 1) -> None:
-        """Take the principal directions of second moments, summed over `tokens`, as the basis, aligned to the basis
-        `near`, if given."""
+    def set_moments(self, moments_GDD: Tensor, near: Tensor | None = None) -> None:
+        """Take the principal directions of second moments as the basis, aligned to the basis `near`, if given."""
         leading_GDc = principal_directions(moments_GDD, self._rotation.columns(self.shape.rank))
         self.set_basis(leading_GDc if near is None else align(leading_GDc, near, self.shape.rank))
 
@@ -101,7 +100,7 @@ class Codec(nn.Module):
         self.directions = self._rotation.prepare(self.leading, self.shape.rank)
 
     def shared(self) -> list[Tensor]:
-        """What `set_moments` sets, and rank 0 gives to all."""
+        """What is made of moments, and rank 0 gives to all."""
         return [self.leading]
 
     def start(self) -> None:

@@ -8,16 +8,19 @@ can still change, and the K and V that other chunks see need not be a projection
 Between averagings of weights an owner's D and a reader's U drift apart a little, as all of their weights do. Nothing
 else has to be equal: the basis checksum covers the start, and the weights' digest everything after it.
 
-Whitened (`compress.whitened`), each number of the payload is divided by its root mean square at the start, and
-multiplied by it again: z̃ = ((z D) / s) s Uᵀ. In exact arithmetic this changes nothing. But a format that gives all
-numbers of a token one scale, or a fixed one, then rounds a weak direction as finely as a strong one, for its size.
+Whitened (`compress.whitened`), the mean μ of z at the start is known to all and does not travel, and each number is
+divided by its root mean square s at the start: the payload is (((z − μ) b) D) / s, and z̃ = (payload s) Uᵀ / b + μ. In
+exact arithmetic only the mean changes anything. But a format that has one scale for all numbers of a token, or a fixed
+one, then rounds a weak direction as finely, for its size, as a strong one. (The keys of some layers have nine tenths of
+their energy in their mean.) The balance b is 1, but where K and V share a codec (`compress.joint`): there it makes both
+of equal energy.
 
 Shapes: as in `node.subspace.codec`.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -28,33 +31,26 @@ _LEAST_SIZE = 1e-6
 """A direction that carries nothing is not divided by zero."""
 
 
+class Centre(NamedTuple):
+    """What is known of z at the start, beside its moments: mean and balance, [G, D] each."""
+
+    mean_GD: Tensor
+    balance_GD: Tensor
+
+
 class LearnedCodec(Codec):
     """A codec whose subspace starts at the basis and is trained. It does not turn: there is no θ."""
 
-    def __init__(self, *arguments: Any, whitened: bool = False, **named: Any) -> None:
+    def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
         assert self.shape.parameters == 0
         self.down, self.up = nn.Parameter(self.leading.clone()), nn.Parameter(self.leading.clone())
-        self.register_buffer("sizes", torch.ones(self.leading.shape[0], self.leading.shape[-1]) if whitened else None)
-        self.sizes: Tensor | None
 
     def fit(self) -> None:
         super().fit()
-        if self.sizes is not None and self.sizes.shape[-1] != self.leading.shape[-1]:
-            self.sizes = self.sizes.new_ones(self.leading.shape[0], self.leading.shape[-1])
         for matrix in (self.down, self.up):  # the optimizer knows them by identity, and has no moments of them yet
             if matrix.shape != self.leading.shape:
                 matrix.data = self.leading.clone()
-
-    def set_moments(self, moments_GDD: Tensor, near: Tensor | None = None, tokens: int = 1) -> None:
-        super().set_moments(moments_GDD, near, tokens)
-        if self.sizes is not None:
-            leading = self.leading.double()
-            squares_Gr = torch.einsum("gdr,gde,ger->gr", leading, moments_GDD.double(), leading) / tokens
-            self.sizes.copy_(squares_Gr.clamp_min(_LEAST_SIZE**2).sqrt())
-
-    def shared(self) -> list[Tensor]:
-        return [self.leading] if self.sizes is None else [self.leading, self.sizes]
 
     def start(self) -> None:
         with torch.no_grad():
@@ -71,14 +67,51 @@ class LearnedCodec(Codec):
         return anchor + 0.0 * self.up.sum()
 
     def compress(self, z_CBnGD: Tensor, theta_CBp: Tensor) -> tuple[Tensor, ...]:
-        compressed_CBnGr = torch.einsum("cbngd,gdr->cbngr", z_CBnGD, self.down.to(z_CBnGD.dtype))
-        if self.sizes is not None:
-            compressed_CBnGr = compressed_CBnGr / self.sizes.to(z_CBnGD.dtype)
-        return (compressed_CBnGr.flatten(-2),)
+        return (torch.einsum("cbngd,gdr->cbngr", z_CBnGD, self.down.to(z_CBnGD.dtype)).flatten(-2),)
 
     def decode(self, payload: tuple[Tensor, ...], dtype: torch.dtype, decoder: Tensor | None = None) -> Tensor:
         up_GDr = self.up if decoder is None else decoder
         compressed_BnGr = payload[0].to(dtype).unflatten(-1, (self.shape.groups, self.shape.rank))
-        if self.sizes is not None:
-            compressed_BnGr = compressed_BnGr * self.sizes.to(dtype)
         return torch.einsum("bngr,gdr->bngd", compressed_BnGr, up_GDr.to(dtype)).flatten(-2)
+
+
+class WhitenedCodec(LearnedCodec):
+    """A learned codec whose numbers have a mean square of 1 at the start."""
+
+    mean: Tensor
+    balance: Tensor
+    sizes: Tensor
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        groups, width = self.leading.shape[:2]
+        self.register_buffer("mean", torch.zeros(groups, width))
+        self.register_buffer("balance", torch.ones(groups, width))
+        self.register_buffer("sizes", torch.ones(groups, self.leading.shape[-1]))
+
+    def fit(self) -> None:
+        super().fit()
+        if self.sizes.shape[-1] != self.leading.shape[-1]:
+            self.sizes = self.sizes.new_ones(self.leading.shape[0], self.leading.shape[-1])
+
+    def set_centre(self, moments_GDD: Tensor, centre: Centre) -> None:
+        """Take mean, balance and sizes, once the basis is set; `moments_GDD` are the mean products, centred and
+        balanced, that the basis was made of."""
+        leading = self.leading.double()
+        squares_Gr = torch.einsum("gdr,gde,ger->gr", leading, moments_GDD.double(), leading)
+        self.mean.copy_(centre.mean_GD)
+        self.balance.copy_(centre.balance_GD)
+        self.sizes.copy_(squares_Gr.clamp_min(_LEAST_SIZE**2).sqrt())
+
+    def shared(self) -> list[Tensor]:
+        return [self.leading, self.mean, self.balance, self.sizes]
+
+    def compress(self, z_CBnGD: Tensor, theta_CBp: Tensor) -> tuple[Tensor, ...]:
+        dtype = z_CBnGD.dtype
+        centred = (z_CBnGD - self.mean.to(dtype)) * self.balance.to(dtype)
+        (compressed,) = super().compress(centred, theta_CBp)
+        return (compressed / self.sizes.flatten().to(dtype),)
+
+    def decode(self, payload: tuple[Tensor, ...], dtype: torch.dtype, decoder: Tensor | None = None) -> Tensor:
+        found = super().decode((payload[0].to(dtype) * self.sizes.flatten().to(dtype),), dtype, decoder)
+        return found / self.balance.flatten().to(dtype) + self.mean.flatten().to(dtype)

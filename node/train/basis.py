@@ -13,6 +13,8 @@ much as the subspace has moved. `node.subspace.basis.align` keeps the coordinate
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import nn
 
@@ -21,7 +23,9 @@ from node.exchange.chunks import ChunkExchange
 from node.exchange.passes import PassSpec
 from node.exchange.payload import PayloadFormat
 from node.model.exchanged import ExchangedLlama
-from node.subspace.basis import MomentProbe, Moments, digest, group_moments, kept_energy
+from node.subspace.basis import SUM, MomentProbe, Moments, digest, group_moments, kept_energy
+from node.subspace.codec import Key
+from node.subspace.learned import Centre, WhitenedCodec
 from node.subspace.ranks import choose_ranks, spectrum
 from node.train.averaging import Averager, flatten, unflatten_into
 from node.train.passes import loss_sum
@@ -38,9 +42,10 @@ def weight_moments(model: ExchangedLlama) -> Moments:
 
 
 def activation_moments(
-    model: ExchangedLlama, exchange: ChunkExchange, sampler: Sampler, cursor: int, batches: int
+    model: ExchangedLlama, exchange: ChunkExchange, sampler: Sampler, cursor: int, batches: int, sums: bool = False
 ) -> Moments:
-    """ΣzᵀZ of this node's K and V over the calibration batches that begin at `cursor`, uncompressed.
+    """ΣzᵀZ of this node's K and V over the calibration batches that begin at `cursor`, uncompressed; with `sums`, Σz
+    too.
 
     `sampler` draws other contexts than those of training: a basis fitted to what the next steps train on would look
     better than it is.
@@ -49,7 +54,7 @@ def activation_moments(
     total: Moments = {}
     with torch.no_grad():
         for _ in range(batches):
-            probe, contexts = MomentProbe(model.ranks.groups), sampler.contexts(cursor)
+            probe, contexts = MomentProbe(model.ranks.groups, sums), sampler.contexts(cursor)
             loss_sum(model, exchange, contexts, spec, probe)
             cursor += len(contexts)
             total = {key: total[key] + moment if total else moment for key, moment in probe.moments.items()}
@@ -60,6 +65,24 @@ def sum_moments(moments: Moments, averager: Averager, round_id: int) -> None:
     """Replace each moment by its sum over nodes."""
     keys = sorted(moments)
     unflatten_into(averager.total(round_id, flatten(moments[key] for key in keys)), [moments[key] for key in keys])
+
+
+def centre(moments: Moments, tokens: int) -> dict[Key, Centre]:
+    """Turn second moments, summed over `tokens`, into mean products of what is centred and balanced, and take the sums
+    out; mean and balance by codec. Where K and V are one, the balance makes both halves of equal energy."""
+    centres = {}
+    for layer, kind in [key for key in moments if key[1].endswith(SUM)]:
+        key = (layer, kind.removesuffix(SUM))
+        mean_G1D = moments.pop((layer, kind)).double() / tokens
+        products_GDD = moments[key].double() / tokens - mean_G1D.mT @ mean_G1D
+        squares_GD = products_GDD.diagonal(dim1=-2, dim2=-1)
+        balance_GD = torch.ones_like(squares_GD)
+        if key[1] == "kv":
+            halves = squares_GD.unflatten(-1, (2, -1)).mean(-1, keepdim=True).clamp_min(1e-12)
+            balance_GD = halves.rsqrt().expand(-1, -1, squares_GD.shape[-1] // 2).flatten(1)
+        moments[key] = (products_GDD * balance_GD.unsqueeze(-1) * balance_GD.unsqueeze(-2)).float()
+        centres[key] = Centre(mean_G1D.squeeze(1).float(), balance_GD.float())
+    return centres
 
 
 def share_ranks(
@@ -92,13 +115,16 @@ def share_basis(
     averager: Averager,
     round_id: int,
     refresh: bool = False,
-    tokens: int = 1,
+    centres: Mapping[Key, Centre] | None = None,
 ) -> None:
-    """Set every codec's basis from `moments`, sums over `tokens`, and replace it by rank 0's: all others add zeros. At
-    a refresh it is aligned to the basis that the codec has."""
+    """Set every codec's basis from `moments`, and replace it by rank 0's: all others add zeros. At a refresh it is
+    aligned to the basis that the codec has."""
     codecs = dict(model.codecs())
     for key, codec in codecs.items():
-        codec.set_moments(moments[key], codec.leading.clone() if refresh else None, tokens)
+        codec.set_moments(moments[key], codec.leading.clone() if refresh else None)
+        if isinstance(codec, WhitenedCodec):
+            assert centres is not None
+            codec.set_centre(moments[key], centres[key])
     held = [tensor for codec in codecs.values() for tensor in codec.shared()]
     own = flatten(held)
     shared = averager.total(round_id, own if rank == 0 else torch.zeros_like(own))

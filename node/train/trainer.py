@@ -165,7 +165,7 @@ class Trainer:
         config, rank, averager = self._config, world.rank, world.averager
         refresh = self._schedule.refreshes(number)
         moments: Moments
-        seen = 1
+        seen, whitened = 0, config.compress.whitened
         if MOMENTS not in rounds:
             moments = basis.weight_moments(self.model)
         elif refresh:
@@ -175,18 +175,19 @@ class Trainer:
             sampler = self._sampler(tokens, derive(config.run.seed, "calibration"))
             batches = config.compress.calibration_batches
             seen = batches * config.train.batch * config.model.chunks * tokens
-            moments = basis.activation_moments(self.model, world.exchange, sampler, cursor, batches)
+            moments = basis.activation_moments(self.model, world.exchange, sampler, cursor, batches, whitened)
         named = {f"the second moment of layer {layer}'s {kind}": moment for (layer, kind), moment in moments.items()}
         require_finite(named, f"step {number}: no basis")
         if MOMENTS in rounds:
             basis.sum_moments(moments, averager, rounds[MOMENTS].round_id)
+        centres = basis.centre(moments, seen) if whitened else None
         metrics: Metrics = {}
         if RANKS in rounds:
             payload = world.exchange.payload
             basis.share_ranks(self.model, moments, payload, rank, averager, rounds[RANKS].round_id)
             ranks = self.model.ranks.ranks
             metrics = {f"layer{layer}_{kind}_rank": float(chosen) for (layer, kind), chosen in ranks.items()}
-        basis.share_basis(self.model, moments, rank, averager, rounds[BASIS].round_id, refresh, seen)
+        basis.share_basis(self.model, moments, rank, averager, rounds[BASIS].round_id, refresh, centres)
         self._digests["basis"] = basis.basis_digest(self.model)
         if config.compress.subspace == "learned":  # it starts here, with weights that are equal on all nodes
             self._agreed.restart()

@@ -25,6 +25,7 @@ def document(recipe: Recipe, study: Study, found: Figures, results: Results) -> 
     old = [_gain(found), _table(found), _LEGEND]
     parts = [
         f"# {study.title}",
+        *([f"**{study.note}**"] if study.note else []),
         study.text,
         f"    {recipe.command}",
         _setting(study, results),

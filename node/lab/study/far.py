@@ -1,6 +1,6 @@
-"""What a study scores of far context, and how sure it is of it.
+"""How much of far context an arm keeps, and how sure a study is of it.
 
-Held-out losses are summed by class, for each document (a run of consecutive held-out contexts):
+Held-out losses are summed by class, for each document, a run of consecutive held-out contexts (`scores`):
   far     targets that are asked for, in chunks from the third on, `BORDER` tokens and more into their chunk;
   border  the same, less than `BORDER` tokens into their chunk, where the nearest neighbours are in the chunk before;
   text    all targets, asked for or not: what perplexity is taken from;
@@ -18,13 +18,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
-
-from node.config import ModelConfig
-from node.config.data import COPIES_BACK
-from node.data import Task
-from node.data.copies import Copies
 
 FAR, BORDER_CLASS, TEXT = "far", "border", "text"
 BORDER = 16
@@ -38,29 +31,6 @@ FAR_CLAIM = (0.99, 0.97)
 """What a page may claim to be kept, and where the interval has to begin for that."""
 
 Values = npt.NDArray[np.float64]
-
-
-def far_scores(model: ModelConfig, task: Task, losses_DT: Tensor, asked_DT: Tensor) -> dict[str, list[list[float]]]:
-    """By class, the sum of losses in nats and the number of targets of each document, from those of all held-out
-    targets [contexts, T]."""
-    places = torch.arange(model.context)
-    offset, chunk = places % model.chunk_tokens, places // model.chunk_tokens
-    scored = asked_DT & (chunk >= FIRST_CHUNK)
-    masks = {FAR: scored & (offset >= BORDER), BORDER_CLASS: scored & (offset < BORDER)}
-    masks[TEXT] = torch.ones_like(asked_DT)
-    if isinstance(task, Copies):
-        _, distances = task.heldout(model.context, 0, len(losses_DT))
-        back = torch.from_numpy(np.stack(distances)[:, 1:])
-        part = model.context // COPIES_BACK
-        for least in range(part, model.context - part, part):
-            last = least + 2 * part >= model.context
-            masks[str(least)] = masks[FAR] & (back >= least) & (last | (back < least + part))
-    parts = [part.tolist() for part in torch.arange(len(losses_DT)).tensor_split(min(DOCUMENTS, len(losses_DT)))]
-    return {name: [_sums(losses_DT[part], mask[part]) for part in parts] for name, mask in masks.items()}
-
-
-def _sums(losses: Tensor, mask: Tensor) -> list[float]:
-    return [round(float(losses[mask].sum()), 4), int(mask.sum())]
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,9 @@
     noise = 1e-6                      noise on the weights from which this arm starts (optional)
 
 A base may have a trunk, in one stage or several (`[[trunk]]`), each with settings that it lays over itself. A trunk is
-trained first, once for each seed, each stage from the weights of the one before, and every arm of that seed starts from
-the last one's weights. So arms differ in nothing but their settings.
+trained first, once for each seed, each stage from the weights of the one before, and every arm of that seed starts
+from the last one's weights. So arms differ in nothing but their settings. A base may also have a `note`, which then
+stands on every page of a study on it.
 
 A value such as "25 % of train.steps" stands for that number of steps, so that a whole study can be made shorter with
 one setting; a share below 100 % is always fewer than all steps. Two arms have fixed names, `DENSE` and `LOCAL`, since
@@ -63,6 +64,8 @@ class Study:
     arms: tuple[Arm, ...]
     trunk: tuple[Config, ...] = ()
     """The stages of what is trained before the arms, from whose weights they start."""
+    note: str = ""
+    """What is to be known of all studies on the base."""
 
 
 def study_names() -> list[str]:
@@ -85,10 +88,11 @@ def load_study(name: str, base: str = "", overrides: Sequence[str] = (), preset:
     assert tree.keys() <= _KEYS and {DENSE, LOCAL} <= tree["arms"].keys(), name  # noqa: PT018
     base = base or tree["base"]
     ground = with_preset(_load(_tables() / "bases", base, "base"), preset)
+    note = ground.pop("note", "")
     trunk = tuple(_arm(name, "trunk", ground, over, ()).config for over in ground.pop("trunk", []))
     shared = merge(ground, tree.get("settings", {}))
     arms = tuple(_arm(name, arm, shared, settings, overrides) for arm, settings in tree["arms"].items())
-    return Study(name, tree["title"], tree["text"], base, arms, trunk)
+    return Study(name, tree["title"], tree["text"], base, arms, trunk, note)
 
 
 def _arm(study: str, name: str, shared: Tree, settings: Tree, overrides: Sequence[str]) -> Arm:

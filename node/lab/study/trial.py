@@ -28,8 +28,8 @@ from node.data import Task, open_data
 from node.exchange.chunks import ChunkExchange
 from node.exchange.payload import PayloadFormat
 from node.lab.in_process import train_in_process
-from node.lab.study.far import far_scores
 from node.lab.study.measure import heldout_losses, payload_bytes, stable_ranks
+from node.lab.study.scores import far_scores
 from node.lab.study.start import Start, save_weights
 from node.lab.study.version import code_version
 from node.model.exchanged import ExchangedLlama

@@ -8,7 +8,8 @@ import torch
 
 from node.config import ModelConfig
 from node.data.recall import Recall
-from node.lab.study.far import BORDER, FAR, TEXT, far_figures, far_scores
+from node.lab.study.far import BORDER, FAR, TEXT, far_figures
+from node.lab.study.scores import far_scores
 
 MODEL = ModelConfig(context=256, chunks=8)
 
