@@ -12,6 +12,7 @@ Intervals are from a paired bootstrap: seeds and documents are drawn with replac
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -133,4 +134,6 @@ def far_figures(results: Mapping[str, Sequence[Mapping[str, Any]]], dense: str, 
         for arm in results
     }
     count = int(sum(count for _, count in results[dense][0]["documents"][FAR]))
-    return FarFigures(interval(gain), interval(border_gain), float(gain[0] / gain[1:].std()), count, lines)
+    noise = float(gain[1:].std())
+    deviations = float(gain[0]) / noise if noise else math.inf
+    return FarFigures(interval(gain), interval(border_gain), deviations, count, lines)
