@@ -59,7 +59,7 @@ def from_trunks(runs: Sequence[Run], trunks: Mapping[int, str]) -> list[Run]:
     found = []
     for run in runs:
         digest = trunks.get(run.seed, "")
-        trunk = replace(run.trunk, digest=digest) if run.trunk and digest else run.trunk
+        trunk = replace(run.trunk, digest=digest, trunk=None) if run.trunk and digest else run.trunk
         own = digest_of(run.config, trunk.digest, run.noise) if trunk else run.digest
         found.append(replace(run, trunk=trunk, digest=own))
     return found
