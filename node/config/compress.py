@@ -14,7 +14,7 @@ EXACT_CLIP = 3.0
 
 ScaledName = Literal["float32", "bfloat16", "int8", "fp8", "int4", "int2", "topk10"]
 """The number formats that take numbers of any size."""
-UnitName = Literal["unit4", "unit2"]
+UnitName = Literal["unit4"]
 """Formats without scales, for numbers whose mean square is about 1."""
 FormatName = Literal[ScaledName, UnitName]
 """The number formats of the wire; `node.exchange.formats` implements them."""

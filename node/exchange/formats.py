@@ -41,6 +41,9 @@ INT4_GROUP = 128
 """Numbers under one scale in int4. With one scale for a whole token, the largest of its 2,048 numbers would set the
 resolution of all others."""
 
+UNIT4_STEP = 0.335
+"""Sixteen levels so far apart lose least of a normal distribution of variance 1 (Max, 1960)."""
+
 FLOAT8 = torch.float8_e4m3fn
 _FLOAT8_MAX, _FLOAT8_FRACTION_BITS, _FLOAT8_LEAST_EXPONENT = 448.0, 3, -6
 
@@ -134,23 +137,19 @@ class Int2:
         return _unscaled(packed[0], unpack_bits(packed[1], width, 2).float() + 0.5, INT4_GROUP)
 
 
-class Unit:
-    """Levels a fixed step apart, without a scale, for numbers whose mean square is about 1 (`compress.whitened`). The
-    step is the best one for a normal distribution; what lies beyond the last level is cut off. Numbers that are not
-    finite do not stay so."""
-
-    def __init__(self, bits: int, step: float) -> None:
-        self._bits, self._step = bits, step
+class Unit4:
+    """Sixteen levels a fixed step apart, none of them zero and without a scale, for numbers whose mean square is about
+    1 (`compress.whitened`), two to a byte. The step is the best one for a normal distribution; what lies beyond the
+    last level is cut off. Numbers that are not finite do not stay so."""
 
     def specs(self, shape: tuple[int, ...]) -> tuple[TensorSpec, ...]:
-        return (TensorSpec((*shape[:-1], -(-shape[-1] * self._bits // 8)), torch.uint8),)
+        return (TensorSpec((*shape[:-1], -(-shape[-1] // 2)), torch.uint8),)
 
     def pack(self, x: Tensor, draws: Draws = None) -> Packed:
-        half = 2 ** (self._bits - 1)
-        return (pack_bits(_round(x.float() / self._step - 0.5, draws).clamp_(-half, half - 1), self._bits),)
+        return (pack_bits(_round(x.float() / UNIT4_STEP - 0.5, draws).clamp_(-8, 7), 4),)
 
     def unpack(self, packed: Packed, width: int) -> Tensor:
-        return (unpack_bits(packed[0], width, self._bits).float() + 0.5) * self._step
+        return (unpack_bits(packed[0], width, 4).float() + 0.5) * UNIT4_STEP
 
 
 class Float8:
@@ -196,8 +195,7 @@ FORMATS: Mapping[str, Format] = {
     "int4": Int4(),
     "int2": Int2(),
     "topk10": TopShare(),
-    "unit4": Unit(4, 0.335),
-    "unit2": Unit(2, 0.996),
+    "unit4": Unit4(),
 }
 """The formats that the config may name (`node.config.FormatName`)."""
 

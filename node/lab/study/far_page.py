@@ -62,7 +62,7 @@ FAR_LEGEND = (
     f"Gain retained is (loss({LOCAL}) − loss(arm)) / (loss({LOCAL}) − loss({DENSE})). By distance: the far gain "
     "retained, in per cent, of what was copied from at least so many tokens back. Perplexity is over all held-out "
     "tokens; the probes, which ask for few of them, have none. Bytes are payload bytes of one token one way to one "
-    "reader, by the formula that the wire is tested against; those returned are the gradients'. Savings are relative to "
-    f"K and V, and their gradients, in bfloat16, in all layers. That {FAR_CLAIM[0]:.0%} are kept is said where the "
+    "reader, by the formula that the wire is tested against; those returned are the gradients'. Savings are relative "
+    f"to K and V, and their gradients, in bfloat16, in all layers. That {FAR_CLAIM[0]:.0%} are kept is said where the "
     f"interval begins at {FAR_CLAIM[1]:.0%} or more and reaches {FAR_CLAIM[0]:.0%}."
 )
