@@ -78,10 +78,6 @@ class CompressConfig(Section, frozen=True, kw_only=True):
             'subspace = "learned".'
         ),
     ] = False
-    joint: Annotated[
-        bool,
-        Meta(description="One subspace for K and V of a layer together, not one for each; needs whitened."),
-    ] = False
     rotation: Annotated[
         Literal["geodesic", "taylor2", "exact", "fixed", "random"],
         Meta(
@@ -202,9 +198,6 @@ class CompressConfig(Section, frozen=True, kw_only=True):
             for key, wanted in (("subspace", "learned"), ("basis", "activations"), ("own", "exact")):
                 if (found := getattr(self, key)) != wanted:
                     raise ConfigError(f'{path}{key} = {found!r}: expected "{wanted}", since {path}whitened is set')
-        if self.joint and (not self.whitened or self.scope != "layer"):
-            key, why = ("scope", '"layer"') if self.whitened else ("whitened", "true")
-            raise ConfigError(f"{path}{key} = {getattr(self, key)!r}: expected {why}, since {path}joint is set")
         if self.format not in get_args(UnitName):
             return
         if not self.whitened:

@@ -23,16 +23,7 @@ from node.exchange.chunks import Pass, Replay
 from node.exchange.payload import Payload
 from node.measure.spans import DECODE, ENCODE
 from node.model.attention import ChunkAttention, Merged
-from node.model.key_value import (
-    Codecs,
-    Decode,
-    JointCodec,
-    KeyValueCodecs,
-    Probe,
-    Whole,
-    codecs_by_kind,
-    key_value_codecs,
-)
+from node.model.key_value import Decode, KeyValueCodecs, Probe, Whole, key_value_codecs
 from node.model.llama import Attention, Layer, Llama, Step
 from node.model.recompute import Forgotten
 from node.subspace.codec import Codec, Key
@@ -85,7 +76,7 @@ class ExchangedAttention(Attention):
     passes in flight does other work in between.
     """
 
-    def __init__(self, model: ModelConfig, layer: int, codecs: Codecs | None, projects_own: bool) -> None:
+    def __init__(self, model: ModelConfig, layer: int, codecs: KeyValueCodecs | None, projects_own: bool) -> None:
         super().__init__(model)
         self._layer, self._projects_own = layer, projects_own
         self._whole = Whole(layer)
@@ -218,9 +209,9 @@ class ExchangedLlama(Llama):
         return ChunkStep(self.rope(device), positions_C1n, handle, probe)
 
     def codecs(self) -> Iterator[tuple[Key, Codec]]:
-        """((layer, "k" or "v"), codec), or ((layer, "kv"), codec), of every compressed layer, in order."""
+        """((layer, "k" or "v"), codec) of every compressed layer, in order."""
         for index, layer in enumerate(self.layers):
             codecs = layer.get_submodule("self_attn").codecs
-            if isinstance(codecs, KeyValueCodecs | JointCodec):
-                for kind, codec in codecs_by_kind(codecs).items():
-                    yield (index, kind), codec
+            if isinstance(codecs, KeyValueCodecs):
+                yield (index, "k"), codecs.k
+                yield (index, "v"), codecs.v

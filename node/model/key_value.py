@@ -110,45 +110,8 @@ class KeyValueCodecs(nn.Module):
         return self.k.decode(payload[:half], dtype, k), self.v.decode(payload[half:], dtype, v)
 
 
-class JointCodec(nn.Module):
-    """K and V side by side in one subspace, by one codec (`compress.joint`)."""
-
-    def __init__(self, kv: Codec, layer: int) -> None:
-        super().__init__()
-        self.kv = kv
-        self._layer = layer
-
-    def encode(self, k_CBnK: Tensor, v_CBnK: Tensor, step: Pass) -> Payload:
-        return self.kv.encode(torch.cat((k_CBnK, v_CBnK), -1), step.exchange.own)
-
-    def decoders(self, uses: Sequence[int]) -> Mapping[int, Decode]:
-        matrices = self.kv.decoders(len(uses))
-        return {use: partial(self._decode, matrix) for use, matrix in zip(uses, matrices, strict=True)}
-
-    def tie(self, anchor: Tensor) -> Tensor:
-        return self.kv.tie(anchor)
-
-    def show(self, probe: Probe, k_CBnK: Tensor, v_CBnK: Tensor, payload: Payload) -> None:
-        probe.see(self._layer, "kv", torch.cat((k_CBnK, v_CBnK), -1), self.kv, payload)
-
-    def _decode(self, matrix: Tensor | None, payload: Payload, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        k, v = self.kv.decode(payload, dtype, matrix).chunk(2, -1)
-        return k, v
-
-
-Codecs = KeyValueCodecs | JointCodec
-"""The codecs of one layer. Each codec is an attribute, called by what it compresses."""
-
-
-def codecs_by_kind(codecs: Codecs) -> dict[str, Codec]:
-    """A layer's codecs, by "k" and "v", or as "kv"."""
-    return {"kv": codecs.kv} if isinstance(codecs, JointCodec) else {"k": codecs.k, "v": codecs.v}
-
-
-def key_value_codecs(compress: CompressConfig, seed: int, ranks: RankTable, layer: int) -> Codecs:
+def key_value_codecs(compress: CompressConfig, seed: int, ranks: RankTable, layer: int) -> KeyValueCodecs:
     """The codecs of a layer that compresses. `seed` is the run's."""
-    if compress.joint:
-        return JointCodec(_codec(compress, seed, ranks, layer, "kv"), layer)
     k, v = (_codec(compress, seed, ranks, layer, kind) for kind in "kv")
     return KeyValueCodecs(k, v, layer, compress.hands_theta_on)
 

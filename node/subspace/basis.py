@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 Moments = dict[tuple[int, str], Tensor]
-"""Second moments [G, D, D] by layer and "k" or "v" (or "kv"); where they are wanted, also sums [G, 1, D] (`SUM`)."""
+"""Second moments [G, D, D] by layer and "k" or "v"; where they are wanted, also sums [G, 1, D] (`SUM`)."""
 
 SUM = " sum"
 """What follows the kind in the key of a sum."""
@@ -37,24 +37,16 @@ def group_moments(z_K: Tensor, groups: int) -> Tensor:
 
 class MomentProbe:
     """Takes the second moments of K and V while a model runs. `groups` says of which layers, in how many groups; with
-    `sums` it takes the sums too. Of "kv", K and V are seen one after the other, and taken side by side."""
+    `sums` it takes the sums too."""
 
     def __init__(self, groups: Mapping[tuple[int, str], int], sums: bool = False) -> None:
         self.moments: Moments = {}
         self._groups, self._sums = groups, sums
-        self._keys: Tensor | None = None
 
     def see(self, layer: int, kind: str, z_CBnK: Tensor, codec: object, payload: tuple[Tensor, ...]) -> None:
         """What one layer's K, or V, adds (`node.model.key_value.Probe`)."""
-        z_CBnK = z_CBnK.detach().float()
-        if (layer, "kv") in self._groups and kind != "kv":
-            if kind == "k":
-                self._keys = z_CBnK
-                return
-            assert self._keys is not None, "K is seen before V"
-            kind, z_CBnK, self._keys = "kv", torch.cat((self._keys, z_CBnK), -1), None
         if (layer, kind) in self._groups:
-            groups = self._groups[layer, kind]
+            z_CBnK, groups = z_CBnK.detach().float(), self._groups[layer, kind]
             self._add((layer, kind), group_moments(z_CBnK, groups))
             if self._sums:
                 self._add((layer, kind + SUM), z_CBnK.flatten(0, -2).sum(0).view(groups, 1, -1))

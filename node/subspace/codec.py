@@ -35,7 +35,7 @@ class CodecShape(NamedTuple):
 
 
 Key = tuple[int, str]
-"""A layer, and "k" or "v", or "kv" where both are one."""
+"""A layer, and "k" or "v"."""
 
 
 class Shapes(Protocol):

@@ -9,18 +9,17 @@ Between averagings of weights an owner's D and a reader's U drift apart a little
 else has to be equal: the basis checksum covers the start, and the weights' digest everything after it.
 
 Whitened (`compress.whitened`), the mean μ of z at the start is known to all and does not travel, and each number is
-divided by its root mean square s at the start: the payload is (((z − μ) b) D) / s, and z̃ = (payload s) Uᵀ / b + μ. In
-exact arithmetic only the mean changes anything. But a format that has one scale for all numbers of a token, or a fixed
-one, then rounds a weak direction as finely, for its size, as a strong one. (The keys of some layers have nine tenths of
-their energy in their mean.) The balance b is 1, but where K and V share a codec (`compress.joint`): there it makes both
-of equal energy.
+divided by its root mean square s at the start: the payload is ((z − μ) D) / s, and z̃ = (payload s) Uᵀ + μ. In exact
+arithmetic only the mean changes anything. But a format that has one scale for all numbers of a token, or a fixed one,
+then rounds a weak direction as finely, for its size, as a strong one. (Some layers' keys have nine tenths of their
+energy in their mean.)
 
 Shapes: as in `node.subspace.codec`.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,13 +28,6 @@ from node.subspace.codec import Codec
 
 _LEAST_SIZE = 1e-6
 """A direction that carries nothing is not divided by zero."""
-
-
-class Centre(NamedTuple):
-    """What is known of z at the start, beside its moments: mean and balance, [G, D] each."""
-
-    mean_GD: Tensor
-    balance_GD: Tensor
 
 
 class LearnedCodec(Codec):
@@ -79,14 +71,12 @@ class WhitenedCodec(LearnedCodec):
     """A learned codec whose numbers have a mean square of 1 at the start."""
 
     mean: Tensor
-    balance: Tensor
     sizes: Tensor
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
         groups, width = self.leading.shape[:2]
         self.register_buffer("mean", torch.zeros(groups, width))
-        self.register_buffer("balance", torch.ones(groups, width))
         self.register_buffer("sizes", torch.ones(groups, self.leading.shape[-1]))
 
     def fit(self) -> None:
@@ -94,24 +84,21 @@ class WhitenedCodec(LearnedCodec):
         if self.sizes.shape[-1] != self.leading.shape[-1]:
             self.sizes = self.sizes.new_ones(self.leading.shape[0], self.leading.shape[-1])
 
-    def set_centre(self, moments_GDD: Tensor, centre: Centre) -> None:
-        """Take mean, balance and sizes, once the basis is set; `moments_GDD` are the mean products, centred and
-        balanced, that the basis was made of."""
+    def set_centre(self, products_GDD: Tensor, mean_GD: Tensor) -> None:
+        """Take mean and sizes, once the basis is set; `products_GDD` are the mean products of what is centred."""
         leading = self.leading.double()
-        squares_Gr = torch.einsum("gdr,gde,ger->gr", leading, moments_GDD.double(), leading)
-        self.mean.copy_(centre.mean_GD)
-        self.balance.copy_(centre.balance_GD)
+        squares_Gr = torch.einsum("gdr,gde,ger->gr", leading, products_GDD.double(), leading)
+        self.mean.copy_(mean_GD)
         self.sizes.copy_(squares_Gr.clamp_min(_LEAST_SIZE**2).sqrt())
 
     def shared(self) -> list[Tensor]:
-        return [self.leading, self.mean, self.balance, self.sizes]
+        return [self.leading, self.mean, self.sizes]
 
     def compress(self, z_CBnGD: Tensor, theta_CBp: Tensor) -> tuple[Tensor, ...]:
         dtype = z_CBnGD.dtype
-        centred = (z_CBnGD - self.mean.to(dtype)) * self.balance.to(dtype)
-        (compressed,) = super().compress(centred, theta_CBp)
+        (compressed,) = super().compress(z_CBnGD - self.mean.to(dtype), theta_CBp)
         return (compressed / self.sizes.flatten().to(dtype),)
 
     def decode(self, payload: tuple[Tensor, ...], dtype: torch.dtype, decoder: Tensor | None = None) -> Tensor:
         found = super().decode((payload[0].to(dtype) * self.sizes.flatten().to(dtype),), dtype, decoder)
-        return found / self.balance.flatten().to(dtype) + self.mean.flatten().to(dtype)
+        return found + self.mean.flatten().to(dtype)

@@ -41,12 +41,12 @@ class RankTable:
 
     @property
     def keys(self) -> tuple[Key, ...]:
-        """Each (layer, "k" or "v"), or (layer, "kv"), that is compressed, in order."""
+        """Each (layer, "k" or "v") that is compressed, in order."""
         return tuple(self._shapes)
 
     def of_layer(self, layer: int) -> tuple[CodecShape, ...]:
-        """The shapes of a layer's codecs: those of K and of V, or that of both together."""
-        return tuple(shape for (own, _), shape in self._shapes.items() if own == layer)
+        """The shapes of a layer's codecs: that of K, and that of V."""
+        return self._shapes[layer, "k"], self._shapes[layer, "v"]
 
     @property
     def chosen(self) -> bool:
@@ -82,14 +82,13 @@ def rank_table(model: ModelConfig, compress: CompressConfig) -> RankTable:
     shapes: dict[Key, CodecShape] = {}
     for layer in compress.compressed_of(model.layers):
         prefix = "last_" if layer == model.layers - 1 else ""
-        both = {(layer, kind): _shape(model, compress, f"{prefix}{kind}_share") for kind in "kv"}
-        shapes |= {(layer, "kv"): _joined(*both.values())} if compress.joint else both
+        shapes |= {(layer, kind): _shape(model, compress, f"{prefix}{kind}_share") for kind in "kv"}
     return RankTable(shapes)
 
 
 def rank_bounds(model: ModelConfig, compress: CompressConfig) -> tuple[int, int]:
     """The least and the greatest rank that the rotation can turn: one column an angle, and room for all its columns."""
-    rotation, width = rotation_of(compress, 0), _width(model, compress) * (2 if compress.joint else 1)
+    rotation, width = rotation_of(compress, 0), _width(model, compress)
     least = rotation.parameters if compress.rotation == "geodesic" else 1
     greatest = max((rank for rank in range(1, width + 1) if rotation.columns(rank) <= width), default=0)
     return least, greatest
@@ -153,11 +152,6 @@ def _shape(model: ModelConfig, compress: CompressConfig, key: str) -> CodecShape
             f"{compress.generators} angles; lower the share, or take fewer"
         )
     return CodecShape(groups, width, rank, rotation.parameters)
-
-
-def _joined(k: CodecShape, v: CodecShape) -> CodecShape:
-    """The shape of one codec in place of two: as many numbers."""
-    return CodecShape(1, k.width + v.width, k.rank + v.rank, 0)
 
 
 def _width(model: ModelConfig, compress: CompressConfig) -> int:

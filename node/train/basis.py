@@ -13,8 +13,6 @@ much as the subspace has moved. `node.subspace.basis.align` keeps the coordinate
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from torch import nn
 
@@ -24,8 +22,7 @@ from node.exchange.passes import PassSpec
 from node.exchange.payload import PayloadFormat
 from node.model.exchanged import ExchangedLlama
 from node.subspace.basis import SUM, MomentProbe, Moments, digest, group_moments, kept_energy
-from node.subspace.codec import Key
-from node.subspace.learned import Centre, WhitenedCodec
+from node.subspace.learned import WhitenedCodec
 from node.subspace.ranks import choose_ranks, spectrum
 from node.train.averaging import Averager, flatten, unflatten_into
 from node.train.passes import loss_sum
@@ -67,22 +64,18 @@ def sum_moments(moments: Moments, averager: Averager, round_id: int) -> None:
     unflatten_into(averager.total(round_id, flatten(moments[key] for key in keys)), [moments[key] for key in keys])
 
 
-def centre(moments: Moments, tokens: int) -> dict[Key, Centre]:
-    """Turn second moments, summed over `tokens`, into mean products of what is centred and balanced, and take the sums
-    out; mean and balance by codec. Where K and V are one, the balance makes both halves of equal energy."""
-    centres = {}
+def centre(moments: Moments, tokens: int) -> Moments:
+    """Turn second moments, summed over `tokens`, into mean products of what is centred; the means [G, D] by codec.
+
+    The sums, which must be among the moments, are taken out of them.
+    """
+    means = {}
     for layer, kind in [key for key in moments if key[1].endswith(SUM)]:
         key = (layer, kind.removesuffix(SUM))
         mean_G1D = moments.pop((layer, kind)).double() / tokens
-        products_GDD = moments[key].double() / tokens - mean_G1D.mT @ mean_G1D
-        squares_GD = products_GDD.diagonal(dim1=-2, dim2=-1)
-        balance_GD = torch.ones_like(squares_GD)
-        if key[1] == "kv":
-            halves = squares_GD.unflatten(-1, (2, -1)).mean(-1, keepdim=True).clamp_min(1e-12)
-            balance_GD = halves.rsqrt().expand(-1, -1, squares_GD.shape[-1] // 2).flatten(1)
-        moments[key] = (products_GDD * balance_GD.unsqueeze(-1) * balance_GD.unsqueeze(-2)).float()
-        centres[key] = Centre(mean_G1D.squeeze(1).float(), balance_GD.float())
-    return centres
+        moments[key] = (moments[key].double() / tokens - mean_G1D.mT @ mean_G1D).float()
+        means[key] = mean_G1D.squeeze(1).float()
+    return means
 
 
 def share_ranks(
@@ -115,7 +108,7 @@ def share_basis(
     averager: Averager,
     round_id: int,
     refresh: bool = False,
-    centres: Mapping[Key, Centre] | None = None,
+    means: Moments | None = None,
 ) -> None:
     """Set every codec's basis from `moments`, and replace it by rank 0's: all others add zeros. At a refresh it is
     aligned to the basis that the codec has."""
@@ -123,8 +116,8 @@ def share_basis(
     for key, codec in codecs.items():
         codec.set_moments(moments[key], codec.leading.clone() if refresh else None)
         if isinstance(codec, WhitenedCodec):
-            assert centres is not None
-            codec.set_centre(moments[key], centres[key])
+            assert means is not None
+            codec.set_centre(moments[key], means[key])
     held = [tensor for codec in codecs.values() for tensor in codec.shared()]
     own = flatten(held)
     shared = averager.total(round_id, own if rank == 0 else torch.zeros_like(own))

@@ -180,14 +180,14 @@ class Trainer:
         require_finite(named, f"step {number}: no basis")
         if MOMENTS in rounds:
             basis.sum_moments(moments, averager, rounds[MOMENTS].round_id)
-        centres = basis.centre(moments, seen) if whitened else None
+        means = basis.centre(moments, seen) if whitened else None
         metrics: Metrics = {}
         if RANKS in rounds:
             payload = world.exchange.payload
             basis.share_ranks(self.model, moments, payload, rank, averager, rounds[RANKS].round_id)
             ranks = self.model.ranks.ranks
             metrics = {f"layer{layer}_{kind}_rank": float(chosen) for (layer, kind), chosen in ranks.items()}
-        basis.share_basis(self.model, moments, rank, averager, rounds[BASIS].round_id, refresh, centres)
+        basis.share_basis(self.model, moments, rank, averager, rounds[BASIS].round_id, refresh, means)
         self._digests["basis"] = basis.basis_digest(self.model)
         if config.compress.subspace == "learned":  # it starts here, with weights that are equal on all nodes
             self._agreed.restart()

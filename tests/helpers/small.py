@@ -11,7 +11,7 @@ from netem.config import convert
 from node.config import Config
 from node.data.batches import Contexts
 from node.model.exchanged import ExchangedLlama
-from node.subspace.learned import Centre, LearnedCodec, WhitenedCodec
+from node.subspace.learned import LearnedCodec, WhitenedCodec
 from node.train.from_config import drawn_model
 from node.train.schedule import StepSchedule
 
@@ -47,8 +47,7 @@ def small_model(config: Config) -> ExchangedLlama:
         codec.set_moments(rows.mT @ rows)
         if isinstance(codec, WhitenedCodec):
             mean = torch.randn(codec.mean.shape, generator=source)
-            balance = 1 + torch.rand(codec.mean.shape, generator=source)
-            codec.set_centre(rows.mT @ rows / rows.shape[1], Centre(mean, balance))
+            codec.set_centre(rows.mT @ rows / rows.shape[1], mean)
         codec.start()
         if isinstance(codec, LearnedCodec):
             with torch.no_grad():

@@ -71,7 +71,6 @@ MODES: dict[str, dict[str, Any]] = {
     "fixed, a basis a head": {"rotation": "fixed", "scope": "head"},
     "learned": {"rotation": "fixed", "subspace": "learned"},
     "whitened": {"rotation": "fixed", "subspace": "learned", "whitened": True},
-    "K and V jointly": {"rotation": "fixed", "subspace": "learned", "whitened": True, "joint": True},
     "learned, a basis a head": {"rotation": "fixed", "subspace": "learned", "scope": "head", "dense_last_layers": 0},
     "random": {"rotation": "random"},
     "random, a basis a head": {"rotation": "random", "scope": "head"},

@@ -37,7 +37,6 @@ MODES = {
     "taylor2 per head": {"rotation": "taylor2", "scope": "head"},
     "learned": {"rotation": "fixed", "subspace": "learned"},
     "whitened": {"rotation": "fixed", "subspace": "learned", "whitened": True},
-    "K and V jointly": {"rotation": "fixed", "subspace": "learned", "whitened": True, "joint": True},
     "all layers compressed": {"dense_last_layers": 0},
     "theta of the chunk before": {"theta": "previous", "own": "projected", "generators": 2},
     "exact": {"rotation": "exact", "generator_norm": "spectral", "theta": "first"},
