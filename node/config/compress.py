@@ -70,12 +70,18 @@ class CompressConfig(Section, frozen=True, kw_only=True):
             'needs rotation = "fixed".'
         ),
     ] = "frozen"
+    centred: Annotated[
+        bool,
+        Meta(
+            description="Send K and V without their means, which all nodes know from when the basis is taken; needs "
+            'subspace = "learned".'
+        ),
+    ] = False
     whitened: Annotated[
         bool,
         Meta(
-            description="Take the mean out of K and V, and divide each number of a payload by its root mean square, as "
-            "both are when the basis is taken, so that weak directions are rounded as finely as strong ones; needs "
-            'subspace = "learned".'
+            description="Divide each number of a payload by its root mean square when the basis is taken, so that weak "
+            "directions are rounded as finely as strong ones; needs centred."
         ),
     ] = False
     rotation: Annotated[
@@ -194,10 +200,12 @@ class CompressConfig(Section, frozen=True, kw_only=True):
             )
 
     def _check_units(self, path: str) -> None:
-        if self.whitened:
+        if self.centred:
             for key, wanted in (("subspace", "learned"), ("basis", "activations"), ("own", "exact")):
                 if (found := getattr(self, key)) != wanted:
-                    raise ConfigError(f'{path}{key} = {found!r}: expected "{wanted}", since {path}whitened is set')
+                    raise ConfigError(f'{path}{key} = {found!r}: expected "{wanted}", since {path}centred is set')
+        if self.whitened and not self.centred:
+            raise ConfigError(f"{path}centred = false: expected true, since {path}whitened is set")
         if self.format not in get_args(UnitName):
             return
         if not self.whitened:

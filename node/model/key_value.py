@@ -20,7 +20,7 @@ from node.config.seeds import derive
 from node.exchange.chunks import Pass
 from node.exchange.payload import Payload
 from node.subspace.codec import Codec
-from node.subspace.learned import LearnedCodec, WhitenedCodec
+from node.subspace.learned import CentredCodec, LearnedCodec
 from node.subspace.ranks import RankTable, rotation_of
 
 Decode = Callable[[Payload, torch.dtype], tuple[Tensor, Tensor]]
@@ -121,7 +121,9 @@ def _codec(compress: CompressConfig, seed: int, ranks: RankTable, layer: int, ki
     source = "first" if compress.theta == "first" else "mean"
     arguments = (ranks, (layer, kind), rotation_of(compress, stream), compress.clip, stream, source)
     if compress.subspace == "learned":
-        return WhitenedCodec(*arguments) if compress.whitened else LearnedCodec(*arguments)
+        if compress.centred:
+            return CentredCodec(*arguments, whitens=compress.whitened)
+        return LearnedCodec(*arguments)
     return Codec(*arguments)
 
 

@@ -8,11 +8,11 @@ can still change, and the K and V that other chunks see need not be a projection
 Between averagings of weights an owner's D and a reader's U drift apart a little, as all of their weights do. Nothing
 else has to be equal: the basis checksum covers the start, and the weights' digest everything after it.
 
-Whitened (`compress.whitened`), the mean μ of z at the start is known to all and does not travel, and each number is
-divided by its root mean square s at the start: the payload is ((z − μ) D) / s, and z̃ = (payload s) Uᵀ + μ. In exact
-arithmetic only the mean changes anything. But a format that has one scale for all numbers of a token, or a fixed one,
-then rounds a weak direction as finely, for its size, as a strong one. (Some layers' keys have nine tenths of their
-energy in their mean.)
+Centred (`compress.centred`), the mean μ of z at the start is known to all and does not travel: the payload is
+(z − μ) D, and z̃ = payload Uᵀ + μ. (Some layers' keys have nine tenths of their energy in their mean. It would take a
+direction, and set the scale by which all others are rounded.) Whitened too (`compress.whitened`), each number is divided
+by its root mean square s at the start: ((z − μ) D) / s, and z̃ = (payload s) Uᵀ + μ. Then a format that has one scale for
+all numbers of a token, or a fixed one, rounds a weak direction as finely, for its size, as a strong one.
 
 Shapes: as in `node.subspace.codec`.
 """
@@ -67,14 +67,16 @@ class LearnedCodec(Codec):
         return torch.einsum("bngr,gdr->bngd", compressed_BnGr, up_GDr.to(dtype)).flatten(-2)
 
 
-class WhitenedCodec(LearnedCodec):
-    """A learned codec whose numbers have a mean square of 1 at the start."""
+class CentredCodec(LearnedCodec):
+    """A learned codec of what K and V are beside their mean; with `whitens`, its numbers have a mean square of 1 at the
+    start."""
 
     mean: Tensor
     sizes: Tensor
 
-    def __init__(self, *arguments: Any, **named: Any) -> None:
+    def __init__(self, *arguments: Any, whitens: bool = False, **named: Any) -> None:
         super().__init__(*arguments, **named)
+        self._whitens = whitens
         groups, width = self.leading.shape[:2]
         self.register_buffer("mean", torch.zeros(groups, width))
         self.register_buffer("sizes", torch.ones(groups, self.leading.shape[-1]))
@@ -86,9 +88,11 @@ class WhitenedCodec(LearnedCodec):
 
     def set_centre(self, products_GDD: Tensor, mean_GD: Tensor) -> None:
         """Take mean and sizes, once the basis is set; `products_GDD` are the mean products of what is centred."""
+        self.mean.copy_(mean_GD)
+        if not self._whitens:
+            return
         leading = self.leading.double()
         squares_Gr = torch.einsum("gdr,gde,ger->gr", leading, products_GDD.double(), leading)
-        self.mean.copy_(mean_GD)
         self.sizes.copy_(squares_Gr.clamp_min(_LEAST_SIZE**2).sqrt())
 
     def shared(self) -> list[Tensor]:

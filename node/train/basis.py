@@ -22,7 +22,7 @@ from node.exchange.passes import PassSpec
 from node.exchange.payload import PayloadFormat
 from node.model.exchanged import ExchangedLlama
 from node.subspace.basis import SUM, MomentProbe, Moments, digest, group_moments, kept_energy
-from node.subspace.learned import WhitenedCodec
+from node.subspace.learned import CentredCodec
 from node.subspace.ranks import choose_ranks, spectrum
 from node.train.averaging import Averager, flatten, unflatten_into
 from node.train.passes import loss_sum
@@ -115,7 +115,7 @@ def share_basis(
     codecs = dict(model.codecs())
     for key, codec in codecs.items():
         codec.set_moments(moments[key], codec.leading.clone() if refresh else None)
-        if isinstance(codec, WhitenedCodec):
+        if isinstance(codec, CentredCodec):
             assert means is not None
             codec.set_centre(moments[key], means[key])
     held = [tensor for codec in codecs.values() for tensor in codec.shared()]

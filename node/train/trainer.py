@@ -165,7 +165,7 @@ class Trainer:
         config, rank, averager = self._config, world.rank, world.averager
         refresh = self._schedule.refreshes(number)
         moments: Moments
-        seen, whitened = 0, config.compress.whitened
+        seen, centred = 0, config.compress.centred
         if MOMENTS not in rounds:
             moments = basis.weight_moments(self.model)
         elif refresh:
@@ -175,12 +175,12 @@ class Trainer:
             sampler = self._sampler(tokens, derive(config.run.seed, "calibration"))
             batches = config.compress.calibration_batches
             seen = batches * config.train.batch * config.model.chunks * tokens
-            moments = basis.activation_moments(self.model, world.exchange, sampler, cursor, batches, whitened)
+            moments = basis.activation_moments(self.model, world.exchange, sampler, cursor, batches, centred)
         named = {f"the second moment of layer {layer}'s {kind}": moment for (layer, kind), moment in moments.items()}
         require_finite(named, f"step {number}: no basis")
         if MOMENTS in rounds:
             basis.sum_moments(moments, averager, rounds[MOMENTS].round_id)
-        means = basis.centre(moments, seen) if whitened else None
+        means = basis.centre(moments, seen) if centred else None
         metrics: Metrics = {}
         if RANKS in rounds:
             payload = world.exchange.payload

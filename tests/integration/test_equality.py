@@ -36,7 +36,7 @@ MODES = {
     "geodesic": {"rotation": "geodesic"},
     "taylor2 per head": {"rotation": "taylor2", "scope": "head"},
     "learned": {"rotation": "fixed", "subspace": "learned"},
-    "whitened": {"rotation": "fixed", "subspace": "learned", "whitened": True},
+    "whitened": {"rotation": "fixed", "subspace": "learned", "centred": True, "whitened": True},
     "all layers compressed": {"dense_last_layers": 0},
     "theta of the chunk before": {"theta": "previous", "own": "projected", "generators": 2},
     "exact": {"rotation": "exact", "generator_norm": "spectral", "theta": "first"},
@@ -52,6 +52,7 @@ FORMATS: dict[str, tuple[dict[str, Any], float]] = {
         {
             "rotation": "fixed",
             "subspace": "learned",
+            "centred": True,
             "whitened": True,
             "format": "unit4",
             "grad_format": "int8",
