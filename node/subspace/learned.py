@@ -10,9 +10,9 @@ else has to be equal: the basis checksum covers the start, and the weights' dige
 
 Centred (`compress.centred`), the mean μ of z at the start is known to all and does not travel: the payload is
 (z − μ) D, and z̃ = payload Uᵀ + μ. (Some layers' keys have nine tenths of their energy in their mean. It would take a
-direction, and set the scale by which all others are rounded.) Whitened too (`compress.whitened`), each number is divided
-by its root mean square s at the start: ((z − μ) D) / s, and z̃ = (payload s) Uᵀ + μ. Then a format that has one scale for
-all numbers of a token, or a fixed one, rounds a weak direction as finely, for its size, as a strong one.
+direction, and set the scale by which all others are rounded.) Whitened too (`compress.whitened`), each number is
+divided by its root mean square s at the start: ((z − μ) D) / s, and z̃ = (payload s) Uᵀ + μ. Then a format that has one
+scale for all numbers of a token, or a fixed one, rounds a weak direction as finely, for its size, as a strong one.
 
 Shapes: as in `node.subspace.codec`.
 """
