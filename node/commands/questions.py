@@ -28,7 +28,7 @@ def study(options: argparse.Namespace, overrides: list[str]) -> None:
             raise ConfigError(f"{' '.join(overrides)}: name a study; `isthmus study` lists them")
         show_studies()
     else:
-        print(f"study:       {run_study(Wish(recipe, options.jobs, options.out))}")
+        print(f"study:       {run_study(Wish(recipe, options.jobs, options.out, options.extend))}")
 
 
 def net(options: argparse.Namespace, overrides: list[str]) -> int:

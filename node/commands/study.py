@@ -15,8 +15,8 @@ from netem.errors import ConfigError
 from node.commands.written import write_text
 from node.config.tree import public_tree
 from node.lab.study.pool import run_all
-from node.lab.study.record import Recipe, Results, read_record, record_text
-from node.lab.study.runs import Run, read_result, runs_of
+from node.lab.study.record import Recipe, Results, kept_runs, read_record, record_text
+from node.lab.study.runs import Run, from_trunks, read_result, runs_of
 from node.lab.study.table import Study, load_study, study_names
 
 RESULTS = Path("outputs/study")
@@ -30,6 +30,8 @@ class Wish:
     jobs: int
     """Runs at once; 0: as many as this machine has cores."""
     out: Path
+    extend: bool = False
+    """Keep the runs that the study's file holds, whatever code has made them, and run only the others."""
 
 
 def run_study(wish: Wish) -> Path:
@@ -41,13 +43,17 @@ def run_study(wish: Wish) -> Path:
         if value < least:
             raise ConfigError(f"{key} {value}: expected {least} or more")
     study = recipe.load()
-    runs = runs_of(study, recipe.seeds)
+    path = wish.out / f"{recipe.stem}.jsonl"
+    kept = kept_runs(path, study) if wish.extend else {}
+    trunks = {seed: str(result["trunk"]) for (_, seed), result in kept.items() if result.get("trunk")}
+    runs = from_trunks(runs_of(study, recipe.seeds), trunks)
     _check(study)
     for data in {arm.config.data for arm in study.arms}:
         open_data(data)  # tokenised once, before several processes want it
-    run_all(runs, RESULTS, wish.jobs or os.cpu_count() or 1)
-    results = {arm.name: [_result(run) for run in runs if run.arm == arm.name] for arm in study.arms}
-    write_text(wish.out / f"{recipe.stem}.jsonl", record_text(recipe, results), "--out")
+    run_all([run for run in runs if (run.arm, run.seed) not in kept], RESULTS, wish.jobs or os.cpu_count() or 1)
+    found = {(run.arm, run.seed): kept.get((run.arm, run.seed)) or _result(run) for run in runs}
+    results = {arm.name: [found[run.arm, run.seed] for run in runs if run.arm == arm.name] for arm in study.arms}
+    write_text(path, record_text(recipe, results), "--out")
     return _write_page(recipe, study, results, wish.out)
 
 

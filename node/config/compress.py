@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from msgspec import Meta
 
@@ -12,7 +12,11 @@ from netem.errors import ConfigError
 EXACT_CLIP = 3.0
 """The largest angle for `exact`: beyond it, the terms of its series are more than e³ = 20 times their sum."""
 
-FormatName = Literal["float32", "bfloat16", "int8", "fp8", "int4", "topk10"]
+ScaledName = Literal["float32", "bfloat16", "int8", "fp8", "int4", "int2", "topk10"]
+"""The number formats that take numbers of any size."""
+UnitName = Literal["unit4"]
+"""Formats without scales, for numbers whose mean square is about 1."""
+FormatName = Literal[ScaledName, UnitName]
 """The number formats of the wire; `node.exchange.formats` implements them."""
 
 
@@ -66,6 +70,20 @@ class CompressConfig(Section, frozen=True, kw_only=True):
             'needs rotation = "fixed".'
         ),
     ] = "frozen"
+    centred: Annotated[
+        bool,
+        Meta(
+            description="Send K and V without their means, which all nodes know from when the basis is taken; needs "
+            'subspace = "learned".'
+        ),
+    ] = False
+    whitened: Annotated[
+        bool,
+        Meta(
+            description="Divide each number of a payload by its root mean square when the basis is taken, so that weak "
+            "directions are rounded as finely as strong ones; needs centred."
+        ),
+    ] = False
     rotation: Annotated[
         Literal["geodesic", "taylor2", "exact", "fixed", "random"],
         Meta(
@@ -114,11 +132,11 @@ class CompressConfig(Section, frozen=True, kw_only=True):
     ] = 0
     format: Annotated[FormatName, Meta(description="Number format in which compressed K and V are sent.")] = "bfloat16"
     grad_format: Annotated[
-        Literal["same", FormatName],
+        Literal["same", ScaledName],
         Meta(description="Number format in which the gradients of all payloads return. same: as the payload went."),
     ] = "same"
     dense_format: Annotated[
-        Literal["same", FormatName],
+        Literal["same", ScaledName],
         Meta(
             description="Number format where K and V are sent whole: in the warm start, in dense last layers, after "
             "unplugging. same: as format."
@@ -170,6 +188,7 @@ class CompressConfig(Section, frozen=True, kw_only=True):
                 f'{path}{key} = {getattr(self, key)!r}: expected {wanted}, since {path}subspace = "learned" trains '
                 f"the basis of the warm start further"
             )
+        self._check_units(path)
         if self.theta != "chunk" and not self.learns_theta:
             raise ConfigError(
                 f'{path}theta = {self.theta!r}: expected "chunk", since {turns} takes no theta from the data'
@@ -179,6 +198,27 @@ class CompressConfig(Section, frozen=True, kw_only=True):
                 f"{path}clip = {self.clip}: expected at most {EXACT_CLIP}, since beyond it the series of {turns} loses "
                 f'digits of float32; "geodesic" is exact for any angle'
             )
+
+    def _check_units(self, path: str) -> None:
+        if self.centred:
+            for key, wanted in (("subspace", "learned"), ("basis", "activations"), ("own", "exact")):
+                if (found := getattr(self, key)) != wanted:
+                    raise ConfigError(f'{path}{key} = {found!r}: expected "{wanted}", since {path}centred is set')
+        if self.whitened and not self.centred:
+            raise ConfigError(f"{path}centred = false: expected true, since {path}whitened is set")
+        if self.format not in get_args(UnitName):
+            return
+        if not self.whitened:
+            raise ConfigError(
+                f"{path}format = {self.format!r}: sends numbers without a scale, which have to be of size 1; set "
+                f"{path}whitened = true"
+            )
+        for key in ("dense_format", "grad_format"):
+            if getattr(self, key) == "same":
+                raise ConfigError(
+                    f'{path}{key} = "same": expected a format with scales, such as "int4", since {path}format = '
+                    f"{self.format!r} has none"
+                )
 
     @property
     def learns_theta(self) -> bool:

@@ -20,8 +20,11 @@ EMBEDDED_CORPUS = "novels"
 RECALL = "recall"
 RECALL_PARTS = 16
 """Number of equal parts of a context of the recall probe. Every answer lies more than one part back."""
+COPIES = "copies"
+COPIES_BACK = 4
+"""A copied passage repeats what stands at least a quarter of the context before it."""
 HUB_CORPORA = ("fineweb", "c4", "bookcorpus")
-KNOWN_CORPORA = (EMBEDDED_CORPUS, RECALL, *HUB_CORPORA)
+KNOWN_CORPORA = (EMBEDDED_CORPUS, COPIES, RECALL, *HUB_CORPORA)
 TOKENIZERS = ("gpt2", "gpt2-2048", "bytes")
 """The tokenizers that come with Isthmus. gpt2-2048 has only GPT-2's first merges, for models so small that an output
 head of 50,257 rows would outweigh them."""
@@ -34,8 +37,9 @@ class DataConfig(Section, frozen=True, kw_only=True):
         str,
         Meta(
             min_length=1,
-            description="novels (comes with Isthmus, offline); recall (generated text whose answers lie far back in "
-            "the context); fineweb, c4 or bookcorpus (streamed from the Hugging Face hub); or the path of a .txt, "
+            description="novels (comes with Isthmus, offline); copies (the novels, with passages that repeat what "
+            "lies far back in the context); recall (generated text whose answers lie far back in the context); "
+            "fineweb, c4 or bookcorpus (streamed from the Hugging Face hub); or the path of a .txt, "
             ".jsonl or .parquet file (.txt and .jsonl also with .gz, .xz, .zst or .bz2), or of a folder of such files.",
         ),
     ] = EMBEDDED_CORPUS

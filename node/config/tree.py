@@ -21,7 +21,7 @@ from netem.errors import ConfigError
 from netem.explain import show
 from netem.profile import NetConfig
 from node.config.compress import CompressConfig
-from node.config.data import RECALL, RECALL_PARTS, DataConfig, is_folder
+from node.config.data import COPIES, COPIES_BACK, RECALL, RECALL_PARTS, DataConfig, is_folder
 from node.config.model import ModelConfig
 from node.config.presets import load_preset
 from node.config.pretrained import with_folder
@@ -64,6 +64,11 @@ class Config(Section, frozen=True, kw_only=True):
             raise ConfigError(
                 f"model.chunks = {self.model.chunks}: the recall probe asks for what lies a {RECALL_PARTS}th of the "
                 f"context back and more; with data.corpus = {RECALL!r} expected at least {RECALL_PARTS}"
+            )
+        if self.data.corpus == COPIES and self.model.chunks < 2 * COPIES_BACK:
+            raise ConfigError(
+                f"model.chunks = {self.model.chunks}: the probe of copies asks for what lies a quarter of the context "
+                f"back and more; with data.corpus = {COPIES!r} expected at least {2 * COPIES_BACK}"
             )
         if self.compress.mode == "subspace":
             self._check_compression()

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from node.config.data import RECALL, DataConfig, cache_folder
+from node.config.data import COPIES, RECALL, DataConfig, cache_folder
 from node.data.batches import BatchSampler, Contexts, heldout_contexts, heldout_count
+from node.data.copies import Copies
 from node.data.ids import TokenArray
 from node.data.recall import Recall
 from node.data.sources import make_source
@@ -84,4 +85,5 @@ def open_data(config: DataConfig) -> Task:
     tokenizer = make_tokenizer(config.tokenizer)
     source = make_source(config)
     store = TokenStore.open(source, tokenizer, cache_folder(config), max_tokens=config.max_tokens)
-    return Corpus(store.train, store.heldout, tokenizer, store.fingerprint, config.document_masking)
+    corpus = Corpus(store.train, store.heldout, tokenizer, store.fingerprint, config.document_masking)
+    return Copies(corpus) if config.corpus == COPIES else corpus

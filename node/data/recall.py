@@ -17,14 +17,13 @@ trained on: they are noise, and without their gradients a model learns to recall
 from __future__ import annotations
 
 import hashlib
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from netem.errors import ConfigError
 from node.config.data import RECALL_PARTS as PARTS
 from node.data.batches import Contexts
+from node.data.draws import Draws
 
 VALUES = 8
 FACT_KEYS = 8
@@ -78,7 +77,7 @@ class Recall:
 def make_context(context: int, seed: int, tag: int, number: int) -> Contexts:
     """Context `number` of a stream, [context + 1]; entries that are not asked for are −1 − id (`node.data.task`)."""
     part = context // PARTS
-    draw = _Draws(seed, tag, number)
+    draw = Draws(seed, tag, number)
     keys = draw.order(FACT_KEYS)[: part // 2]
     values = draw.below(VALUES, len(keys))
     order = draw.order(len(keys))
@@ -86,7 +85,7 @@ def make_context(context: int, seed: int, tag: int, number: int) -> Contexts:
     return np.concatenate([planted, _repeating(draw, context + 1 - part - len(answers), part), answers])
 
 
-def _repeating(draw: _Draws, length: int, part: int) -> Contexts:
+def _repeating(draw: Draws, length: int, part: int) -> Contexts:
     """Planted pairs, at least a part of filler, then questions and answers repeated with a random period."""
     spread, period = (int(drawn) for drawn in draw.below(part, 2))
     keys = FACT_KEYS + draw.order(KEYS)[: (part + 1) // 2]
@@ -99,7 +98,7 @@ def _repeating(draw: _Draws, length: int, part: int) -> Contexts:
     return np.concatenate([planted, np.tile(_FILLED, part), repeats])
 
 
-def _planted(draw: _Draws, keys: Contexts, values: Contexts, length: int) -> Contexts:
+def _planted(draw: Draws, keys: Contexts, values: Contexts, length: int) -> Contexts:
     """[length], one token for each pair, in random places among filler."""
     entries = np.full(length, -1 - _FILLER)
     entries[draw.order(length)[: len(keys)]] = -1 - (_FIRST_PAIR + keys * VALUES + values)
@@ -109,25 +108,6 @@ def _planted(draw: _Draws, keys: Contexts, values: Contexts, length: int) -> Con
 def _answers(keys: Contexts, values: Contexts) -> Contexts:
     """A question and its answer for each pair, [pairs, 2]."""
     return np.stack([-1 - (_FIRST_KEY + keys), values], 1)
-
-
-class _Draws:
-    """Random numbers for one context, from raw words only, because numpy never changes a bit generator's stream."""
-
-    def __init__(self, seed: int, tag: int, number: int) -> None:
-        # The number is the counter's second word: one context may take many of the first.
-        self._bits = np.random.Philox(key=np.array([seed, tag], np.uint64), counter=number << 64)
-
-    def below(self, bound: int, count: int) -> npt.NDArray[np.int64]:
-        """`count` numbers from 0 to bound − 1. The remainder's bias is under bound / 2**64."""
-        return (self._words(count) % np.uint64(bound)).astype(np.int64)
-
-    def order(self, count: int) -> npt.NDArray[np.int64]:
-        """A permutation of `count` things."""
-        return np.argsort(self._words(count), kind="stable").astype(np.int64)
-
-    def _words(self, count: int) -> npt.NDArray[Any]:
-        return np.asarray(self._bits.random_raw(count))
 
 
 def _check_length(context: int) -> None:

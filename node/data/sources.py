@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-from node.config.data import EMBEDDED_CORPUS, HUB_CORPORA, DataConfig
+from node.config.data import COPIES, EMBEDDED_CORPUS, HUB_CORPORA, DataConfig
 from node.data.documents import Documents
 from node.data.files import EmbeddedNovels, LocalFiles
 from node.data.hub import HubStream
@@ -34,7 +34,7 @@ class Source(Protocol):
 
 def make_source(config: DataConfig) -> Source:
     """The source that `config` names. Raises `ConfigError` where a path holds nothing that can be read."""
-    if config.corpus == EMBEDDED_CORPUS:
+    if config.corpus in (EMBEDDED_CORPUS, COPIES):
         return EmbeddedNovels()
     if config.corpus in HUB_CORPORA:
         return HubStream(config.corpus, config.text_field)

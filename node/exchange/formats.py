@@ -41,6 +41,9 @@ INT4_GROUP = 128
 """Numbers under one scale in int4. With one scale for a whole token, the largest of its 2,048 numbers would set the
 resolution of all others."""
 
+UNIT4_STEP = 0.335
+"""Sixteen levels so far apart lose least of a normal distribution of variance 1 (Max, 1960)."""
+
 FLOAT8 = torch.float8_e4m3fn
 _FLOAT8_MAX, _FLOAT8_FRACTION_BITS, _FLOAT8_LEAST_EXPONENT = 448.0, 3, -6
 
@@ -109,10 +112,44 @@ class Int4:
 
     def pack(self, x: Tensor, draws: Draws = None) -> Packed:
         scale, y = _scaled(x, 7.0, INT4_GROUP)
-        return scale, pack_nibbles(_round(y, draws).clamp_(-7, 7))
+        return scale, pack_bits(_round(y, draws).clamp_(-7, 7), 4)
 
     def unpack(self, packed: Packed, width: int) -> Tensor:
-        return _unscaled(packed[0], unpack_nibbles(packed[1], width).float(), INT4_GROUP)
+        return _unscaled(packed[0], unpack_bits(packed[1], width, 4).float(), INT4_GROUP)
+
+
+class Int2:
+    """A scale per token and group of 128 numbers, and four levels, ±½ and ±1½ of it, four to a byte.
+
+    Activations take the scale that is best for a normal distribution, and what is larger is cut off; gradients the one
+    that cuts nothing off.
+    """
+
+    def specs(self, shape: tuple[int, ...]) -> tuple[TensorSpec, ...]:
+        groups, fours = -(-shape[-1] // INT4_GROUP), -(-shape[-1] // 4)
+        return TensorSpec((*shape[:-1], groups), SCALE), TensorSpec((*shape[:-1], fours), torch.uint8)
+
+    def pack(self, x: Tensor, draws: Draws = None) -> Packed:
+        scale, y = _scaled(x, 1.5, INT4_GROUP) if draws is not None else _scaled_by_size(x, INT4_GROUP)
+        return scale, pack_bits(_round(y - 0.5, draws).clamp_(-2, 1), 2)
+
+    def unpack(self, packed: Packed, width: int) -> Tensor:
+        return _unscaled(packed[0], unpack_bits(packed[1], width, 2).float() + 0.5, INT4_GROUP)
+
+
+class Unit4:
+    """Sixteen levels a fixed step apart, none of them zero and without a scale, for numbers whose mean square is about
+    1 (`compress.whitened`), two to a byte. The step is the best one for a normal distribution; what lies beyond the
+    last level is cut off. Numbers that are not finite do not stay so."""
+
+    def specs(self, shape: tuple[int, ...]) -> tuple[TensorSpec, ...]:
+        return (TensorSpec((*shape[:-1], -(-shape[-1] // 2)), torch.uint8),)
+
+    def pack(self, x: Tensor, draws: Draws = None) -> Packed:
+        return (pack_bits(_round(x.float() / UNIT4_STEP - 0.5, draws).clamp_(-8, 7), 4),)
+
+    def unpack(self, packed: Packed, width: int) -> Tensor:
+        return (unpack_bits(packed[0], width, 4).float() + 0.5) * UNIT4_STEP
 
 
 class Float8:
@@ -156,22 +193,40 @@ FORMATS: Mapping[str, Format] = {
     "int8": Int8(),
     "fp8": Float8(),
     "int4": Int4(),
+    "int2": Int2(),
     "topk10": TopShare(),
+    "unit4": Unit4(),
 }
 """The formats that the config may name (`node.config.FormatName`)."""
 
 
-def pack_nibbles(q: Tensor) -> Tensor:
-    """Integers of −8 … 7, [..., w], to bytes [..., ⌈w / 2⌉]."""
-    low, high = F.pad(q, (0, q.shape[-1] % 2)).add(8).to(torch.uint8).unflatten(-1, (-1, 2)).unbind(-1)
-    packed: Tensor = low | (high << 4)
+def pack_bits(q: Tensor, bits: int) -> Tensor:
+    """Integers of −2^(bits − 1) … 2^(bits − 1) − 1, [..., w], to bytes, the first in the lowest bits."""
+    per_byte = 8 // bits
+    parts = F.pad(q, (0, -q.shape[-1] % per_byte)).add(2 ** (bits - 1)).to(torch.uint8).unflatten(-1, (-1, per_byte))
+    packed: Tensor = parts[..., 0].clone()
+    for place in range(1, per_byte):
+        packed |= parts[..., place] << (place * bits)
     return packed
 
 
-def unpack_nibbles(packed: Tensor, width: int) -> Tensor:
-    """Back from `pack_nibbles`, as int8 [..., width]."""
-    both: Tensor = torch.stack((packed & 15, packed >> 4), -1).flatten(-2)
-    return both[..., :width].to(torch.int8) - 8
+def unpack_bits(packed: Tensor, width: int, bits: int) -> Tensor:
+    """Back from `pack_bits`, as int8 [..., width]."""
+    parts = [(packed >> shift) & (2**bits - 1) for shift in range(0, 8, bits)]
+    found: Tensor = torch.stack(parts, -1).flatten(-2)[..., :width].to(torch.int8) - 2 ** (bits - 1)
+    return found
+
+
+def _scaled_by_size(x: Tensor, group: int) -> tuple[Tensor, Tensor]:
+    """As `_scaled`, with the root of each group's mean square as its scale, which fits four levels best."""
+    width = x.shape[-1]
+    x_Gg = F.pad(x.float(), (0, -width % group)).unflatten(-1, (-1, group))
+    sizes = [min(group, width - start) for start in range(0, width, group)]
+    counts_G = torch.tensor(sizes, dtype=torch.float32, device=x.device)
+    scale_G = (x_Gg.square().sum(-1) / counts_G).sqrt().to(SCALE)
+    divisor_G1 = scale_G.float().unsqueeze(-1)
+    y_Gg = x_Gg / torch.where(divisor_G1 > 0, divisor_G1, 1.0)
+    return scale_G, y_Gg.flatten(-2)[..., :width]
 
 
 def _scaled(x: Tensor, largest: float, group: int) -> tuple[Tensor, Tensor]:

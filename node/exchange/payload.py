@@ -133,13 +133,13 @@ class PayloadFormat:
         format = FORMATS[self.format_name(layer, spec, kind)]
         if not (spec.compressed and self.compresses(layer)):
             return (Part((self.batch, spec.tokens, self._d_kv), format),) * 2
-        shapes = (self.ranks[layer, "k"], self.ranks[layer, "v"])
+        shapes = self.ranks.of_layer(layer)
         return tuple(part for shape in shapes for part in self._codec_parts(shape, spec.tokens, format))
 
     def theta(self, layer: int) -> TensorSpec:
         """The θ of K and V that a chunk's owner sends to the next chunk's owner (`compress.theta = "previous"`)."""
-        k, v = self.ranks[layer, "k"], self.ranks[layer, "v"]
-        return TensorSpec((self.batch, k.groups * k.parameters + v.groups * v.parameters), torch.float32)
+        numbers = sum(shape.groups * shape.parameters for shape in self.ranks.of_layer(layer))
+        return TensorSpec((self.batch, numbers), torch.float32)
 
     def message(self, kind: str, layer: int, spec: PassSpec, rows: int | None = None) -> tuple[TensorSpec, ...] | None:
         """The tensors of a message of this kind about one chunk of one layer; None where there is no such message."""

@@ -41,6 +41,9 @@ Watcher = Callable[[int, list[Metrics]], None]
 ModelWatcher = Callable[[ExchangedLlama, int, list[Metrics]], None]
 """The same with rank 0's model, which may be looked at then."""
 
+Preparation = Callable[[ExchangedLlama], None]
+"""Gives a model the weights from which its run starts, where those are not what the config gives."""
+
 
 class Post:
     """The memory that the wires of all ranks share: tensors by address. A wait gives up after `timeout_s`."""
@@ -127,8 +130,8 @@ _ROUNDS, _BEGUN = 16, 8
 """Numbers of rounds for one step, and the first of them that is for rounds which begin to travel with it."""
 
 
-def go(config: Config, assignment: Assignment, done: int) -> Go:
-    """The step after `done` steps, as a coordinator would begin it."""
+def go(config: Config, assignment: Assignment, done: int, cursor: int = 0) -> Go:
+    """The step after `done` steps, as a coordinator would begin it, in a run whose contexts begin at `cursor`."""
     schedule, step, weights = StepSchedule(config.model, config.compress, config.train), done + 1, assignment.weights()
 
     def numbered(kinds: list[str], first: int) -> list[Round]:
@@ -139,7 +142,7 @@ def go(config: Config, assignment: Assignment, done: int) -> Go:
     return Go(
         step=done,
         generation=1,
-        cursor=done * config.train.batch,
+        cursor=cursor + done * config.train.batch,
         rounds=numbered(schedule.rounds(step), _ROUNDS * done) + ends,
         begins=numbered(schedule.begins(step), _ROUNDS * done + _BEGUN),
     )
@@ -152,6 +155,8 @@ class Coordinator:
     config: Config
     assignment: Assignment
     watch: Watcher
+    cursor: int = 0
+    """Number of the run's first context."""
     _metrics: list[Metrics | None] = field(init=False)
     _digests: list[dict[str, str]] = field(init=False)
 
@@ -168,7 +173,7 @@ class Coordinator:
                 raise RunAborted(f"after step {step} the ranks differ in what they should share")
             self.watch(step, [part for part in self._metrics if part is not None])
         self._meet()
-        return Stop(ok=True) if step == self.config.train.steps else go(self.config, self.assignment, step)
+        return Stop(ok=True) if step == self.config.train.steps else go(self.config, self.assignment, step, self.cursor)
 
     def abort(self) -> None:
         self._together.abort()
@@ -204,16 +209,27 @@ class Session:
 
 
 def train_in_process(
-    config: Config, task: Task, payloads: Sequence[PayloadFormat], watch: ModelWatcher
+    config: Config,
+    task: Task,
+    payloads: Sequence[PayloadFormat],
+    watch: ModelWatcher,
+    prepare: Preparation | None = None,
+    cursor: int = 0,
 ) -> list[Trainer]:
     """Train on every rank to the end, each in a thread, with one of `payloads` for each; the trainers by rank.
 
+    `prepare` is called with each rank's model before the first step, and `cursor` is the number of the first context.
     Checkpoints are not kept. Raises what the first rank to fail raised.
     """
     ranks, post = len(payloads), Post()
     models = [first_model(config, task.vocab_size, payload.ranks) for payload in payloads]
+    for model in models:
+        if prepare is not None:
+            prepare(model)
     trainers = [Trainer(config, task, model) for model in models]
-    coordinator = Coordinator(config, config.assignment(), lambda step, metrics: watch(models[0], step, metrics))
+    coordinator = Coordinator(
+        config, config.assignment(), lambda step, metrics: watch(models[0], step, metrics), cursor
+    )
     sessions = [Session(coordinator, rank) for rank in range(ranks)]
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(ranks) as pool:
 

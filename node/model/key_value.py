@@ -20,7 +20,7 @@ from node.config.seeds import derive
 from node.exchange.chunks import Pass
 from node.exchange.payload import Payload
 from node.subspace.codec import Codec
-from node.subspace.learned import LearnedCodec
+from node.subspace.learned import CentredCodec, LearnedCodec
 from node.subspace.ranks import RankTable, rotation_of
 
 Decode = Callable[[Payload, torch.dtype], tuple[Tensor, Tensor]]
@@ -124,8 +124,12 @@ def key_value_codecs(compress: CompressConfig, seed: int, ranks: RankTable, laye
 def _codec(compress: CompressConfig, seed: int, ranks: RankTable, layer: int, kind: str) -> Codec:
     stream = derive(seed, "rotation", layer, kind)
     source = "first" if compress.theta == "first" else "mean"
-    made = LearnedCodec if compress.subspace == "learned" else Codec
-    return made(ranks, (layer, kind), rotation_of(compress, stream), compress.clip, stream, source)
+    arguments = (ranks, (layer, kind), rotation_of(compress, stream), compress.clip, stream, source)
+    if compress.subspace == "learned":
+        if compress.centred:
+            return CentredCodec(*arguments, whitens=compress.whitened)
+        return LearnedCodec(*arguments)
+    return Codec(*arguments)
 
 
 def _as_sent(payload: Payload, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -86,6 +86,11 @@ def _add_study(study: argparse.ArgumentParser) -> None:
     study.add_argument("--jobs", type=int, default=0, help="runs at the same time (default: 0, the number of cores)")
     study.add_argument("--out", type=Path, default=Path("docs/study"), help="folder to write to (default: %(default)s)")
     study.add_argument(
+        "--extend",
+        action="store_true",
+        help="keep the runs that the .jsonl file in --out holds, whatever code has made them, and run only the others",
+    )
+    study.add_argument(
         "--redraw", action="store_true", help="run nothing: make pages and pictures anew from the .jsonl files in --out"
     )
     study.add_argument(

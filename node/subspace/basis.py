@@ -16,7 +16,10 @@ import torch
 from torch import Tensor
 
 Moments = dict[tuple[int, str], Tensor]
-"""Second moments [G, D, D] by layer and "k" or "v"."""
+"""Second moments [G, D, D] by layer and "k" or "v"; where they are wanted, also sums [G, 1, D] (`SUM`)."""
+
+SUM = " sum"
+"""What follows the kind in the key of a sum."""
 
 
 def rank_of(share: float, width: int) -> int:
@@ -33,18 +36,24 @@ def group_moments(z_K: Tensor, groups: int) -> Tensor:
 
 
 class MomentProbe:
-    """Takes the second moments of K and V while a model runs. `groups` says of which layers, in how many groups."""
+    """Takes the second moments of K and V while a model runs. `groups` says of which layers, in how many groups; with
+    `sums` it takes the sums too."""
 
-    def __init__(self, groups: Mapping[tuple[int, str], int]) -> None:
+    def __init__(self, groups: Mapping[tuple[int, str], int], sums: bool = False) -> None:
         self.moments: Moments = {}
-        self._groups = groups
+        self._groups, self._sums = groups, sums
 
     def see(self, layer: int, kind: str, z_CBnK: Tensor, codec: object, payload: tuple[Tensor, ...]) -> None:
         """What one layer's K, or V, adds (`node.model.key_value.Probe`)."""
         if (layer, kind) in self._groups:
-            found = group_moments(z_CBnK.detach().float(), self._groups[layer, kind])
-            before = self.moments.get((layer, kind))
-            self.moments[layer, kind] = found if before is None else before + found
+            z_CBnK, groups = z_CBnK.detach().float(), self._groups[layer, kind]
+            self._add((layer, kind), group_moments(z_CBnK, groups))
+            if self._sums:
+                self._add((layer, kind + SUM), z_CBnK.flatten(0, -2).sum(0).view(groups, 1, -1))
+
+    def _add(self, key: tuple[int, str], found: Tensor) -> None:
+        before = self.moments.get(key)
+        self.moments[key] = found if before is None else before + found
 
 
 def principal_directions(moments_GDD: Tensor, count: int) -> Tensor:

@@ -99,6 +99,10 @@ class Codec(nn.Module):
         self.leading.copy_(leading_GDc)
         self.directions = self._rotation.prepare(self.leading, self.shape.rank)
 
+    def shared(self) -> list[Tensor]:
+        """What is made of moments, and rank 0 gives to all."""
+        return [self.leading]
+
     def start(self) -> None:
         """Training with the basis begins: it has just been taken."""
 

@@ -44,6 +44,10 @@ class RankTable:
         """Each (layer, "k" or "v") that is compressed, in order."""
         return tuple(self._shapes)
 
+    def of_layer(self, layer: int) -> tuple[CodecShape, ...]:
+        """The shapes of a layer's codecs: that of K, and that of V."""
+        return self._shapes[layer, "k"], self._shapes[layer, "v"]
+
     @property
     def chosen(self) -> bool:
         """Whether every rank is known. Before that nothing compressed may travel."""

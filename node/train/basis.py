@@ -23,7 +23,8 @@ from node.exchange.chunks import ChunkExchange
 from node.exchange.passes import PassSpec
 from node.exchange.payload import PayloadFormat
 from node.model.exchanged import ExchangedLlama
-from node.subspace.basis import MomentProbe, Moments, digest, group_moments, kept_energy
+from node.subspace.basis import SUM, MomentProbe, Moments, digest, group_moments, kept_energy
+from node.subspace.learned import CentredCodec
 from node.subspace.ranks import choose_ranks, spectrum
 from node.train.averaging import Averager, flatten, unflatten_into
 from node.train.passes import loss_sum
@@ -40,9 +41,10 @@ def weight_moments(model: ExchangedLlama) -> Moments:
 
 
 def activation_moments(
-    model: ExchangedLlama, exchange: ChunkExchange, sampler: Sampler, cursor: int, batches: int
+    model: ExchangedLlama, exchange: ChunkExchange, sampler: Sampler, cursor: int, batches: int, sums: bool = False
 ) -> Moments:
-    """ΣzᵀZ of this node's K and V over the calibration batches that begin at `cursor`, uncompressed.
+    """ΣzᵀZ of this node's K and V over the calibration batches that begin at `cursor`, uncompressed; with `sums`, Σz
+    too.
 
     `sampler` draws other contexts than those of training: a basis fitted to what the next steps train on would look
     better than it is.
@@ -51,7 +53,7 @@ def activation_moments(
     total: Moments = {}
     with torch.no_grad():
         for _ in range(batches):
-            probe, contexts = MomentProbe(model.ranks.groups), sampler.contexts(cursor)
+            probe, contexts = MomentProbe(model.ranks.groups, sums), sampler.contexts(cursor)
             loss_sum(model, exchange, contexts, spec, probe)
             cursor += len(contexts)
             total = {key: total[key] + moment if total else moment for key, moment in probe.moments.items()}
@@ -62,6 +64,20 @@ def sum_moments(moments: Moments, averager: Averager, round_id: int) -> None:
     """Replace each moment by its sum over nodes."""
     keys = sorted(moments)
     unflatten_into(averager.total(round_id, flatten(moments[key] for key in keys)), [moments[key] for key in keys])
+
+
+def centre(moments: Moments, tokens: int) -> Moments:
+    """Turn second moments, summed over `tokens`, into mean products of what is centred; the means [G, D] by codec.
+
+    The sums, which must be among the moments, are taken out of them.
+    """
+    means = {}
+    for layer, kind in [key for key in moments if key[1].endswith(SUM)]:
+        key = (layer, kind.removesuffix(SUM))
+        mean_G1D = moments.pop((layer, kind)).double() / tokens
+        moments[key] = (moments[key].double() / tokens - mean_G1D.mT @ mean_G1D).float()
+        means[key] = mean_G1D.squeeze(1).float()
+    return means
 
 
 def share_ranks(
@@ -88,17 +104,27 @@ def share_ranks(
 
 
 def share_basis(
-    model: ExchangedLlama, moments: Moments, rank: int, averager: Averager, round_id: int, refresh: bool = False
+    model: ExchangedLlama,
+    moments: Moments,
+    rank: int,
+    averager: Averager,
+    round_id: int,
+    refresh: bool = False,
+    means: Moments | None = None,
 ) -> None:
     """Set every codec's basis from `moments`, and replace it by rank 0's: all others add zeros. At a refresh it is
     aligned to the basis that the codec has."""
     codecs = dict(model.codecs())
     for key, codec in codecs.items():
-        codec.set_moments(moments[key], near=codec.leading.clone() if refresh else None)
-    own = flatten(codec.leading for codec in codecs.values())
+        codec.set_moments(moments[key], codec.leading.clone() if refresh else None)
+        if isinstance(codec, CentredCodec):
+            assert means is not None
+            codec.set_centre(moments[key], means[key])
+    held = [tensor for codec in codecs.values() for tensor in codec.shared()]
+    own = flatten(held)
     shared = averager.total(round_id, own if rank == 0 else torch.zeros_like(own))
     with torch.no_grad():
-        unflatten_into(shared, [codec.leading for codec in codecs.values()])
+        unflatten_into(shared, held)
     restore_basis(model)
     for codec in codecs.values():
         codec.start()
@@ -135,7 +161,7 @@ def keep_basis(model: ExchangedLlama) -> Callable[[], None]:
 def basis_digest(model: ExchangedLlama) -> str:
     """The digest of bases and ranks that nodes compare."""
     ranks = torch.tensor(list(model.ranks.ranks.values()))
-    return digest([ranks, *(codec.leading for _, codec in model.codecs())])
+    return digest([ranks, *(tensor for _, codec in model.codecs() for tensor in codec.shared())])
 
 
 def energies(model: ExchangedLlama, moments: Moments) -> dict[str, float]:

@@ -8,10 +8,12 @@ The ring sums in float32 and rounds what it sends, at every hop. What the format
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import get_args
 
 import torch
 from torch import Tensor
 
+from node.config.compress import ScaledName
 from node.exchange.formats import FORMATS, TensorSpec
 
 GROUP = 256
@@ -63,7 +65,7 @@ class RingFormat:
         return [shape for shape, _ in self._spans(n_elements)]
 
 
-RING_FORMATS: Mapping[str, RingFormat] = {name: RingFormat(name) for name in FORMATS}
+RING_FORMATS: Mapping[str, RingFormat] = {name: RingFormat(name) for name in get_args(ScaledName)}
 """What `train.sync_format` may name."""
 
 FLOAT32 = RING_FORMATS["float32"]

@@ -230,6 +230,7 @@ class Trainer:
         config, rank, averager = self._config, world.rank, world.averager
         refresh = self._schedule.refreshes(number)
         moments: Moments
+        seen, centred = 0, config.compress.centred
         if MOMENTS not in rounds:
             moments = basis.weight_moments(self.model)
         elif refresh:
@@ -238,18 +239,20 @@ class Trainer:
             tokens = config.compress.warm_start_tokens(config.model.chunk_tokens)
             sampler = self._sampler(tokens, derive(config.run.seed, "calibration"))
             batches = config.compress.calibration_batches
-            moments = basis.activation_moments(self.model, world.exchange, sampler, cursor, batches)
+            seen = batches * config.train.batch * config.model.chunks * tokens
+            moments = basis.activation_moments(self.model, world.exchange, sampler, cursor, batches, centred)
         named = {f"the second moment of layer {layer}'s {kind}": moment for (layer, kind), moment in moments.items()}
         require_finite(named, f"step {number}: no basis")
         if MOMENTS in rounds:
             basis.sum_moments(moments, averager, rounds[MOMENTS].round_id)
+        means = basis.centre(moments, seen) if centred else None
         metrics: Metrics = {}
         if RANKS in rounds:
             payload = world.exchange.payload
             basis.share_ranks(self.model, moments, payload, rank, averager, rounds[RANKS].round_id)
             ranks = self.model.ranks.ranks
             metrics = {f"layer{layer}_{kind}_rank": float(chosen) for (layer, kind), chosen in ranks.items()}
-        basis.share_basis(self.model, moments, rank, averager, rounds[BASIS].round_id, refresh)
+        basis.share_basis(self.model, moments, rank, averager, rounds[BASIS].round_id, refresh, means)
         self._digests["basis"] = basis.basis_digest(self.model)
         if config.compress.subspace == "learned":  # it starts here, with weights that are equal on all nodes
             self._agreed.restart()

@@ -11,7 +11,7 @@ from netem.config import convert
 from node.config import Config
 from node.data.batches import Contexts
 from node.model.exchanged import ExchangedLlama
-from node.subspace.learned import LearnedCodec
+from node.subspace.learned import CentredCodec, LearnedCodec
 from node.train.from_config import drawn_model
 from node.train.schedule import StepSchedule
 
@@ -45,6 +45,9 @@ def small_model(config: Config) -> ExchangedLlama:
         source = torch.Generator().manual_seed(index)
         rows = torch.randn(codec.shape.groups, 4 * codec.shape.width, codec.shape.width, generator=source)
         codec.set_moments(rows.mT @ rows)
+        if isinstance(codec, CentredCodec):
+            mean = torch.randn(codec.mean.shape, generator=source)
+            codec.set_centre(rows.mT @ rows / rows.shape[1], mean)
         codec.start()
         if isinstance(codec, LearnedCodec):
             with torch.no_grad():

@@ -70,6 +70,8 @@ MODES: dict[str, dict[str, Any]] = {
     "fixed": {"rotation": "fixed"},
     "fixed, a basis a head": {"rotation": "fixed", "scope": "head"},
     "learned": {"rotation": "fixed", "subspace": "learned"},
+    "centred": {"rotation": "fixed", "subspace": "learned", "centred": True},
+    "whitened": {"rotation": "fixed", "subspace": "learned", "centred": True, "whitened": True},
     "learned, a basis a head": {"rotation": "fixed", "subspace": "learned", "scope": "head", "dense_last_layers": 0},
     "random": {"rotation": "random"},
     "random, a basis a head": {"rotation": "random", "scope": "head"},

@@ -40,6 +40,7 @@ MODES = {
     "geodesic": {"rotation": "geodesic"},
     "taylor2 per head": {"rotation": "taylor2", "scope": "head"},
     "learned": {"rotation": "fixed", "subspace": "learned"},
+    "whitened": {"rotation": "fixed", "subspace": "learned", "centred": True, "whitened": True},
     "all layers compressed": {"dense_last_layers": 0},
     "theta of the chunk before": {"theta": "previous", "own": "projected", "generators": 2},
     "exact": {"rotation": "exact", "generator_norm": "spectral", "theta": "first"},
@@ -50,6 +51,19 @@ MODES = {
 FORMATS: dict[str, tuple[dict[str, Any], float]] = {
     "int8, the last layer in fp8": ({"format": "int8", "dense_format": "fp8"}, 0.05),
     "int4": ({"mode": "dense", "dense_format": "int4"}, 0.15),
+    "int2": ({"mode": "dense", "dense_format": "int2"}, 0.8),
+    "no scales": (
+        {
+            "rotation": "fixed",
+            "subspace": "learned",
+            "centred": True,
+            "whitened": True,
+            "format": "unit4",
+            "grad_format": "int8",
+            "dense_format": "int8",
+        },
+        0.15,
+    ),
     "top-k": ({"mode": "dense", "dense_format": "topk10"}, 0.5),
 }
 """Formats that round, and how far gradients may differ with who owns what (tests/unit/test_format_ranks)."""

@@ -209,8 +209,7 @@ def _codec_width(config: Config, layer: int, spec: PassSpec) -> float:
     if not spec.compressed or layer not in config.compressed:
         return 0.0
     ranks = rank_table(config.model, config.compress)
-    shapes = (ranks[layer, "k"], ranks[layer, "v"])
-    return float(sum(shape.groups * shape.width * shape.rank for shape in shapes))
+    return float(sum(shape.groups * shape.width * shape.rank for shape in ranks.of_layer(layer)))
 
 
 def _readers(assignment: Assignment, rank: int) -> list[tuple[int, ...]]:

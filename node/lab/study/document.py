@@ -9,6 +9,7 @@ from netem.config import Tree
 from netem.tables import markdown_table
 from node.config import Config
 from node.config.data import RECALL
+from node.lab.study.far_page import FAR_LEGEND, far_gain, far_table
 from node.lab.study.figures import CLEAR, Figures, Line, Spread
 from node.lab.study.record import Recipe, Results
 from node.lab.study.spectrum import layer_table, training_table
@@ -21,15 +22,15 @@ SPECTRUM = "spectrum"
 def document(recipe: Recipe, study: Study, found: Figures, results: Results) -> str:
     """The Markdown of a study."""
     stem = recipe.stem
+    old = [_gain(found), _table(found), _LEGEND]
     parts = [
         f"# {study.title}",
+        *([f"**{study.note}**"] if study.note else []),
         study.text,
         f"    {recipe.command}",
         _setting(study, results),
         f"![{study.title}]({stem}.png)",
-        _gain(found),
-        _table(found),
-        _LEGEND,
+        *([far_gain(found.far), far_table(found, found.far), FAR_LEGEND] if found.far else old),
         f"Arms are the base `{study.base}` with these settings laid over it:",
         "\n".join(f"- **{arm.name}**: {_settings(arm.settings) or 'the base as it is'}" for arm in study.arms),
         f"Every run's figures are in [{stem}.jsonl]({stem}.jsonl); `isthmus study {stem} --redraw` makes this page "

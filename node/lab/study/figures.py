@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from node.lab.study.far import FarFigures, far_figures
 from node.lab.study.table import DENSE, LOCAL, Study
 
 CLEAR = 3.0
@@ -45,6 +46,10 @@ class Traffic:
     compressed_saving: float | None
     all_saving: float
     run_saving: float
+    returned_bytes: float
+    """Of the gradient that a reader sends back, in the mean layer."""
+    both_saving: float
+    """In all layers, payloads and their gradients together."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +74,8 @@ class Figures:
     gain: Spread
     clear: bool
     lines: tuple[Line, ...]
+    far: FarFigures | None = None
+    """With intervals, where the runs were scored by document."""
 
 
 def figures(study: Study, results: Mapping[str, Sequence[Result]]) -> Figures:
@@ -90,13 +97,16 @@ def figures(study: Study, results: Mapping[str, Sequence[Result]]) -> Figures:
                 arm.config.leaks and not arm.config.compress.is_unplugged_at(arm.config.train.steps),
             )
         )
-    return Figures(len(gains), gain, clear, tuple(lines))
+    scored = all("documents" in result for of_arm in results.values() for result in of_arm)
+    far = far_figures(results, DENSE, LOCAL) if scored else None
+    return Figures(len(gains), gain, clear, tuple(lines), far)
 
 
 def traffic(results: Sequence[Result]) -> Traffic:
     """The traffic of one arm; the mean over seeds, since ranks that follow a budget differ among them."""
     mean = {key: statistics.fmean(result["bytes"][key] for result in results) for key in results[0]["bytes"]}
     saving = {key: 1.0 - mean[key] / mean["plain"] for key in ("compressed", "layer", "trained")}
+    returned = mean.get("returned", mean["layer"])
     narrow = mean["compressed"] > 0
     return Traffic(
         compressed_bytes=mean["compressed"] if narrow else None,
@@ -104,6 +114,8 @@ def traffic(results: Sequence[Result]) -> Traffic:
         compressed_saving=saving["compressed"] if narrow else None,
         all_saving=saving["layer"],
         run_saving=saving["trained"],
+        returned_bytes=returned,
+        both_saving=1.0 - (mean["layer"] + returned) / (2 * mean["plain"]),
     )
 
 

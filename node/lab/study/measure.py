@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from node.config import Config
 from node.data.batches import Contexts
-from node.data.task import NOT_ASKED, Task
+from node.data.task import NOT_ASKED, Task, asked, read
 from node.exchange.chunks import ChunkExchange
 from node.exchange.passes import PassSpec
 from node.exchange.payload import PayloadFormat
@@ -31,41 +31,51 @@ def position_losses(
 
     The exchange must own all chunks. Raises `ConfigError` where the held-out part is shorter than a context.
     """
+    losses_DT, asked_DT = heldout_losses(model, exchange, task, spec, batch, batches)
+    return (losses_DT * asked_DT).sum(0), asked_DT.sum(0)
+
+
+def heldout_losses(
+    model: ExchangedLlama, exchange: ChunkExchange, task: Task, spec: PassSpec, batch: int, batches: int
+) -> tuple[Tensor, Tensor]:
+    """(losses in nats in float64, whether asked for) of every target of the first held-out contexts, [contexts, T]
+    each. Targets that are not asked for have their losses too."""
     context = len(exchange.own) * spec.tokens
-    total, count = torch.zeros(context, dtype=torch.float64), torch.zeros(context, dtype=torch.int64)
     available = max(1, task.heldout_count(context) // batch)
+    parts = []
     model.eval()
     with torch.no_grad():
         for index in range(min(batches, available)):
-            contexts = task.heldout_contexts(context, index * batch, batch)
-            losses_BT, asked_BT = _losses(model, exchange, contexts, spec)
-            total += losses_BT.double().sum(0)
-            count += asked_BT.sum(0)
+            parts.append(_losses(model, exchange, task.heldout_contexts(context, index * batch, batch), spec))
     model.train()
-    return total, count
+    losses, asked = zip(*parts, strict=True)
+    return torch.cat(losses).double(), torch.cat(asked)
 
 
 def _losses(
     model: ExchangedLlama, exchange: ChunkExchange, contexts: Contexts, spec: PassSpec
 ) -> tuple[Tensor, Tensor]:
-    inputs_CBn, targets_CBn = own_tokens(contexts, exchange.own, spec, torch.device("cpu"))
+    inputs_CBn, targets_CBn = own_tokens(read(contexts), exchange.own, spec, torch.device("cpu"))
     handle = exchange.begin(spec, trains=False)
-    logits_CBnV = model.logits(inputs_CBn, handle)
+    hidden_CBnd = model.hidden(inputs_CBn, handle)
     handle.finish_forward()
-    losses = F.cross_entropy(
-        logits_CBnV.flatten(0, 2), targets_CBn.flatten(), reduction="none", ignore_index=NOT_ASKED
-    ).view_as(targets_CBn)
-    asked = targets_CBn != NOT_ASKED
-    return losses.transpose(0, 1).flatten(1), asked.transpose(0, 1).flatten(1)
+    # One chunk at a time: the logits of a context over 49,152 tokens are 400 MB.
+    losses_CBn = torch.stack([_chunk_losses(model, *pair) for pair in zip(hidden_CBnd, targets_CBn, strict=True)])
+    return losses_CBn.transpose(0, 1).flatten(1), torch.from_numpy(asked(contexts)[:, 1:] != NOT_ASKED)
+
+
+def _chunk_losses(model: ExchangedLlama, hidden_Bnd: Tensor, targets_Bn: Tensor) -> Tensor:
+    logits = model.lm_head(hidden_Bnd).flatten(0, 1)
+    return F.cross_entropy(logits, targets_Bn.flatten(), reduction="none").view_as(targets_Bn)
 
 
 def payload_bytes(config: Config, payload: PayloadFormat) -> dict[str, float]:
     """Bytes per token, one way to one reader, by the formula that the wire is tested against.
 
     `compressed` is of the mean compressed layer (0 where none is), `layer` of the mean layer while compression is on,
-    layers that send nothing included, `trained` of the mean layer over all tokens of the training, uncompressed steps
-    included, and `plain` of a layer with K and V as they are. `payload` knows the ranks of a budget once they have been
-    chosen.
+    layers that send nothing included, `returned` the same of the gradients that a reader sends back, `trained` of the
+    mean layer over all tokens of the training, uncompressed steps included, and `plain` of a layer with K and V as they
+    are. `payload` knows the ranks of a budget once they have been chosen.
     """
     schedule = StepSchedule(config.model, config.compress, config.train)
     full = schedule.pass_spec(config.compress.warm_start_steps + 1)
@@ -77,13 +87,15 @@ def payload_bytes(config: Config, payload: PayloadFormat) -> dict[str, float]:
     return {
         "compressed": fmean(narrow) if narrow else 0.0,
         "layer": fmean(layers),
+        "returned": fmean(_layer_bytes(config, payload, full, "grad")),
         "trained": sent / tokens,
         "plain": payload.uncompressed_bytes(full) / (config.train.batch * full.tokens),
     }
 
 
-def _layer_bytes(config: Config, payload: PayloadFormat, spec: PassSpec) -> list[float]:
-    sizes = [payload.chunk_bytes(layer, spec) + payload.theta_bytes(layer, spec) for layer in range(payload.layers)]
+def _layer_bytes(config: Config, payload: PayloadFormat, spec: PassSpec, kind: str = "kv") -> list[float]:
+    layers = range(payload.layers)
+    sizes = [payload.chunk_bytes(layer, spec, kind) + payload.theta_bytes(layer, spec) for layer in layers]
     return [size / (config.train.batch * spec.tokens) for size in sizes]
 
 

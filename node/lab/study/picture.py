@@ -49,7 +49,7 @@ def draw(study: Study, found: Figures, results: Results, path: Path) -> Path:
         for (arm, arm_results), line, look in zip(results.items(), found.lines, looks(len(results)), strict=True):
             _curve(by_step, arm, arm_results, look)
             _draw_spread(by_position, *_positions(study, arm_results), look._replace(marker=""), arm)
-            _draw_point(by_bytes, line, found.clear, look)
+            _draw_point(by_bytes, _point(found, line), look)
         by_step.set(title="Held-out loss over training", xlabel="step", ylabel="loss (nats a token asked for)")
         by_step.set_ylim(_trained_range(results))
         by_position.set(title="Loss by position, after training", xlabel="position in the context (tokens)")
@@ -58,8 +58,9 @@ def draw(study: Study, found: Figures, results: Results, path: Path) -> Path:
         by_position.annotate(
             " end of the first chunk", (chunk_tokens, 1), xycoords=("data", "axes fraction"), fontsize=8, va="top"
         )
-        what = "Gain retained" if found.clear else "Loss"
-        unit = "% of the context gain" if found.clear else "loss (nats a token asked for)"
+        retains = found.far is not None or found.clear
+        what = "Far gain retained" if found.far else "Gain retained" if found.clear else "Loss"
+        unit = "% of the context gain" if retains else "loss (nats a token asked for)"
         by_bytes.set(title=f"{what} against bytes", ylabel=unit, xlabel="bytes a token in the mean layer")
         scale_bytes(by_bytes, [sent for line in found.lines if (sent := line.traffic.mean_layer_bytes) > 0])
         handles, labels = by_step.get_legend_handles_labels()
@@ -81,6 +82,8 @@ def _note(found: Figures) -> str:
     note = "One seed."
     if found.seeds > 1:
         note = f"Means over {found.seeds} seeds; bands and bars: ± one standard deviation."
+    if found.far:
+        note += " Bars in the last panel: 95 % intervals."
     leaks = any(line.leaks for line in found.lines)
     return f"{note} An arm that leaks is left out of the last panel." if leaks else note
 
@@ -121,19 +124,37 @@ def _positions(study: Study, results: Sequence[Result]) -> tuple[Values, Values]
     return (np.arange(total.shape[1]) + 0.5) * width, losses
 
 
-def _draw_point(axes: Axes, line: Line, clear: bool, look: Look) -> None:
-    """What an arm reaches with the bytes that it sends; a line across for an arm that sends none. An arm that leaks is
-    left out, since its loss is no evidence."""
+class _Point(NamedTuple):
+    """What an arm reaches with the bytes that it sends, and how far the bar goes to both sides."""
+
+    sent_bytes: float
+    mean: float
+    bar: Values | None
+
+
+def _point(found: Figures, line: Line) -> _Point | None:
+    """An arm that leaks has none, since its loss is no evidence."""
     if line.leaks:
+        return None
+    sent_bytes = line.traffic.mean_layer_bytes
+    if found.far is not None:
+        kept = found.far.lines[line.arm].far
+        bar = 100 * np.array([[kept.mean - kept.low], [kept.high - kept.mean]]).clip(0)
+        return _Point(sent_bytes, 100 * kept.mean, bar)
+    spread = line.retained if found.clear and line.retained is not None else line.loss
+    scale = 100 if found.clear else 1
+    std = None if np.isnan(spread.std) else np.array([scale * spread.std])
+    return _Point(sent_bytes, scale * spread.mean, std)
+
+
+def _draw_point(axes: Axes, point: _Point | None, look: Look) -> None:
+    """A line across for an arm that sends nothing."""
+    if point is None:
         return
-    spread = line.retained if clear and line.retained is not None else line.loss
-    scale = 100 if clear else 1
-    mean, std = scale * spread.mean, scale * spread.std
-    if line.traffic.mean_layer_bytes == 0:
-        axes.axhline(mean, color=look.colour, linestyle=look.dashes, linewidth=1.2)
+    if point.sent_bytes == 0:
+        axes.axhline(point.mean, color=look.colour, linestyle=look.dashes, linewidth=1.2)
         return
-    bar = None if np.isnan(std) else std
-    axes.errorbar(line.traffic.mean_layer_bytes, mean, bar, color=look.colour, marker=look.marker, markersize=5.5)
+    axes.errorbar(point.sent_bytes, point.mean, point.bar, color=look.colour, marker=look.marker, markersize=5.5)
 
 
 def scale_bytes(axes: Axes, sent_bytes: Sequence[float]) -> None:

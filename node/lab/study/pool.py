@@ -18,7 +18,7 @@ from typing import NamedTuple
 from netem.children import USER_ERROR, Child, Children
 from netem.errors import ConfigError, RunAborted
 from node.config import to_tree
-from node.lab.study.runs import Run, read_result
+from node.lab.study.runs import Run, read_result, weights_path, with_trunks
 from node.lab.study.version import code_version
 
 log = logging.getLogger("isthmus.study")
@@ -37,22 +37,48 @@ class _Trial(NamedTuple):
 def run_all(runs: Sequence[Run], folder: Path, jobs: int) -> None:
     """Run what has no result yet. Raises `ConfigError` or `RunAborted` with the words of the run that failed."""
     folder.mkdir(parents=True, exist_ok=True)
-    waiting = list({run.digest: run for run in reversed(runs) if read_result(folder, run) is None}.values())[::-1]
-    log.info("%d runs, %d of them still to do, %d at once", len(runs), len(waiting), jobs)
+    waiting = missing(runs, folder)
+    log.info("%d runs, %d of them still to do, %d at once", len(with_trunks(runs)), len(waiting), jobs)
     total, running = len(waiting), list[_Trial]()
     with Children() as children:
         while waiting or running:
-            while waiting and len(running) < jobs:
-                running.append(_start(children, waiting.pop(0), folder))
+            while len(running) < jobs and (run := _next(waiting, [trial.run for trial in running])):
+                waiting.remove(run)
+                running.append(_start(children, run, folder))
             time.sleep(POLL_S)
             for trial in [trial for trial in running if _ended(trial)]:
                 running.remove(trial)
                 _close(trial, folder, f"{total - len(waiting) - len(running)} of {total}")
 
 
+def missing(runs: Sequence[Run], folder: Path) -> list[Run]:
+    """What is still to do, in order: a trunk too where an arm waits for its weights."""
+    arms = [run for run in runs if read_result(folder, run) is None]
+    return [run for run in with_trunks(arms) if read_result(folder, run) is None or _lost(folder, run)]
+
+
+def _lost(folder: Path, run: Run) -> bool:
+    return run.keeps_weights and not weights_path(folder, run).is_file()
+
+
+def _next(waiting: Sequence[Run], running: Sequence[Run]) -> Run | None:
+    """The first that waits for nothing."""
+    undone = {run.digest for run in (*waiting, *running)}
+    return next((run for run in waiting if run.trunk is None or run.trunk.digest not in undone), None)
+
+
 def _start(children: Children, run: Run, folder: Path) -> _Trial:
     job_path, log_path = folder / f"{run.digest}.job", folder / f"{run.digest}.log"
-    job = {"digest": run.digest, "code": code_version(), "config": to_tree(run.config)}
+    job = {
+        "digest": run.digest,
+        "code": code_version(),
+        "config": to_tree(run.config),
+        "trunk": run.trunk.digest if run.trunk else "",
+        "weights": str(weights_path(folder, run.trunk)) if run.trunk else "",
+        "trunk_steps": run.trunk.config.train.steps if run.trunk else 0,
+        "noise": run.noise,
+        "keep": str(weights_path(folder, run)) if run.keeps_weights else "",
+    }
     job_path.write_text(json.dumps(job))
     log_path.unlink(missing_ok=True)
     command = [*CHILD, str(job_path), str(folder / f"{run.digest}.json")]

@@ -112,6 +112,23 @@ def read_record(path: Path) -> tuple[Recipe, Study, Results]:
     return recipe, replace(study, arms=arms), {arm.name: results[arm.name] for arm in arms}
 
 
+def kept_runs(path: Path, study: Study) -> dict[tuple[str, int], Result]:
+    """The runs of a study that its file holds already, by arm and seed; none where there is no file.
+
+    Raises `ConfigError` where an arm was run with other settings.
+    """
+    if not path.is_file():
+        return {}
+    arms = {arm.name: arm for arm in study.arms}
+    kept = {}
+    for place, text in enumerate(path.read_bytes().splitlines()[1:], start=2):
+        line = _decoded(text, _Line, path, place)
+        if line.arm in arms:
+            _check_settings(path, arms[line.arm], line.config)
+            kept[line.arm, line.seed] = json.loads(text)
+    return kept
+
+
 def _decoded(line: bytes, kind: type[Decoded], path: Path, place: int) -> Decoded:
     try:
         return msgspec.json.decode(line, type=kind)

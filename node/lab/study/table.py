@@ -6,6 +6,13 @@
     settings.compress.warmup_steps = 50      laid over the base, for all arms (optional)
     [arms.dense]                      an arm and what it lays over that; the order is that of the tables
     compress.mode = "dense"
+    [arms."dense again"]
+    noise = 1e-6                      noise on the weights from which this arm starts (optional)
+
+A base may have a trunk, in one stage or several (`[[trunk]]`), each with settings that it lays over itself. A trunk is
+trained first, once for each seed, each stage from the weights of the one before, and every arm of that seed starts
+from the last one's weights. So arms differ in nothing but their settings. A base may also have a `note`, which then
+stands on every page of a study on it.
 
 A value such as "25 % of train.steps" stands for that number of steps, so that a whole study can be made shorter with
 one setting; a share below 100 % is always fewer than all steps. Two arms have fixed names, `DENSE` and `LOCAL`, since
@@ -42,6 +49,8 @@ class Arm:
     """What it lays over the base, as in the file."""
     stated: Tree
     """All that base, study, arm and command line say, as values of the config; what is left are defaults."""
+    noise: float = 0.0
+    """Noise on the weights from which it starts: standard deviation, as a share of each tensor's own."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +62,10 @@ class Study:
     text: str
     base: str
     arms: tuple[Arm, ...]
+    trunk: tuple[Config, ...] = ()
+    """The stages of what is trained before the arms, from whose weights they start."""
+    note: str = ""
+    """What is to be known of all studies on the base."""
 
 
 def study_names() -> list[str]:
@@ -74,15 +87,19 @@ def load_study(name: str, base: str = "", overrides: Sequence[str] = (), preset:
     tree = _load(_tables(), name, "study")
     assert tree.keys() <= _KEYS and {DENSE, LOCAL} <= tree["arms"].keys(), name  # noqa: PT018
     base = base or tree["base"]
-    shared = merge(with_preset(_load(_tables() / "bases", base, "base"), preset), tree.get("settings", {}))
+    ground = with_preset(_load(_tables() / "bases", base, "base"), preset)
+    note = ground.pop("note", "")
+    trunk = tuple(_arm(name, "trunk", ground, over, ()).config for over in ground.pop("trunk", []))
+    shared = merge(ground, tree.get("settings", {}))
     arms = tuple(_arm(name, arm, shared, settings, overrides) for arm, settings in tree["arms"].items())
-    return Study(name, tree["title"], tree["text"], base, arms)
+    return Study(name, tree["title"], tree["text"], base, arms, trunk, note)
 
 
 def _arm(study: str, name: str, shared: Tree, settings: Tree, overrides: Sequence[str]) -> Arm:
-    tree = _with_steps(apply_overrides(merge(shared, settings), overrides))
+    laid = {key: value for key, value in settings.items() if key != "noise"}
+    tree = _with_steps(apply_overrides(merge(shared, laid), overrides))
     try:
-        return Arm(name, convert(Config, with_folder(tree)), settings, tree)
+        return Arm(name, convert(Config, with_folder(tree)), settings, tree, settings.get("noise", 0.0))
     except ConfigError as error:
         raise ConfigError(f"study {study}, arm {name!r}: {error}") from None
 

@@ -28,7 +28,9 @@ from node.data import Task, open_data
 from node.exchange.chunks import ChunkExchange
 from node.exchange.payload import PayloadFormat
 from node.lab.in_process import train_in_process
-from node.lab.study.measure import payload_bytes, position_losses, stable_ranks
+from node.lab.study.measure import heldout_losses, payload_bytes, stable_ranks
+from node.lab.study.scores import far_scores
+from node.lab.study.start import Start, save_weights
 from node.lab.study.version import code_version
 from node.model.exchanged import ExchangedLlama
 from node.train.attempt import Metrics
@@ -37,22 +39,33 @@ from node.train.schedule import StepSchedule
 
 log = logging.getLogger("isthmus.study")
 
-FINAL_TOKENS, CURVE_TOKENS = 1 << 15, 1 << 12
+FINAL_TOKENS, CURVE_TOKENS = 1 << 16, 1 << 12
 """Held-out tokens of the last evaluation, and of each earlier one."""
-CURVE_POINTS = 10
-"""Evaluations during training."""
+PRETRAINED_TOKENS = 12 << 10, 1 << 11
+"""The same where the run starts from a folder's weights: such models are large."""
+CURVE_POINTS, PRETRAINED_POINTS = 10, 1
+"""Evaluations during training, and the same where the run starts from a folder's weights."""
 BINS = 64
 """Spans of the context over which the loss by position is averaged; a chunk is a whole number of them."""
+_NO_START = Start()
 
 
-def run_trial(config: Config) -> dict[str, Any]:
-    """Train and measure. Raises `ConfigError` for a config that cannot run, `RunAborted` where a rank fails."""
+def run_trial(config: Config, start: Start = _NO_START, keep: Path | None = None) -> dict[str, Any]:
+    """Train and measure; the weights go into the file `keep`, if there is one.
+
+    Raises `ConfigError` for a config that cannot run, `RunAborted` where a rank fails.
+    """
     began_s, began_cpu_s = time.monotonic(), time.process_time()
     task = open_data(config.data)
     payloads = [payload_format(config) for _ in range(config.assignment().n_ranks)]
     notebook = _Notebook(config, task, payloads[0])
-    trainers = train_in_process(config, task, payloads, notebook.note)
-    total, count = notebook.positions(trainers[0].model, config.train.steps, FINAL_TOKENS)
+    trainers = train_in_process(config, task, payloads, notebook.note, start.prepare, start.contexts)
+    model = trainers[0].model
+    if keep is not None:
+        save_weights(model, keep)
+    tokens = PRETRAINED_TOKENS[0] if config.model.init else FINAL_TOKENS
+    losses_DT, asked_DT = notebook.losses(model, config.train.steps, tokens)
+    total, count = (losses_DT * asked_DT).sum(0), asked_DT.sum(0)
     return {
         "config": to_tree(config),
         "seed": config.run.seed,
@@ -60,6 +73,7 @@ def run_trial(config: Config) -> dict[str, Any]:
         "heldout_tokens": int(count.sum()),
         "position_loss_sum": _binned(total),
         "position_tokens": _binned(count),
+        "documents": far_scores(config.model, task, losses_DT, asked_DT),
         "bytes": payload_bytes(config, payloads[0]),
         "curve": notebook.curve,
         "stable_rank": notebook.stable_rank,
@@ -94,25 +108,26 @@ class _Notebook:
         steps = self._config.train.steps
         self._loss_sum += sum(part["loss_sum"] for part in metrics)
         self._tokens += sum(part["tokens"] for part in metrics)
-        if step != steps and step % max(1, steps // CURVE_POINTS):
+        pretrained = bool(self._config.model.init)
+        if step != steps and step % max(1, steps // (PRETRAINED_POINTS if pretrained else CURVE_POINTS)):
             return
-        total, count = self.positions(model, step, CURVE_TOKENS)
-        entry = {"step": float(step), "heldout_loss": float(total.sum() / count.sum())}
+        losses_DT, asked_DT = self.losses(model, step, PRETRAINED_TOKENS[1] if pretrained else CURVE_TOKENS)
+        entry = {"step": float(step), "heldout_loss": float(losses_DT[asked_DT].mean())}
         if self._tokens:
             entry["loss"] = self._loss_sum / self._tokens
         self.curve.append(entry)
         self.stable_rank.append({"step": step, "layers": stable_ranks(model, self._config.model.layers)})
         self._loss_sum, self._tokens = 0.0, 0.0
 
-    def positions(self, model: ExchangedLlama, step: int, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Held-out loss by position after `step` steps, over about `tokens` tokens, in the mode of that step."""
+    def losses(self, model: ExchangedLlama, step: int, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Held-out losses (`heldout_losses`) after `step` steps, of about `tokens` tokens, in the mode of that step."""
         config = self._config
         schedule = StepSchedule(config.model, config.compress, config.train)
         spec = schedule.pass_spec(max(1, step))._replace(tokens=config.model.chunk_tokens)
         if step == 0:  # there is no basis yet
             spec = spec._replace(compressed=False)
         batches = max(1, tokens // (config.train.batch * config.model.context))
-        return position_losses(model, self._exchange, self._task, spec, config.train.batch, batches)
+        return heldout_losses(model, self._exchange, self._task, spec, config.train.batch, batches)
 
 
 def _binned(values_T: torch.Tensor) -> list[float]:
@@ -130,15 +145,19 @@ def main() -> int:
         print("error: the code changed while the study ran; start it again", file=sys.stderr)
         return 2
     try:
-        result = run_trial(convert(Config, job["config"]))
+        config = convert(Config, job["config"])
+        weights, keep = (Path(job[key]) if job[key] else None for key in ("weights", "keep"))
+        start = Start(weights, job["noise"], job["trunk_steps"] * config.train.batch)
+        result = run_trial(config, start, keep)
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except RunAborted as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    named = {key: job[key] for key in ("digest", "code", "trunk")}
     with whole_file(result_path) as unfinished:
-        unfinished.write_text(json.dumps({"digest": job["digest"], "code": job["code"], **result}) + "\n")
+        unfinished.write_text(json.dumps(named | result) + "\n")
     return 0
 
 

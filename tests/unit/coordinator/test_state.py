@@ -38,9 +38,7 @@ def test_a_state_comes_back_as_it_was() -> None:
 
 def test_a_run_of_a_thousand_nodes_with_long_names_has_room() -> None:
     """The longest names and addresses that a `Join` may have."""
-    longest = join(
-        "n" * 64, address="tcp://" + "a" * 250, host="h" * 512, run="r" * 512, config_digest="c" * 128
-    )
+    longest = join("n" * 64, address="tcp://" + "a" * 250, host="h" * 512, run="r" * 512, config_digest="c" * 128)
     seats = [SavedSeat(peer="n" * 64 + "~" + "f" * 32, place=rank, join=longest) for rank in range(1000)]
     whole = encode_state(msgspec.structs.replace(state(changes=10_000), members=seats))
     assert len(whole) < slot_bytes(1000)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 from helpers import ROOT
 
-from netem.config import convert, describe, load_toml
+from netem.config import Tree, convert, describe, load_toml
 from netem.errors import ConfigError
 from node.config import Config, load_config, save_config, to_tree
 
@@ -278,7 +279,10 @@ def other_value(key: str, current: Any) -> Any:
 def keys() -> list[str]:
     """Settings that may be changed alone; those that want another to go with them have a test of their own."""
     every = [key.path for key in describe(Config)]
-    not_alone = ("coordinator.chunks_per_node", "compress.subspace", "data.document_tokens")
+    not_alone = (
+        *("coordinator.chunks_per_node", "compress.subspace", "compress.centred", "compress.whitened"),
+        "data.document_tokens",
+    )
     return [key for key in every if key not in not_alone and (key[:4] != "net." or key == "net.profile")]
 
 
@@ -305,8 +309,30 @@ def test_the_digest_leaves_ownership_to_the_coordinator() -> None:
 def test_the_digest_tells_what_depends_on_another_setting() -> None:
     two = {"coordinator": {"nodes": 2}}
     assert convert(Config, two).digest() == convert(Config, two | {"run": {}}).digest()
-    fixed, learned = ({"compress": {"rotation": "fixed", "subspace": name}} for name in ("frozen", "learned"))
-    assert convert(Config, fixed).digest() != convert(Config, learned).digest()
+    fixed: Tree = {"rotation": "fixed", "subspace": "frozen"}
+    more = [fixed | {"subspace": "learned"}]
+    more += [more[0] | {"centred": True}, more[0] | {"centred": True, "whitened": True}]
+    digests = {convert(Config, {"compress": compress}).digest() for compress in (fixed, *more)}
+    assert len(digests) == 4
+
+
+@pytest.mark.parametrize(
+    ("compress", "message"),
+    [
+        ({"centred": True}, "subspace = 'frozen': expected \"learned\", since compress.centred is set"),
+        ({"subspace": "learned", "centred": True, "basis": "weights"}, "basis = 'weights': expected"),
+        ({"subspace": "learned", "centred": True, "own": "projected"}, "own = 'projected': expected"),
+        ({"subspace": "learned", "whitened": True}, "centred = false: expected true, since compress.whitened is set"),
+        ({"format": "unit4"}, "format = 'unit4': sends numbers without a scale"),
+        (
+            {"subspace": "learned", "centred": True, "whitened": True, "format": "unit4"},
+            'dense_format = "same": expected a format with scales',
+        ),
+    ],
+)
+def test_numbers_without_a_scale_need_what_gives_them_their_size(compress: Tree, message: str) -> None:
+    with pytest.raises(ConfigError, match=f"^compress\\.{re.escape(message)}"):
+        convert(Config, {"compress": {"rotation": "fixed"} | compress})
 
 
 def test_the_digest_leaves_out_what_only_the_planner_reads() -> None:

@@ -9,6 +9,7 @@ node's own rounding costs: to the gradients in float32, N nodes are as near as o
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import get_args
 
 import pytest
 import torch
@@ -19,13 +20,23 @@ from torch import Tensor
 
 from coordinator.assignment import Assignment
 from node.config import Config, to_tree
+from node.config.compress import ScaledName
 from node.exchange.chunks import ChunkWire
-from node.exchange.formats import FORMATS
 from node.exchange.payload import step_bytes
 from node.train.from_config import payload_format
 from node.train.passes import loss_sum, own_tokens
 
-GRADIENTS_WITHIN = {"float32": 1e-6, "bfloat16": 3e-3, "int8": 0.01, "fp8": 0.05, "int4": 0.15, "topk10": 0.5}
+SCALED = get_args(ScaledName)
+
+GRADIENTS_WITHIN = {
+    "float32": 1e-6,
+    "bfloat16": 3e-3,
+    "int8": 0.01,
+    "fp8": 0.05,
+    "int4": 0.15,
+    "int2": 0.8,
+    "topk10": 0.5,
+}
 UNBIASED = ["int8", "fp8", "int4"]
 CHANGED = (0, 7, 8, 19, 31)
 """First and last tokens of chunks of eight, both sides of a border, one in the middle, and the last of the context."""
@@ -64,7 +75,7 @@ def total(parts: Sequence[Gradients]) -> Gradients:
 
 
 @pytest.mark.parametrize("mode", ["dense", "subspace"])
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("name", SCALED)
 def test_n_ranks_equal_one(name: str, mode: str) -> None:
     config = config_of(name, mode)
     loss, gradients = loss_and_gradients(config, WORLDS["1"], contexts(config))
@@ -78,7 +89,7 @@ def test_n_ranks_equal_one(name: str, mode: str) -> None:
         assert relative_difference(found, exact) < 1.6 * relative_difference(gradients, exact) + 1e-6, world
 
 
-@pytest.mark.parametrize("name", [name for name in FORMATS if name != "float32"])
+@pytest.mark.parametrize("name", [name for name in SCALED if name != "float32"])
 def test_a_reader_on_the_owners_own_node_sees_what_crossed(name: str) -> None:
     """Else the test above would prove nothing of one rank."""
     _, gradients = loss_and_gradients(config_of(name), WORLDS["1"], contexts(config_of(name)))
@@ -124,7 +135,7 @@ def test_draws_go_by_step_and_come_again(name: str) -> None:
 
 
 @pytest.mark.parametrize("mode", ["dense", "subspace"])
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("name", SCALED)
 def test_over_real_wires_and_inboxes_not_a_bit_differs(name: str, mode: str) -> None:
     """Tags, admission and buffers of every type of number, against threads that hand tensors over."""
     config, world = config_of(name, mode), WORLDS["zigzag"]
@@ -151,7 +162,7 @@ def logits(config: Config, world: Sequence[Sequence[int]], tokens: Tensor) -> Te
 
 @pytest.mark.parametrize("world", ["1", "4"])
 @pytest.mark.parametrize("mode", ["dense", "subspace"])
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("name", SCALED)
 def test_a_token_changes_nothing_before_it(name: str, mode: str, world: str) -> None:
     """To the bit: no scale, and no choice of what is kept, tells of a later token."""
     config = config_of(name, mode)

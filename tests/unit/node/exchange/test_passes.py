@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -14,19 +14,29 @@ from torch import Tensor
 
 from coordinator.assignment import Assignment
 from node.config import Config
-from node.exchange.formats import FORMATS
+from node.config.compress import ScaledName
 from node.exchange.passes import PassKey
 from node.exchange.payload import step_bytes
 from node.exchange.wire import Wire
 from node.train.from_config import payload_format
 from node.train.passes import loss_sum
 
+SCALED = get_args(ScaledName)
+
 TOLERANCE = 2e-6
-GRADIENTS_WITHIN = {"float32": 1e-6, "bfloat16": 3e-3, "int8": 0.01, "fp8": 0.05, "int4": 0.15, "topk10": 0.5}
+GRADIENTS_WITHIN = {
+    "float32": 1e-6,
+    "bfloat16": 3e-3,
+    "int8": 0.01,
+    "fp8": 0.05,
+    "int4": 0.15,
+    "int2": 0.8,
+    "topk10": 0.5,
+}
 SETTINGS: dict[str, dict[str, Any]] = {
     **{f"mode {name}": settings for name, settings in MODES.items()},
-    **{f"dense in {name}": {"mode": "dense", "dense_format": name} for name in FORMATS},
-    **{f"compressed in {name}": {"format": name, "dense_format": "float32"} for name in FORMATS},
+    **{f"dense in {name}": {"mode": "dense", "dense_format": name} for name in SCALED},
+    **{f"compressed in {name}": {"format": name, "dense_format": "float32"} for name in SCALED},
 }
 ORDERS = {"one after the other": "F0 B0 F1 B1", "first in, first out": "F0 F1 B0 B1", "mirrored": "F0 F1 B1 B0"}
 
@@ -130,7 +140,7 @@ def test_contexts_in_passes_that_overlap_are_contexts_in_one_pass(mode: str, wor
     assert largest_difference(found, wanted) < TOLERANCE
 
 
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("name", SCALED)
 def test_passes_that_overlap_round_by_draws_of_their_own(name: str) -> None:
     """Four nodes are as near to one pass in float32 as their format allows."""
     exact = tiny_config(train={"batch": 4})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -12,11 +12,14 @@ from helpers.worlds import MODES, WORLDS, Loop, exchange_of, full_spec, tiny_con
 
 from coordinator.assignment import Assignment, assign
 from netem.errors import ConfigError
-from node.exchange.formats import FORMATS, TensorSpec
+from node.config.compress import ScaledName
+from node.exchange.formats import TensorSpec
 from node.exchange.passes import PassSpec
 from node.exchange.payload import StepBytes, step_bytes
 from node.train.from_config import payload_format
 from node.train.passes import loss_sum
+
+SCALED = get_args(ScaledName)
 
 CASES: dict[str, dict[str, Any]] = MODES | {
     "geodesic, bfloat16": {"format": "bfloat16"},
@@ -157,7 +160,7 @@ def test_theta_travels_in_float32_whatever_the_wire() -> None:
     k, k_theta, v, v_theta = payload.tensors(0, PassSpec(8, True))
     assert (k, v) == (TensorSpec((2, 8, 4), torch.bfloat16), TensorSpec((2, 8, 6), torch.bfloat16))
     assert k_theta == v_theta == TensorSpec((2, 2), torch.float32)
-    for name in FORMATS:
+    for name in SCALED:
         tensors = payload_format(tiny_config(compress={"format": name})).tensors(0, PassSpec(8, True))
         assert tensors[len(tensors) // 2 - 1] == tensors[-1] == TensorSpec((2, 1), torch.float32)
 

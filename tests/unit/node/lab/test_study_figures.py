@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from node.exchange.passes import PassSpec
 from node.lab.study.document import document
+from node.lab.study.far import FAR, TEXT
 from node.lab.study.figures import Spread, Traffic, figures, traffic
 from node.lab.study.measure import payload_bytes
 from node.lab.study.picture import draw, looks, scale_bytes
@@ -88,15 +89,20 @@ def test_bytes_are_those_of_the_formula() -> None:
         return traffic([{"bytes": payload_bytes(arms[name], payload_format(arms[name]))}])
 
     model, method = arms["dense"].model, arms["method"]
-    assert of("dense") == Traffic(None, 2 * 2 * model.d_kv, None, 0.0, 0.0)  # bfloat16
-    assert of("local-only") == Traffic(None, 0.0, None, 1.0, 1.0)
+    assert of("dense") == Traffic(None, 2 * 2 * model.d_kv, None, 0.0, 0.0, 2 * 2 * model.d_kv, 0.0)  # bfloat16
+    assert of("local-only") == Traffic(None, 0.0, None, 1.0, 1.0, 0.0, 1.0)
 
     found, payload = of("method"), payload_format(method)
+    wide = load_study("control", "", ["--compress.grad_format", "int8"]).arms[2].config
     spec = PassSpec(model.chunk_tokens, compressed=True)
     per_token = [payload.chunk_bytes(layer, spec) / (method.train.batch * spec.tokens) for layer in range(model.layers)]
     assert found.compressed_bytes == pytest.approx(per_token[0])
     assert found.compressed_saving == pytest.approx(1 - per_token[0] / (4 * model.d_kv))
     assert found.all_saving == pytest.approx(1 - sum(per_token) / (4 * model.d_kv * model.layers))
+    assert found.returned_bytes == found.mean_layer_bytes
+    eight = traffic([{"bytes": payload_bytes(wide, payload_format(wide))}])  # gradients in a narrower format
+    assert eight.returned_bytes < found.returned_bytes
+    assert found.all_saving < eight.both_saving
     assert found.run_saving < found.all_saving  # the warm start is uncompressed
     alike = of("method, last layer alike")
     assert (alike.compressed_bytes, alike.mean_layer_bytes) == (found.compressed_bytes, found.compressed_bytes)
@@ -149,9 +155,36 @@ def test_the_picture_is_drawn(tmp_path: Path) -> None:
     assert path.read_bytes().startswith(b"\x89PNG")
 
 
+def test_the_picture_has_far_gains_where_runs_were_scored(tmp_path: Path) -> None:
+    one = results(dense=[2.0], local=[3.0], method=[2.1])
+    drawn: dict[str, Any] = {
+        "curve": [{"step": 0.0, "heldout_loss": 5.0}],
+        "position_loss_sum": [0.0, 3.0],
+        "position_tokens": [0.0, 2.0],
+    }
+    scored = {"local-only": 3.0, "dense": 2.0}
+    of_arm = {
+        arm: [result | drawn | {"documents": documents(scored.get(arm, 2.1))} for result in of_seed]
+        for arm, of_seed in one.items()
+    }
+    found = figures(study(), of_arm)
+    assert found.far is not None
+    assert found.far.lines["method"].far.mean == pytest.approx(0.9)
+    assert draw(study(), found, of_arm, tmp_path / "control.png").read_bytes().startswith(b"\x89PNG")
+    text = page(of_arm, study(), seeds=1)
+    assert "**1.000 [1.000, 1.000] nats**" in text
+    assert "90.0 [90.0, 90.0] %" in text
+
+
+def documents(loss: float) -> dict[str, list[list[float]]]:
+    """Two documents with this mean loss in every class."""
+    return {name: [[10 * loss, 10], [20 * loss, 20]] for name in (FAR, "border", TEXT)}
+
+
 def test_no_two_arms_of_a_study_look_alike() -> None:
     most = max(len(load_study(name).arms) for name in study_names())
-    assert len({look.colour for look in looks(most)}) == most
+    assert most <= 24
+    assert len({look.colour for look in looks(8)}) == 8
     assert len({(look.colour, look.marker) for look in looks(40)}) == 40
     assert len({(look.colour, str(look.dashes)) for look in looks(24)}) == 24
 

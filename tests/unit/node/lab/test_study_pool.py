@@ -24,6 +24,9 @@ if seed == 8:
     print("error: a rank failed"); sys.exit(1)
 log = pathlib.Path(sys.argv[1]).parent / "started"
 log.open("a").write(job["digest"] + "\\n")
+if job["keep"]:
+    pathlib.Path(job["keep"]).write_text("weights")
+assert not job["weights"] or pathlib.Path(job["weights"]).is_file()
 pathlib.Path(sys.argv[2]).write_text(json.dumps({"heldout_loss": 1.0, "digest": job["digest"]}))
 """
 
@@ -47,6 +50,24 @@ def test_a_run_that_has_its_result_is_not_run_again(tmp_path: Path) -> None:
     assert {path.suffix for path in (tmp_path / "results").iterdir()} == {".json", ""}
 
 
+@pytest.mark.parametrize("jobs", [1, 4])
+def test_a_trunk_is_run_before_its_arms_and_again_where_its_weights_are_lost(jobs: int, tmp_path: Path) -> None:
+    runs, folder = runs_of(load_study("far"), 2)[:3], tmp_path / "results"
+    trunk = runs[0].trunk
+    assert trunk is not None
+    assert trunk.trunk is not None  # it has two stages
+    pool.run_all(runs, folder, jobs)
+    started = (folder / "started").read_text().split()
+    assert started[:2] == [trunk.trunk.digest, trunk.digest]
+    assert sorted(started[2:]) == sorted(run.digest for run in runs)
+    pool.weights_path(folder, trunk).unlink()
+    pool.run_all(runs, folder, jobs)
+    assert (folder / "started").read_text().split() == started  # nobody waits for them
+    (folder / f"{runs[1].digest}.json").unlink()
+    pool.run_all(runs, folder, jobs)
+    assert (folder / "started").read_text().split()[len(started) :] == [trunk.digest, runs[1].digest]
+
+
 @pytest.mark.parametrize(
     ("seed", "error", "words"),
     [(7, ConfigError, "dense, seed 7: train.lr = 1: too high"), (8, RunAborted, "dense, seed 8: a rank failed")],
@@ -64,5 +85,6 @@ def test_a_job_holds_what_the_child_needs(tmp_path: Path) -> None:
     with pytest.raises(ConfigError):
         pool.run_all([runs_of(load_study("control"), 8)[-len(load_study("control").arms)]], folder, 1)
     (job,) = folder.glob("*.job")
-    assert json.loads(job.read_text()).keys() == {"digest", "code", "config"}
+    wanted = {"digest", "code", "config", "trunk", "weights", "trunk_steps", "noise", "keep"}
+    assert json.loads(job.read_text()).keys() == wanted
     assert run.digest != job.stem

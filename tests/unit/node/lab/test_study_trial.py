@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from node.data.recall import Recall
 from node.lab.in_process import Coordinator, MemoryWire, Post
 from node.lab.study.measure import position_losses, stable_rank
 from node.lab.study.spectrum import checkpoint_ranks, checkpoint_table
+from node.lab.study.start import Start
 from node.lab.study.trial import run_trial
 from node.train.evaluate import heldout_loss
 
@@ -59,6 +61,21 @@ def test_a_run_measures_what_the_study_shows() -> None:
     assert json.loads(json.dumps(result))["config"]["data"]["corpus"] == "recall"
     assert result["heldout_loss"] == run_trial(config())["heldout_loss"]
     assert result["heldout_loss"] != run_trial(config(run={"seed": 1}))["heldout_loss"]
+
+
+@pytest.mark.usefixtures("_short")
+def test_an_arm_starts_where_its_trunk_ended(tmp_path: Path) -> None:
+    """Its first evaluation is the trunk's last, whatever the arm sends. Noise of a millionth changes little."""
+    kept = tmp_path / "trunk.safetensors"
+    trunk = run_trial(config(compress={"mode": "dense"}), keep=kept)
+    start = Start(kept, contexts=12)
+    arm = run_trial(config(compress={"warmup_steps": 0}, run={"seed": 3}), start)
+    assert arm["curve"][0]["heldout_loss"] == pytest.approx(trunk["curve"][-1]["heldout_loss"], rel=1e-6)
+    again = run_trial(config(compress={"warmup_steps": 0}, run={"seed": 3}), replace(start, noise=1e-6))
+    assert again["heldout_loss"] != arm["heldout_loss"]
+    assert again["heldout_loss"] == pytest.approx(arm["heldout_loss"], abs=1e-3)
+    elsewhere = run_trial(config(compress={"warmup_steps": 0}, run={"seed": 3}), replace(start, contexts=0))
+    assert elsewhere["curve"][-1]["loss"] != arm["curve"][-1]["loss"]  # it reads other contexts
 
 
 @pytest.mark.usefixtures("_short")

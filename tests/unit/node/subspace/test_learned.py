@@ -14,15 +14,19 @@ from helpers.worlds import WORLDS, exchange_of, full_spec, tiny_config
 from torch import Tensor
 
 from netem.errors import ConfigError
+from node.subspace.basis import MomentProbe
 from node.subspace.codec import Codec, CodecShape
-from node.subspace.learned import LearnedCodec
+from node.subspace.learned import CentredCodec, LearnedCodec
 from node.subspace.rotation import Fixed
+from node.train import basis
 from node.train.from_config import drawn_model
 from node.train.passes import loss_sum
 from node.train.trainer import Trainer
 
 LEARNED: dict[str, Any] = {"rotation": "fixed", "subspace": "learned"}
 BUDGET: dict[str, Any] = {"budget_bytes_per_token": 80.0}
+CENTRED: dict[str, Any] = {"centred": True}
+WHITENED: dict[str, Any] = CENTRED | {"whitened": True}
 KEY = (0, "k")
 SHAPE = CodecShape(2, 8, 3, 0)
 
@@ -52,6 +56,27 @@ def test_it_starts_as_the_frozen_one() -> None:
     z = torch.randn(1, 2, 5, 16, generator=torch.Generator().manual_seed(4))
     torch.testing.assert_close(through(learned, z), through(frozen, z))
     assert learned.shape.payload_shapes(2, 5) == frozen.shape.payload_shapes(2, 5) == ((2, 5, 6),)
+
+
+def test_whitened_numbers_have_a_mean_square_of_one_and_change_nothing() -> None:
+    """But for what a format rounds: a weak direction's numbers are as large as a strong one's."""
+    rows = torch.randn(2, 40, 8, generator=torch.Generator().manual_seed(2)) * torch.logspace(0, -3, 8)
+    mean = torch.arange(16.0).view(2, 1, 8)
+    plain = LearnedCodec({KEY: SHAPE}, KEY, Fixed(), 0.5, 0)
+    whitened = CentredCodec({KEY: SHAPE}, KEY, Fixed(), 0.5, 0, whitens=True)
+    z_CBnK = (rows + mean).transpose(0, 1).reshape(1, 1, 40, 16)
+    probe = MomentProbe({KEY: 2}, sums=True)
+    probe.see(*KEY, z_CBnK, None, ())
+    mean = basis.centre(probe.moments, 40)[KEY]
+    for codec in (plain, whitened):
+        codec.set_moments(probe.moments[KEY])
+        codec.start()
+    whitened.set_centre(probe.moments[KEY], mean)
+    found = mean.flatten()
+    torch.testing.assert_close(found, z_CBnK.mean((0, 1, 2)), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(through(whitened, z_CBnK), through(plain, z_CBnK - found) + found)
+    (compressed,) = whitened.encode(z_CBnK, (0,))
+    torch.testing.assert_close(compressed.square().mean((0, 1, 2)), torch.ones(6), rtol=1e-3, atol=1e-3)
 
 
 def test_gradients_are_those_of_two_explicit_matrices() -> None:
@@ -93,7 +118,7 @@ def test_a_node_that_reads_nobody_has_gradients_of_zero_not_none() -> None:
     assert all(gradient.any() for gradient in others[0][1::2] if gradient is not None)
 
 
-@pytest.mark.parametrize("extra", [{}, BUDGET], ids=["by share", "by budget"])
+@pytest.mark.parametrize("extra", [{}, BUDGET, CENTRED, BUDGET | WHITENED], ids=str)
 def test_n_ranks_train_it_as_one_does(extra: dict[str, Any], tmp_path: Path) -> None:
     config = tiny_config(compress=LEARNED | extra, train={"sync_every": 1})
     alone, (single,) = train(config, WORLDS["1"], tmp_path)
@@ -108,7 +133,7 @@ def test_n_ranks_train_it_as_one_does(extra: dict[str, Any], tmp_path: Path) -> 
             assert 1e-3 < float((matrix - codec.leading).abs().max()) < 1.0, "it stayed where it was, or is elsewhere"
 
 
-@pytest.mark.parametrize("extra", [{}, BUDGET], ids=["by share", "by budget"])
+@pytest.mark.parametrize("extra", [{}, BUDGET, CENTRED, BUDGET | WHITENED], ids=str)
 @pytest.mark.parametrize("start", [2, 4])
 def test_a_resumed_run_goes_on_with_it(extra: dict[str, Any], start: int, tmp_path: Path) -> None:
     """With weights averaged every other step, and a momentum of them: what is agreed on has the matrices in it."""
