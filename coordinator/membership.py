@@ -40,6 +40,7 @@ class Membership:
         self._config = config
         self._run_name = run_name
         self._config_digest = config_digest
+        self._relays = config.relays
         self._seats: dict[str, Seat] = {}
         self.generation = 0
 
@@ -144,6 +145,7 @@ class Membership:
                 for join in (self._seats[peer].join,)
             ],
             assignment=assignment.to_lists(),
+            relays=self._relays,
         )
 
     def describe(self, peers: Sequence[str]) -> str:

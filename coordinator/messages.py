@@ -185,7 +185,7 @@ class RosterEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
 
 class Roster(Message, frozen=True, kw_only=True):
-    """A generation begins: its members by rank, and the chunks of each rank.
+    """A generation begins: its members by rank, the chunks of each rank, and whether keys and values are passed on.
 
     `start_step` steps are done already. A node that has not done them itself goes on from its own part of that
     checkpoint.
@@ -195,6 +195,7 @@ class Roster(Message, frozen=True, kw_only=True):
     start_step: Count = 0
     members: Annotated[list[RosterEntry], msgspec.Meta(min_length=1, max_length=4096)]
     assignment: Annotated[list[list[Count]], msgspec.Meta(min_length=1, max_length=4096)]
+    relays: bool = False
 
 
 class Round(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -135,7 +135,7 @@ class Config(Section, frozen=True, kw_only=True):
         tree = to_tree(self)
         for key in ("outputs", "device", "threads", "trace", "recompute"):
             tree["run"].pop(key)
-        for key in ("address", "token", "assignment", "chunks_per_node", "node_speeds"):
+        for key in ("address", "token", "assignment", "chunks_per_node", "node_speeds", "relay"):
             tree["coordinator"].pop(key)
         tree["data"].pop("cache", None)
         tree["data"].pop("document_tokens")

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 from helpers.over_sockets import Rank, run_over_sockets
 from helpers.small import contexts, largest_difference, small_config, small_model
+from helpers.worlds import full_spec
 
 from coordinator.assignment import Assignment, assign
 from netem.profile import NetConfig, resolve
 from node.config import Config
 from node.exchange import routes
 from node.exchange.chunks import ChunkExchange
-from node.exchange.passes import PassSpec
 from node.exchange.payload import link_bytes, step_bytes
 from node.train.from_config import payload_format
 from node.train.passes import loss_sum
@@ -53,7 +53,7 @@ def train_pass(
     config: Config, assignment: Assignment, relays: bool, net: str = "unshaped"
 ) -> tuple[list[float], list[dict[str, Any]], list[dict[str, int]]]:
     """Loss and gradients of each node, and the payload bytes that its links counted."""
-    spec = PassSpec(config.model.chunk_tokens, config.compressed_layers > 0)
+    spec = full_spec(config)
     batch = contexts(config)
 
     def work(rank: Rank) -> tuple[float, dict[str, Any], dict[str, int]]:
@@ -76,7 +76,7 @@ def test_a_relay_changes_nothing_but_the_bytes_of_each_link(case: str, world: st
     """Also the formats that round: each reader sees the bytes that the owner sent, and gradients go straight."""
     chunks, assignment = WORLDS[world]
     config = small_config(**{"mode": "subspace"} | CASES[case], model={"chunks": chunks})
-    spec = PassSpec(config.model.chunk_tokens, config.compressed_layers > 0)
+    spec = full_spec(config)
     losses, gradients, _ = train_pass(config, assignment, relays=False)
     relayed_losses, relayed_gradients, sent = train_pass(config, assignment, relays=True)
     assert relayed_losses == losses

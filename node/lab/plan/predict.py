@@ -51,6 +51,7 @@ class Model:
             optimizer_work(config),
             config.train.micro_batches,
             expected(config, config.assignment(), self.spec.tokens).rows_CR,
+            config.coordinator.relays,
         )
 
     @property
