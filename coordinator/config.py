@@ -133,7 +133,7 @@ class CoordinatorConfig(Section, frozen=True, kw_only=True):
         """Whether nodes pass keys and values on. Raises `ConfigError` where that is still to be chosen ("auto")."""
         if self.relay == "auto":
             raise ConfigError(
-                'coordinator.relay = "auto": isthmus run, coordinator, plan and tunnel choose; here, set never or always'
+                'coordinator.relay = "auto": isthmus run, coordinator and plan choose; here, set never or always'
             )
         return self.relay == "always"
 

@@ -62,6 +62,11 @@ class Config(Section, frozen=True, kw_only=True):
                 f"model.chunks = {self.model.chunks}: the recall probe asks for what lies a {RECALL_PARTS}th of the "
                 f"context back and more; with data.corpus = {RECALL!r} expected at least {RECALL_PARTS}"
             )
+        if self.coordinator.relay == "always" and self.data.document_masking:
+            raise ConfigError(
+                'coordinator.relay = "always": expected "never" or "auto", since data.document_masking = true sends '
+                "each reader rows of its own, which others do not have"
+            )
         if self.compress.mode == "subspace":
             self._check_compression()
         if self.run.device.startswith("cuda") and (self.model.head_size % 8 or self.model.head_size > 256):

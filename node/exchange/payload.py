@@ -20,6 +20,7 @@ may have passed on. Gradients and θ go straight.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch

@@ -100,19 +100,23 @@ class Wire:
 
     def send(self, rank: int, kind: str, layer: int, chunk: int, key: PassKey, tensors: tuple[Tensor, ...]) -> None:
         tag = self._tag(kind, layer, chunk, key, tensors)
-        buffers = [as_buffer(tensor) for tensor in tensors]
-        self._count_chunk(tag, _size(buffers), key.trains)
-        self._send(rank, tag, buffers)
+        self._count_chunk(tag, _size(tensors), key.trains)
+        self._send(rank, tag, tensors)
+        self._note_sent(rank, tag, _size(tensors))
 
     def publish(
         self, ranks: tuple[int, ...], layer: int, chunk: int, key: PassKey, tensors: tuple[Tensor, ...]
     ) -> None:
-        routes = self._members.routes(sum(tensor.nbytes for tensor in tensors))
-        if routes.relays(chunk):
-            self._send_pieces(routes, self._tag("kv", layer, chunk, key, tensors), tensors, key.trains)
-        else:
+        nbytes = _size(tensors)
+        routes = self._members.routes(nbytes)
+        if not routes.relays(chunk):
             for rank in ranks:
                 self.send(rank, "kv", layer, chunk, key, tensors)
+            return
+        tag = self._tag("kv", layer, chunk, key, tensors)
+        self._send_pieces(routes, tag, tensors, key.trains)
+        for rank in ranks:  # a trace shows who got it from whom, and not by which ways
+            self._note_sent(rank, tag, nbytes)
 
     def _send_pieces(self, routes: Routes, tag: ChunkTag, tensors: tuple[Tensor, ...], trains: bool) -> None:
         """This node's part of a relayed payload."""
@@ -154,9 +158,10 @@ class Wire:
 
     def send_shard(self, rank: int, round_id: int, hop: int, bucket: int, shard: Tensor) -> None:
         """Part of a vector that an averaging round passes on."""
-        buffer = as_buffer(shard)
-        self._count("averaging", len(buffer))
-        self._send(rank, RingTag(round_id, hop, bucket), [buffer])
+        self._count("averaging", shard.nbytes)
+        tag = RingTag(round_id, hop, bucket)
+        self._send(rank, tag, (shard,))
+        self._note_sent(rank, tag, shard.nbytes)
 
     def take_shard(self, round_id: int, hop: int, bucket: int, spec: TensorSpec) -> Tensor:
         (shard,) = self._take(RingKey(round_id, hop, bucket), (spec,), torch.device("cpu"))
@@ -187,18 +192,21 @@ class Wire:
         with self._counting:
             self.sent_bytes[use] += nbytes
 
-    def _send(self, rank: int, tag: Tag, buffers: list[memoryview]) -> None:
+    def _send(self, rank: int, tag: Tag, parts: Sequence[Tensor | memoryview]) -> None:
         way = _way(tag)
         flow = AVERAGING_FLOW if isinstance(tag, RingTag) else 0
         with self._span(way.send, tag):
+            buffers = [as_buffer(part) if isinstance(part, Tensor) else part for part in parts]
             send = partial(self._sender.send, self._members.peers[rank], encode_tag(tag), buffers, flow=flow)
             try:
                 send()
             except QueueFull:
                 with self._span(way.room, tag):
                     self._await_room(send, rank)
-            if self._spans.record is not None:
-                self._spans.record.sent.append(Sent(_name(tag), rank, _size(buffers), self._spans.clock()))
+
+    def _note_sent(self, rank: int, tag: Tag, nbytes: int) -> None:
+        if self._spans.record is not None:
+            self._spans.record.sent.append(Sent(_name(tag), rank, nbytes, self._spans.clock()))
 
     def _await_room(self, send: Callable[..., None], rank: int) -> None:
         """Hold the trainer back until the network has caught up, the run is over, or the deadline has passed."""
@@ -268,8 +276,8 @@ def cut(buffers: Sequence[memoryview], begin: int, end: int) -> list[memoryview]
     return [part for part in found if part]
 
 
-def _size(buffers: Sequence[memoryview]) -> int:
-    return sum(len(buffer) for buffer in buffers)
+def _size(parts: Sequence[Tensor | memoryview]) -> int:
+    return sum(part.nbytes for part in parts)
 
 
 def _checksum(buffers: Sequence[memoryview]) -> int:

@@ -74,7 +74,7 @@ def describe(plan: Prediction) -> str:
 
 
 def choice_lines(choice: Choice) -> list[str]:
-    """The candidates for `coordinator.assignment = "auto"`, the best first line."""
+    """The candidates for "auto" in `coordinator.assignment` and `relay`, the best in the first line."""
     best = choice.best
     lines = [f"assignment:  auto takes {best.name}; every candidate's step:"]
     for one in choice.candidates:

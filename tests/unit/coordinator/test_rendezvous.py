@@ -65,6 +65,17 @@ def test_a_roster_can_be_made_of_fewer_members_and_a_wish_that_no_longer_fits_is
     roster = membership.roster(5, Assignment([[0, 1, 2], [3]]))
     assert [(entry.name, entry.rank) for entry in roster.members] == [("a", 0), ("b", 1)]
     assert (roster.generation, roster.start_step, roster.assignment) == (4, 5, [[0, 1, 2], [3]])
+    assert not roster.relays
+
+
+def test_the_roster_says_whether_payloads_are_relayed() -> None:
+    wire = Wire(config(nodes=2, relay="always"), plan())
+    for name in ("a", "b"):
+        wire.enter(name)
+    wire.settle()
+    assert wire.run.membership.roster(0, Assignment([[0], [1]])).relays
+    with pytest.raises(ConfigError, match=r'coordinator.relay = "auto": isthmus run, coordinator and plan choose'):
+        Wire(config(nodes=2, relay="auto"), plan())
 
 
 @pytest.mark.parametrize(

@@ -276,6 +276,20 @@ def test_an_evaluation_that_is_relayed_is_counted_as_one() -> None:
         assert wire.sent_bytes["compressed"] == wire.sent_bytes["dense"] == wire.sent_bytes["uncompressed"] == 0
 
 
+def test_a_trace_has_a_payload_once_for_every_reader() -> None:
+    loop = Loop(CONFIG, WORLDS["4"], relays=True)
+    loop.recorders[0].begin(recorded=True)
+    tensors = tuple(torch.zeros(spec.shape) for spec in FORMAT.tensors(0, SPEC))
+    for wire in loop.wires:
+        wire.begin(1)
+    loop.wires[0].publish((1, 2, 3), 0, 0, PassKey(1, SPEC, True), tensors)
+    record = loop.recorders[0].end().record
+    assert record is not None
+    assert [(sent.name, sent.rank, sent.nbytes) for sent in record.sent] == [
+        ("kv of chunk 0, layer 0, pass 1", rank, NBYTES) for rank in (1, 2, 3)
+    ]
+
+
 def test_links_by_the_formula_add_up_and_uplinks_are_even_in_the_forward() -> None:
     spec = full_spec(CONFIG)
     plain, relayed = (link_bytes(FORMAT, FOUR, spec, relays=relays) for relays in (False, True))
