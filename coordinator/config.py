@@ -94,6 +94,14 @@ class CoordinatorConfig(Section, frozen=True, kw_only=True):
             description="Number of neighbouring chunks that each rank owns, such as [3, 1]; empty: equal shares."
         ),
     ] = ()
+    relay: Annotated[
+        Literal["never", "always", "auto"],
+        msgspec.Meta(
+            description="Whether nodes pass keys and values on to each other, so that each sends about as much as the "
+            "others, and not the owners of the first chunks most; auto: where a node's links share its line (scope "
+            "nic) and the planner finds the step shorter."
+        ),
+    ] = "never"
     node_speeds: Annotated[
         tuple[Annotated[float, msgspec.Meta(gt=0)], ...],
         msgspec.Meta(
@@ -166,6 +174,15 @@ class CoordinatorConfig(Section, frozen=True, kw_only=True):
                 f'{path}assignment = "{self.assignment}": {path}chunks_per_node gives contiguous runs; '
                 'set assignment = "contiguous" or leave chunks_per_node out'
             )
+
+    @property
+    def relays(self) -> bool:
+        """Whether nodes pass keys and values on. Raises `ConfigError` where that is still to be chosen ("auto")."""
+        if self.relay == "auto":
+            raise ConfigError(
+                'coordinator.relay = "auto": isthmus run, coordinator and plan choose; here, set never or always'
+            )
+        return self.relay == "always"
 
     def _host(self, path: str) -> str:
         match = _ADDRESS.fullmatch(self.address)

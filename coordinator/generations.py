@@ -77,6 +77,7 @@ class Generations:
             elapsed_s=elapsed_s,
             members=self._membership.entries(self.members, self._lacking),
             assignment=self.assignment.to_lists(),
+            relays=self._config.relays,
         )
         config = self._config
         timeout_s = config.progress_timeout_s if self._lacking else config.step_timeout_s

@@ -205,7 +205,7 @@ class RosterEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
 
 class Roster(Message, frozen=True, kw_only=True):
-    """A generation begins: its members by rank, and the chunks of each rank.
+    """A generation begins: its members by rank, the chunks of each rank, and whether keys and values are passed on.
 
     All members have taken `start_step` steps: one that holds the last of them takes it, and whatever else was under way
     is dropped. In the first generation of a resumed run each goes on from its own part of that checkpoint. `elapsed_s`
@@ -219,6 +219,7 @@ class Roster(Message, frozen=True, kw_only=True):
     elapsed_s: Annotated[float, msgspec.Meta(ge=0)] = 0.0
     members: Annotated[list[RosterEntry], msgspec.Meta(min_length=1, max_length=4096)]
     assignment: Annotated[list[list[Count]], msgspec.Meta(min_length=1, max_length=4096)]
+    relays: bool = False
 
 
 class Round(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -130,15 +130,7 @@ class Endpoint:
         is closed.
         """
         assert not timeout_s or threading.current_thread() is not self._thread, "only the I/O thread makes room"
-        views = [memoryview(buffer) for buffer in buffers]
-        message = Message(
-            tag,
-            [view.cast("B") for view in views if view.nbytes],
-            generation=self._engine.generation,
-            urgent=urgent,
-            flow=flow,
-            queued_at=_clock(),
-        )
+        message = _message(tag, buffers, self._engine.generation, urgent, flow)
         if len(tag) > self._limits.max_tag_bytes or message.total_bytes > self._limits.max_message_bytes:
             raise IsthmusError(
                 f"a message to {plain(peer)} with a tag of {len(tag)} and a payload of {message.total_bytes} bytes; "
@@ -146,17 +138,21 @@ class Endpoint:
             )
         with self._settled:
             room = urgent or self._settled.wait_for(lambda: self._stopped or self._has_room(message), timeout_s)
-            if self._stopped:
-                raise IsthmusError(f"{plain(self.name)}: the endpoint is closed")
             if not room:
                 raise QueueFull(
                     f"{plain(self.name)}: {self._queued_bytes} bytes wait to be sent; the limit is "
                     f"{self._limits.max_queued_bytes}, and the network ({self._engine.profile}) is slower than the "
                     "sender"
                 )
-            if not urgent:
-                self._queued_bytes += message.total_bytes
-            self._queued_messages += 1
+            self._count(message)
+        self._submit(lambda: self._engine.send(peer, message))
+
+    def pass_on(self, peer: str, tag: bytes, buffer: Buffer, generation: int, *, flow: int = 0) -> None:
+        """Queue a bulk message that another peer has sent in `generation`. There always is room for it, since its
+        bytes are in memory already. It is dropped if that generation is over. The I/O thread may call this too."""
+        message = _message(tag, [buffer], generation, False, flow)
+        with self._settled:
+            self._count(message)
         self._submit(lambda: self._engine.send(peer, message))
 
     def set_generation(self, generation: int) -> None:
@@ -223,6 +219,13 @@ class Endpoint:
     def _has_room(self, message: Message) -> bool:
         return not self._queued_bytes or self._queued_bytes + message.total_bytes <= self._limits.max_queued_bytes
 
+    def _count(self, message: Message) -> None:
+        if self._stopped:
+            raise IsthmusError(f"{plain(self.name)}: the endpoint is closed")
+        if not message.urgent:
+            self._queued_bytes += message.total_bytes
+        self._queued_messages += 1
+
     def _submit(self, command: Callable[[], None]) -> None:
         self._commands.append(command)
         with self._settled:  # flag and wake-up change together, or a late wake-up would keep the thread busy
@@ -264,6 +267,12 @@ class Endpoint:
             self._queued_messages -= len(messages)
             self._queued_bytes -= sum(message.total_bytes for message in messages if not message.urgent)
             self._settled.notify_all()
+
+
+def _message(tag: bytes, buffers: Sequence[Buffer], generation: int, urgent: bool, flow: int) -> Message:
+    views = [memoryview(buffer) for buffer in buffers]
+    parts = [view.cast("B") for view in views if view.nbytes]
+    return Message(tag, parts, generation=generation, urgent=urgent, flow=flow, queued_at=_clock())
 
 
 def _check_name(name: str, key: str, max_bytes: int) -> None:

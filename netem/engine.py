@@ -216,8 +216,9 @@ class Engine:
         self.peers.trust(name)
 
     def send(self, name: str, message: Message) -> None:
-        """Queue a message; while the endpoint closes, drop it."""
-        if self.closing_by < math.inf:
+        """Queue a message; while the endpoint closes, drop it, and bulk of a generation that is over too."""
+        stale = not message.urgent and 0 < message.generation < self.generation
+        if stale or self.closing_by < math.inf:
             self._settle([message])
         else:
             self.peers.meet(name).lane.enqueue(message)

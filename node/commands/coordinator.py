@@ -42,8 +42,9 @@ log = logging.getLogger("isthmus.coordinator")
 
 
 def settle_assignment(config: Config) -> Config:
-    """The config with `coordinator.assignment = "auto"` replaced by what the planner chooses, which the log says."""
-    if config.coordinator.assignment != "auto":
+    """The config with "auto" in `coordinator.assignment` and `relay` replaced by what the planner chooses, which the
+    log says."""
+    if "auto" not in (config.coordinator.assignment, config.coordinator.relay):
         return config
     from node.lab.plan.assignments import settle  # torch takes seconds to import
     from node.lab.plan.text import choice_lines

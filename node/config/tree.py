@@ -70,6 +70,11 @@ class Config(Section, frozen=True, kw_only=True):
                 f"model.chunks = {self.model.chunks}: the probe of copies asks for what lies a quarter of the context "
                 f"back and more; with data.corpus = {COPIES!r} expected at least {2 * COPIES_BACK}"
             )
+        if self.coordinator.relay == "always" and self.data.document_masking:
+            raise ConfigError(
+                'coordinator.relay = "always": expected "never" or "auto", since data.document_masking = true sends '
+                "each reader rows of its own, which others do not have"
+            )
         if self.compress.mode == "subspace":
             self._check_compression()
         if self.run.device.startswith("cuda") and (self.model.head_size % 8 or self.model.head_size > 256):
@@ -143,7 +148,8 @@ class Config(Section, frozen=True, kw_only=True):
         tree = to_tree(self)
         for key in ("outputs", "device", "threads", "trace", "profile", "tracker", "recompute"):
             tree["run"].pop(key)
-        for key in ("address", "token", "operator", "keys", "assignment", "chunks_per_node", "node_speeds"):
+        owners = ("assignment", "chunks_per_node", "node_speeds", "relay")
+        for key in ("address", "token", "operator", "keys", *owners):
             tree["coordinator"].pop(key)
         tree["data"].pop("cache", None)
         tree["data"].pop("document_tokens")

@@ -68,6 +68,9 @@ class ChunkWire(Protocol):
     def send(self, rank: int, kind: str, layer: int, chunk: int, key: PassKey, tensors: Packed) -> None:
         """Hand tensors over for `rank`; returns at once. They must not change afterwards."""
 
+    def publish(self, ranks: tuple[int, ...], layer: int, chunk: int, key: PassKey, tensors: Packed) -> None:
+        """The same for an own chunk's payload, which all of `ranks` get."""
+
     def first_of(self, kind: str, layer: int, chunks: dict[int, int], number: int) -> int:
         """Wait for the payload of any of `chunks` (chunk: its owner's rank); which chunk came."""
 
@@ -276,6 +279,16 @@ class Pass:
         assert self.exchange.wire
         self.exchange.wire.send(rank, kind, layer, chunk, self.key, tensors)
 
+    def send_to_readers(self, layer: int, chunk: int, payload: Packed) -> None:
+        """Hand an own chunk's payload over for all its readers on other nodes."""
+        ranks = self.remote_readers(layer, chunk)
+        if self.documents is not None:  # each reader gets rows of its own
+            for rank in ranks:
+                self.send(rank, "kv", layer, chunk, self.rows_for(chunk, rank, payload))
+        elif ranks:
+            assert self.exchange.wire
+            self.exchange.wire.publish(ranks, layer, chunk, self.key, payload)
+
     def take(self, kind: str, layer: int, chunk: int, rank: int, device: torch.device) -> Payload:
         """Wait for a payload, or for its gradient, and unpack it."""
         tails = self.tails(chunk, self.exchange.rank if kind == "kv" else rank)
@@ -356,6 +369,9 @@ class Replay(Pass):
         self._arrived = handle.give_up(layer)
 
     def send(self, rank: int, kind: str, layer: int, chunk: int, tensors: Packed) -> None:
+        """It was sent in the forward."""
+
+    def send_to_readers(self, layer: int, chunk: int, payload: Packed) -> None:
         """It was sent in the forward."""
 
     def first_arrival(self, layer: int, waiting: dict[int, int]) -> int:

@@ -32,9 +32,7 @@ class Publish(Function):
             return anchor, *(tensor.view_as(tensor) for tensor in tensors)
         packed = step.pack(layer, tensors)
         for place, chunk in enumerate(exchange.own):
-            for rank in step.remote_readers(layer, chunk):
-                own = tuple(tensor[place] for tensor in packed)
-                step.send(rank, "kv", layer, chunk, step.rows_for(chunk, rank, own))
+            step.send_to_readers(layer, chunk, tuple(tensor[place] for tensor in packed))
         return anchor, *(tensor.view_as(tensor) for tensor in step.unpack(layer, packed))
 
     @staticmethod

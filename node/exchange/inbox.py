@@ -3,6 +3,9 @@
 The endpoint's I/O thread calls `admit` and `deliver`; the trainer's thread waits in `first_of` and `take`. Every
 wait has a deadline, and ends at once when the run is aborted. Memory is bounded: each payload of the passes in flight
 is held once, at the size that the configuration gives it, and ring shards up to a cap.
+
+Where payloads are relayed they come in pieces (`node.exchange.pieces`). A piece that this node owes to others is
+checked and passed on at once from the I/O thread, whatever the trainer does.
 """
 
 from __future__ import annotations
@@ -11,8 +14,6 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from typing import NamedTuple, Protocol
-
-import numpy as np
 
 from coordinator import ring
 from coordinator.assignment import Assignment
@@ -30,6 +31,8 @@ from netem.names import plain
 from node.exchange.chunks import most_ahead
 from node.exchange.passes import PassSpec
 from node.exchange.payload import PayloadFormat
+from node.exchange.pieces import Owed, PassOn, Pieces, check_bytes, message_bytes, room
+from node.exchange.routes import Routes, routes_for
 from node.exchange.tags import ChunkTag, RingTag, decode_tag
 from node.exchange.transfer_tags import TransferTag
 
@@ -45,13 +48,19 @@ MAX_RING_MESSAGE_BYTES = 16 << 20
 
 
 class ChunkKey(NamedTuple):
-    """One expected payload: its pass, layer, chunk, and the rank that sends it."""
+    """One expected payload: its pass, layer, chunk, and the rank that it comes from, though others may pass it on."""
 
     kind: str
     pass_no: int
     layer: int
     chunk: int
     rank: int
+    piece: int = 0
+
+    @property
+    def whole(self) -> ChunkKey:
+        """The payload that this is a piece of."""
+        return self._replace(piece=0)
 
 
 class RingKey(NamedTuple):
@@ -73,6 +82,12 @@ class Members(NamedTuple):
     rank: int
     peers: tuple[str, ...]
     """Names on the wire (`netem.names`), by rank."""
+    relays: bool = False
+    """Whether readers pass payloads on."""
+
+    def routes(self, nbytes: int) -> Routes:
+        """The ways of payloads of `nbytes` bytes."""
+        return routes_for(self.assignment, self.relays, nbytes)
 
     @property
     def previous_rank(self) -> int:
@@ -120,6 +135,7 @@ class Inbox:
         self._ring_held_bytes = 0
         self._changed = threading.Condition()
         self._held: dict[Key, _Held] = {}
+        self._pieces = Pieces()
         self._admitted: set[Key] = set()
         self._world: Members | None = None
         self._generation = 0  # the newest that the coordinator has announced
@@ -141,10 +157,18 @@ class Inbox:
         with self._changed:
             self._world = members
             self._held.clear()
+            self._pieces.clear()
             self._admitted.clear()
             self._ring_held_bytes = 0
             self._newest = 0
             self._open.clear()
+
+    def relay_through(self, pass_on: PassOn) -> None:
+        """Pass pieces on with this until the generation is over. All members are dialled."""
+        with self._changed:
+            owed = self._pieces.pass_through(pass_on)
+        for piece in owed:
+            pass_on(piece)
 
     def begin(self, pass_no: int) -> None:
         """Pass `pass_no` begins here. Passes are begun in order."""
@@ -165,6 +189,7 @@ class Inbox:
             for key in [key for key in self._admitted if isinstance(key, ChunkKey) and key.pass_no == pass_no]:
                 self._admitted.discard(key)
                 self._held.pop(key, None)
+                self._pieces.drop(key.whole)
 
     def first_of(self, keys: Iterable[Key], timeout_s: float) -> Key:
         """Wait until one of `keys` has arrived; the first of them, in their order, that has."""
@@ -222,7 +247,8 @@ class Inbox:
             return f"hop {key.hop} of averaging round {key.round_id} from {plain(self._previous())}"
         assert self._world is not None
         what = _WHAT[key.kind]
-        return f"the {what} of chunk {key.chunk}, layer {key.layer} from {plain(self._world.peers[key.rank])}"
+        hops = ", which other nodes may pass on" if self._world.relays and key.kind == "kv" else ""
+        return f"the {what} of chunk {key.chunk}, layer {key.layer} from {plain(self._world.peers[key.rank])}{hops}"
 
     def _previous(self) -> str:
         """The node before this one in the ring."""
@@ -253,7 +279,9 @@ class Inbox:
             self._admitted.add(key)
             if isinstance(key, RingKey):
                 self._ring_held_bytes += total_bytes
-        return memoryview(np.empty(total_bytes, np.uint8))  # type: ignore[arg-type]
+            elif isinstance(named, ChunkTag) and named.piece is not None:
+                return self._pieces.room(key.whole, named.piece, self._payload_bytes(named))
+        return room(total_bytes)
 
     def deliver(self, peer: str, generation: int, tag: bytes, buffer: memoryview) -> None:
         if peer == COORDINATOR:
@@ -261,6 +289,8 @@ class Inbox:
                 self._conversation.on_message(buffer)
             return
         named = decode_tag(tag, peer)
+        if isinstance(named, ChunkTag):
+            check_bytes(named, buffer, peer)
         with self._changed:
             if not self._is_of_now(generation):
                 return  # it was admitted just before this generation began
@@ -270,9 +300,20 @@ class Inbox:
                 return
             assert self._world is not None
             key = self._key(named, self._world.peers.index(peer))
-            if key in self._admitted:  # its pass may have ended while it came in
-                self._held[key] = _Held(buffer, time.monotonic())
+            if key not in self._admitted:  # its pass may have ended while it came in
+                return
+            pass_on = None
+            whole: memoryview | None = buffer
+            if isinstance(named, ChunkTag) and named.piece is not None and isinstance(key, ChunkKey):
+                routes = self._world.routes(self._payload_bytes(named))
+                ranks = routes.targets(self._world.rank, named.chunk, named.piece.number)
+                owed = Owed(ranks, named, tag, buffer)
+                key, whole, pass_on = key.whole, self._pieces.came(key.whole), self._pieces.owe(owed)
+            if whole is not None:
+                self._held[key] = _Held(whole, time.monotonic())
                 self._changed.notify_all()
+        if pass_on is not None:
+            pass_on(owed)
 
     def failed(self, error: IsthmusError) -> None:
         """A member broke the protocol or is silent, which the coordinator is told; it decides who goes on. Where it is
@@ -304,7 +345,14 @@ class Inbox:
     def _key(self, tag: ChunkTag | RingTag, rank: int) -> Key:
         if isinstance(tag, RingTag):
             return RingKey(tag.round_id, tag.hop, tag.bucket)
-        return ChunkKey(tag.kind, tag.pass_no, tag.layer, tag.chunk, rank)
+        if tag.piece is None:
+            return ChunkKey(tag.kind, tag.pass_no, tag.layer, tag.chunk, rank)
+        assert self._world is not None
+        owner = self._world.assignment.owner(tag.chunk)  # whoever passes it on
+        return ChunkKey(tag.kind, tag.pass_no, tag.layer, tag.chunk, owner, tag.piece.number)
+
+    def _payload_bytes(self, tag: ChunkTag) -> int:
+        return self._payload.chunk_bytes(tag.layer, PassSpec(tag.tokens, tag.compressed))
 
     def _admit_ring(self, tag: RingTag, total_bytes: int, peer: str) -> Key:
         """A shard comes from the node before this one in the ring, and there is room for it."""
@@ -319,8 +367,8 @@ class Inbox:
     def _admit_chunk(self, tag: ChunkTag, total_bytes: int, peer: str) -> Key | None:
         """The tag must name a payload that this peer owes us, with the very shapes that the configuration gives it."""
         assert self._world is not None
-        _, assignment, me, peers = self._world
-        rank = peers.index(peer)
+        assignment, me = self._world.assignment, self._world.rank
+        rank = self._world.peers.index(peer)
         if tag.pass_no <= self._newest and tag.pass_no not in self._open:
             return None
         if tag.pass_no > self._newest + most_ahead(self._payload):
@@ -332,7 +380,8 @@ class Inbox:
         owner, readers = assignment.owner(tag.chunk), assignment.readers_of(tag.chunk)
         if tag.kind in ("theta", "dtheta"):  # between the owners of two neighbours
             readers = tuple(rank for rank in readers if tag.chunk + 1 in assignment.chunks(rank))
-        owed = owner == rank and me in readers if tag.kind in ("kv", "theta") else owner == me and rank in readers
+        sender = owner if tag.kind == "kv" and tag.piece is not None else rank  # who passes it on is checked below
+        owed = owner == sender and me in readers if tag.kind in ("kv", "theta") else owner == me and rank in readers
         if not owed:
             raise ProtocolError(f"sent {tag.kind} of chunk {tag.chunk}, which it does not owe this node", peer=peer)
         spec = PassSpec(tag.tokens, tag.compressed)
@@ -344,7 +393,8 @@ class Inbox:
         tensors = self._payload.message(tag.kind, tag.layer, spec, rows)
         if tensors is None:
             raise ProtocolError(f"sent {tag.kind}, which layer {tag.layer} does not send in this pass", peer=peer)
-        expected_bytes = sum(tensor.nbytes for tensor in tensors)
+        nbytes = sum(tensor.nbytes for tensor in tensors)
+        expected_bytes = message_bytes(tag, self._world.routes(nbytes), nbytes, me, rank, peer)
         if tag.shapes != tuple(tensor.shape for tensor in tensors) or total_bytes != expected_bytes:
             raise ProtocolError(f"shapes {tag.shapes} in {total_bytes} bytes, expected {tensors}", peer=peer)
-        return ChunkKey(tag.kind, tag.pass_no, tag.layer, tag.chunk, rank)
+        return self._key(tag, rank)

@@ -13,11 +13,14 @@ gradient back, wherever the two owners differ.
 Where attention stays within a document (`data.document_masking`), a reader gets only the rows of a chunk that its
 chunks attend to, in all contexts of a pass together: Zcomp [rows, G·r] in place of [B, n, G·r], or K and V
 [rows, d_kv], and nothing at all where there is no such row (`node.exchange.documents`). θ remains [B, G·m].
+
+Where payloads are relayed (`node.exchange.routes`), each still comes to each reader once, in pieces that other readers
+may have passed on. Gradients and θ go straight.
 """
 
 from __future__ import annotations
 
-from collections import Counter
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -29,6 +32,7 @@ from node.config import CompressConfig, FormatName, ModelConfig, TrainConfig
 from node.exchange.documents import Documents
 from node.exchange.formats import FORMATS, Draws, Format, Packed, TensorSpec
 from node.exchange.passes import PassSpec
+from node.exchange.routes import routes_for
 from node.subspace.codec import CodecShape, Key
 from node.subspace.ranks import RankTable, rank_bounds, rank_table
 
@@ -228,36 +232,69 @@ class StepBytes(NamedTuple):
 
 
 def step_bytes(
-    payload: PayloadFormat, assignment: Assignment, rank: int, spec: PassSpec, documents: Documents | None = None
+    payload: PayloadFormat,
+    assignment: Assignment,
+    rank: int,
+    spec: PassSpec,
+    documents: Documents | None = None,
+    relays: bool = False,
 ) -> StepBytes:
-    """The bytes that `rank` sends in one training pass: payloads of its chunks to their readers, gradients to owners.
-    A step has `PayloadFormat.micro_batches` passes. Where attention stays within a document, `documents` are those of
-    the pass.
+    """The bytes that `rank` sends in one training pass: payloads of its chunks to their readers, and with `relays` its
+    part of others' payloads; gradients to owners. A step has `PayloadFormat.micro_batches` passes. Where attention
+    stays within a document, `documents` are those of the pass.
 
     The test of the wire compares this with what the links counted, and allows no difference.
     """
-    chunks = range(assignment.n_chunks)
-    sent, returned = Counter[int | None](), Counter[int | None]()  # chunks by the rows that cross; None: all
-    for chunk in chunks:
-        for reader in assignment.readers_of(chunk):
-            rows = None if documents is None else documents.rows(chunk, assignment.chunks(reader))
-            if rows != 0:
-                sent[rows] += assignment.owner(chunk) == rank
-                returned[rows] += reader == rank
-    sizes, theta_bytes = Counter[tuple[bool, str]](), 0
+    sent = [links[rank] for links in link_bytes(payload, assignment, spec, documents, relays)]
+    return StepBytes(*(sum(row) for row in sent))
+
+
+def link_bytes(
+    payload: PayloadFormat,
+    assignment: Assignment,
+    spec: PassSpec,
+    documents: Documents | None = None,
+    relays: bool = False,
+) -> list[list[list[int]]]:
+    """The same by link: for each field of `StepBytes` the bytes of each sender (row) to each receiver (column)."""
+    ranks, chunks = range(assignment.n_ranks), range(assignment.n_chunks)
+    parts = [[[0] * len(ranks) for _ in ranks] for _ in StepBytes._fields]
     for layer in range(payload.layers):
         compressed = spec.compressed and payload.compresses(layer)
-        for kind, messages in (("kv", sent), ("grad", returned)):
-            sizes[compressed, kind] += sum(
-                count * payload.chunk_bytes(layer, spec, kind, rows) for rows, count in messages.items()
-            )
-        theta_bytes += payload.theta_bytes(layer, spec)
-    borders = [(assignment.owner(chunk - 1), assignment.owner(chunk)) for chunk in chunks[1:]]
-    onward = sum(rank == one != other for one, other in borders)
-    back = sum(rank == other != one for one, other in borders)
-    return StepBytes(
-        sizes[True, "kv"] + onward * theta_bytes,
-        sizes[True, "grad"] + back * theta_bytes,
-        sizes[False, "kv"],
-        sizes[False, "grad"],
-    )
+        forward, backward = parts[:2] if compressed else parts[2:]
+        theta_bytes = payload.theta_bytes(layer, spec)
+        for chunk in chunks if payload.exchanges(layer) else ():
+            owner = assignment.owner(chunk)
+            for sender, receiver, nbytes in _deliveries(payload, assignment, layer, chunk, spec, documents, relays):
+                forward[sender][receiver] += nbytes
+            for reader in assignment.readers_of(chunk):
+                rows = _rows(documents, assignment, chunk, reader)
+                backward[reader][owner] += 0 if rows == 0 else payload.chunk_bytes(layer, spec, "grad", rows)
+            if chunk and (before := assignment.owner(chunk - 1)) != owner:
+                forward[before][owner] += theta_bytes
+                backward[owner][before] += theta_bytes
+    return parts
+
+
+def _deliveries(
+    payload: PayloadFormat,
+    assignment: Assignment,
+    layer: int,
+    chunk: int,
+    spec: PassSpec,
+    documents: Documents | None,
+    relays: bool,
+) -> Iterator[tuple[int, int, int]]:
+    """(sender, receiver, bytes) of the messages that bring one chunk of one layer to its readers."""
+    if documents is None:
+        nbytes = payload.chunk_bytes(layer, spec)
+        yield from routes_for(assignment, relays, nbytes).deliveries(chunk, nbytes)
+        return
+    for reader in assignment.readers_of(chunk):
+        if rows := _rows(documents, assignment, chunk, reader):
+            yield assignment.owner(chunk), reader, payload.chunk_bytes(layer, spec, "kv", rows)
+
+
+def _rows(documents: Documents | None, assignment: Assignment, chunk: int, reader: int) -> int | None:
+    """The rows of a chunk that a reader gets; None for all of them."""
+    return None if documents is None else documents.rows(chunk, assignment.chunks(reader))

@@ -19,6 +19,18 @@ from node.exchange.transfer_tags import TransferTag
 Index = Annotated[int, Meta(ge=0, le=1 << 40)]
 
 
+class Piece(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """A part of a payload that readers pass on (`node.exchange.routes`)."""
+
+    number: Index
+    of: Annotated[int, Meta(ge=1, le=1 << 16)]
+    """In how many pieces the payload goes."""
+    checksum: Annotated[int, Meta(ge=0, lt=1 << 32)]
+    """CRC-32 of the piece's bytes as its owner sent them."""
+    trains: bool
+    """Whether the pass has a backward, which a node that passes the piece on may not know yet."""
+
+
 class ChunkTag(msgspec.Struct, frozen=True, array_like=True, tag="chunk", forbid_unknown_fields=True):
     """A chunk's payload on its way to a reader ("kv"), or that payload's gradient on its way back ("grad").
 
@@ -34,6 +46,9 @@ class ChunkTag(msgspec.Struct, frozen=True, array_like=True, tag="chunk", forbid
     compressed: bool
     format: FormatName
     shapes: tuple[tuple[Index, ...], ...]
+    """Those of the whole payload."""
+    piece: Piece | None = None
+    """None where the message is the whole payload, straight from its owner."""
 
 
 class RingTag(msgspec.Struct, frozen=True, array_like=True, tag="ring", forbid_unknown_fields=True):

@@ -1,5 +1,8 @@
 """The wire: it joins the chunk exchange and the averaging ring to a `netem` endpoint, as buffers out and tensors in.
 
+Where payloads are relayed (`node.exchange.routes`), the trainer sends the pieces of its own chunks, and what other
+readers of a chunk get from this node is passed on from the I/O thread, as it came and as soon as it came.
+
 On the CPU nothing is copied on the way out (the endpoint holds the tensor's memory until it is acknowledged), and
 what arrives becomes a tensor over the buffer that it was received into. On a GPU both cross through host memory.
 """
@@ -8,12 +11,14 @@ from __future__ import annotations
 
 import threading
 import time
+import zlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from functools import partial
+from functools import partial, reduce
 from typing import NamedTuple, Protocol
 
+import msgspec
 import torch
 from torch import Tensor
 
@@ -22,9 +27,11 @@ from netem.names import plain
 from node.exchange.formats import TensorSpec
 from node.exchange.inbox import ChunkKey, Inbox, Key, Members, RingKey
 from node.exchange.judge import MOST_PAYLOAD, MOST_SHARD, objection
-from node.exchange.passes import PassKey
+from node.exchange.passes import PassKey, PassSpec
 from node.exchange.payload import PayloadFormat
-from node.exchange.tags import ChunkTag, RingTag, Tag, encode_tag
+from node.exchange.pieces import Owed
+from node.exchange.routes import Routes, span_of
+from node.exchange.tags import ChunkTag, Piece, RingTag, Tag, encode_tag
 from node.measure import spans
 from node.measure.spans import Kind, Record, Sent, Spans, Taken
 
@@ -33,6 +40,10 @@ ROOM_POLL_S = 0.25
 
 AVERAGING_FLOW = 1
 """Shards share a link fairly with payloads, which would otherwise wait behind those that are queued."""
+
+
+PASSED_ON_FLOW = 2
+"""Pieces that are passed on share a link fairly with this node's own payloads: their readers wait for both."""
 
 
 class _Way(NamedTuple):
@@ -55,6 +66,8 @@ class Sender(Protocol):
         self, peer: str, tag: bytes, buffers: Sequence[memoryview] = (), *, flow: int = 0, timeout_s: float = 0.0
     ) -> None: ...
 
+    def pass_on(self, peer: str, tag: bytes, buffer: memoryview, generation: int, *, flow: int = 0) -> None: ...
+
 
 class Wire:
     """One node's way to its peers. Counts payload bytes by what they are for (`sent_bytes`), and tells `recorder` what
@@ -72,7 +85,7 @@ class Wire:
         judges: bool = True,
     ) -> None:
         self.sent_bytes: Counter[str] = Counter()
-        self._counting = threading.Lock()  # shards of a round may be sent from a thread of their own
+        self._counting = threading.Lock()  # the trainer, a round's own thread and the I/O thread send
         self._sender = sender
         self._inbox = inbox
         self._members = members
@@ -80,6 +93,8 @@ class Wire:
         self._timeout_s = timeout_s
         self._spans = recorder or Spans()
         self._judges = judges
+        if members.relays:
+            inbox.relay_through(self._pass_on)
 
     def begin(self, number: int) -> None:
         self._inbox.begin(number)
@@ -88,19 +103,43 @@ class Wire:
         self._inbox.end(number, self._members.generation)
 
     def send(self, rank: int, kind: str, layer: int, chunk: int, key: PassKey, tensors: tuple[Tensor, ...]) -> None:
-        spec = key.spec
-        shapes = tuple(tuple(tensor.shape) for tensor in tensors)
-        name = self._payload.format_name(layer, spec, kind)
-        tag = ChunkTag(kind, key.number, layer, chunk, *spec, name, shapes)  # type: ignore[arg-type]
-        if not key.trains:
-            self._send(rank, tag, tensors, "evaluation")
+        tag = self._tag(kind, layer, chunk, key, tensors)
+        self._count_chunk(tag, _size(tensors), key.trains)
+        self._send(rank, tag, tensors)
+        self._note_sent(rank, tag, _size(tensors))
+
+    def publish(
+        self, ranks: tuple[int, ...], layer: int, chunk: int, key: PassKey, tensors: tuple[Tensor, ...]
+    ) -> None:
+        nbytes = _size(tensors)
+        routes = self._members.routes(nbytes)
+        if not routes.relays(chunk):
+            for rank in ranks:
+                self.send(rank, "kv", layer, chunk, key, tensors)
             return
-        compressed = spec.compressed and self._payload.compresses(layer)
-        if kind in ("kv", "grad"):  # rotation parameters between neighbours replace no K and V
-            rows = self._payload.rows_of(kind, spec, shapes)
-            for use in ("uncompressed", "replaced") if compressed else ("uncompressed",):
-                self.sent_bytes[use] += self._payload.uncompressed_bytes(spec, rows)
-        self._send(rank, tag, tensors, "compressed" if compressed else "dense")
+        tag = self._tag("kv", layer, chunk, key, tensors)
+        self._send_pieces(routes, tag, tensors, key.trains)
+        for rank in ranks:  # a trace shows who got it from whom, and not by which ways
+            self._note_sent(rank, tag, nbytes)
+
+    def _send_pieces(self, routes: Routes, tag: ChunkTag, tensors: tuple[Tensor, ...], trains: bool) -> None:
+        """This node's part of a relayed payload."""
+        whole = [as_buffer(tensor) for tensor in tensors]
+        of = routes.pieces(tag.chunk)
+        parts = [cut(whole, *span_of(number, of, _size(whole))) for number in range(of)]
+        pieces = [Piece(number, of, _checksum(part), trains) for number, part in enumerate(parts)]
+        tags = [msgspec.structs.replace(tag, piece=piece) for piece in pieces]
+        for number, rank in routes.sends(self._members.rank, tag.chunk):
+            self._count_chunk(tags[number], _size(parts[number]), trains)
+            self._send(rank, tags[number], parts[number])
+
+    def _pass_on(self, owed: Owed) -> None:
+        """Send a piece that has come to the readers that get it from this node."""
+        assert owed.named.piece is not None
+        for rank in owed.ranks:
+            self._count_chunk(owed.named, len(owed.buffer), owed.named.piece.trains)
+            peer, generation = self._members.peers[rank], self._members.generation
+            self._sender.pass_on(peer, owed.tag, owed.buffer, generation, flow=PASSED_ON_FLOW)
 
     def first_of(self, kind: str, layer: int, chunks: dict[int, int], number: int) -> int:
         keys = [ChunkKey(kind, number, layer, chunk, rank) for chunk, rank in sorted(chunks.items())]
@@ -123,29 +162,55 @@ class Wire:
 
     def send_shard(self, rank: int, round_id: int, hop: int, bucket: int, shard: Tensor) -> None:
         """Part of a vector that an averaging round passes on."""
-        self._send(rank, RingTag(round_id, hop, bucket), (shard,), "averaging")
+        self._count("averaging", shard.nbytes)
+        tag = RingTag(round_id, hop, bucket)
+        self._send(rank, tag, (shard,))
+        self._note_sent(rank, tag, shard.nbytes)
 
     def take_shard(self, round_id: int, hop: int, bucket: int, spec: TensorSpec) -> Tensor:
         (shard,) = self._take(RingKey(round_id, hop, bucket), (spec,), torch.device("cpu"))
         return shard
 
-    def _send(self, rank: int, tag: Tag, tensors: tuple[Tensor, ...], use: str) -> None:
+    def _tag(self, kind: str, layer: int, chunk: int, key: PassKey, tensors: tuple[Tensor, ...]) -> ChunkTag:
+        shapes = tuple(tuple(tensor.shape) for tensor in tensors)
+        name = self._payload.format_name(layer, key.spec, kind)
+        return ChunkTag(kind, key.number, layer, chunk, *key.spec, name, shapes)  # type: ignore[arg-type]
+
+    def _count_chunk(self, tag: ChunkTag, nbytes: int, trains: bool) -> None:
+        """Count a payload, a piece of one, or a gradient, and what it replaces."""
+        if not trains:
+            self._count("evaluation", nbytes)
+            return
+        spec = PassSpec(tag.tokens, tag.compressed)
+        compressed = spec.compressed and self._payload.compresses(tag.layer)
+        self._count("compressed" if compressed else "dense", nbytes)
+        if tag.kind in ("kv", "grad"):  # rotation parameters between neighbours replace no K and V
+            rows = self._payload.rows_of(tag.kind, spec, tag.shapes)
+            begin, end = 0, self._payload.uncompressed_bytes(spec, rows)
+            if tag.piece is not None:
+                begin, end = span_of(tag.piece.number, tag.piece.of, end)
+            for use in ("uncompressed", "replaced") if compressed else ("uncompressed",):
+                self._count(use, end - begin)
+
+    def _count(self, use: str, nbytes: int) -> None:
+        with self._counting:
+            self.sent_bytes[use] += nbytes
+
+    def _send(self, rank: int, tag: Tag, parts: Sequence[Tensor | memoryview]) -> None:
         way = _way(tag)
         flow = AVERAGING_FLOW if isinstance(tag, RingTag) else 0
         with self._span(way.send, tag):
-            buffers = [as_buffer(tensor) for tensor in tensors]
-            nbytes = sum(len(buffer) for buffer in buffers)
-            with self._counting:
-                self.sent_bytes[use] += nbytes
+            buffers = [as_buffer(part) if isinstance(part, Tensor) else part for part in parts]
             send = partial(self._sender.send, self._members.peers[rank], encode_tag(tag), buffers, flow=flow)
             try:
                 send()
             except QueueFull:
                 with self._span(way.room, tag):
                     self._await_room(send, rank)
-            if self._spans.record is not None:
-                name = _name(tag)
-                self._spans.record.sent.append(Sent(name, rank, nbytes, self._spans.clock()))
+
+    def _note_sent(self, rank: int, tag: Tag, nbytes: int) -> None:
+        if self._spans.record is not None:
+            self._spans.record.sent.append(Sent(_name(tag), rank, nbytes, self._spans.clock()))
 
     def _await_room(self, send: Callable[..., None], rank: int) -> None:
         """Hold the trainer back until the network has caught up, the run is over, or the deadline has passed."""
@@ -214,6 +279,23 @@ def as_buffer(tensor: Tensor) -> memoryview:
     """The tensor's bytes in row-major order, without a copy where it is contiguous and on the CPU."""
     flat = tensor.detach().to("cpu").contiguous().reshape(-1)
     return memoryview(flat.view(torch.uint8).numpy())  # type: ignore[arg-type]
+
+
+def cut(buffers: Sequence[memoryview], begin: int, end: int) -> list[memoryview]:
+    """Bytes `begin` to `end` of the buffers in a row, without a copy."""
+    found, start = [], 0
+    for buffer in buffers:
+        found.append(buffer[max(0, begin - start) : max(0, end - start)])
+        start += len(buffer)
+    return [part for part in found if part]
+
+
+def _size(parts: Sequence[Tensor | memoryview]) -> int:
+    return sum(part.nbytes for part in parts)
+
+
+def _checksum(buffers: Sequence[memoryview]) -> int:
+    return reduce(lambda checksum, buffer: zlib.crc32(buffer, checksum), buffers, 0)
 
 
 def split_buffer(buffer: memoryview, specs: tuple[TensorSpec, ...]) -> tuple[Tensor, ...]:

@@ -100,6 +100,10 @@ class MemoryWire:
     def send(self, rank: int, kind: str, layer: int, chunk: int, key: PassKey, tensors: Tensors) -> None:
         self._post.put((rank, self._rank, kind, key.number, layer, chunk), tensors)
 
+    def publish(self, ranks: tuple[int, ...], layer: int, chunk: int, key: PassKey, tensors: Tensors) -> None:
+        for rank in ranks:
+            self.send(rank, "kv", layer, chunk, key, tensors)
+
     def first_of(self, kind: str, layer: int, chunks: dict[int, int], number: int) -> int:
         keys: dict[int, Hashable] = {
             chunk: (self._rank, owner, kind, number, layer, chunk) for chunk, owner in sorted(chunks.items())

@@ -65,7 +65,7 @@ class WorldBuilder:
         self.close()  # before its thread could send anything in the new generation
         entries = sorted(roster.members, key=lambda member: member.rank)
         peers = tuple(member.peer for member in entries)
-        members = Members(roster.generation, Assignment(roster.assignment), rank, peers)
+        members = Members(roster.generation, Assignment(roster.assignment), rank, peers, roster.relays)
         self._endpoint.set_generation(roster.generation)
         self._inbox.enter(members)
         self._endpoint.share(roster.secret)

@@ -30,7 +30,11 @@ class Rank:
 
 
 def run_over_sockets(
-    config: Config, assignment: Assignment, work: Callable[[Rank], T], profile: Profile = UNSHAPED
+    config: Config,
+    assignment: Assignment,
+    work: Callable[[Rank], T],
+    profile: Profile = UNSHAPED,
+    relays: bool = False,
 ) -> list[T]:
     """Run `work(rank)` on every rank at once, over sockets; results by rank."""
     payload = payload_format(config)
@@ -47,7 +51,7 @@ def run_over_sockets(
             for peer, other in zip(names, endpoints, strict=True):
                 if other is not endpoint:
                     endpoint.connect(peer, other.address)
-            members = Members(1, assignment, rank, names)
+            members = Members(1, assignment, rank, names, relays)
             inbox.enter(members)
             wire = Wire(endpoint, inbox, members, payload, TIMEOUT_S)
             ranks.append(Rank(rank, wire if len(names) > 1 else None, endpoint))

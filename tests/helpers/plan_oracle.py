@@ -16,12 +16,16 @@ from functools import partial
 import numpy as np
 import simpy
 
+from node.exchange.routes import routes_for, span_of
 from node.lab.plan.costs import Costs
 from node.lab.plan.lines import Lines
 from node.lab.plan.simulate import StepWork
 from node.lab.plan.work import Work
 
 SEGMENT_BYTES = 2000
+
+OWN, PASSED_ON = 0, 1
+"""Flows of a link, which take turns."""
 
 Process = Generator[simpy.Event, object, None]
 
@@ -32,28 +36,32 @@ class Network:
     def __init__(self, clock: simpy.Environment, lines: Lines) -> None:
         ranks = range(len(lines.up_bps))
         self._clock, self._lines = clock, lines
-        self._lanes = {(source, target): simpy.Store(clock) for source in ranks for target in ranks}
+        lanes = [(source, target, flow) for source in ranks for target in ranks for flow in (OWN, PASSED_ON)]
+        self._lanes = {lane: simpy.Store(clock) for lane in lanes}
         # Whoever waits for the NIC is served in order, and a lane asks for each segment anew: so lanes take turns.
-        self._nics = [simpy.Resource(clock, 1 if np.isfinite(rate) else len(ranks)) for rate in lines.up_bps]
+        self._nics = [simpy.Resource(clock, 1) for _ in ranks]
         self._down_free_s = [0.0 for _ in ranks]
         self._arrivals: dict[Hashable, simpy.Event] = {}
-        for source, target in self._lanes:
-            clock.process(self._send_segments(source, target))
+        self._links = {(source, target): simpy.Resource(clock, 1) for source in ranks for target in ranks}
+        for lane in self._lanes:
+            clock.process(self._send_segments(*lane))
 
     def arrived(self, rank: int, key: Hashable) -> simpy.Event:
         return self._arrivals.setdefault((rank, key), self._clock.event())
 
-    def send(self, source: int, target: int, key: Hashable, nbytes: float) -> None:
+    def send(self, source: int, target: int, key: Hashable, nbytes: float, flow: int = 0) -> None:
         whole, rest = divmod(nbytes, SEGMENT_BYTES)
         sizes = [SEGMENT_BYTES] * int(whole) + ([rest] if rest else [])
         for place, size in enumerate(sizes):
-            self._lanes[source, target].put((size, key if place == len(sizes) - 1 else None))
+            self._lanes[source, target, flow].put((size, key if place == len(sizes) - 1 else None))
 
-    def _send_segments(self, source: int, target: int) -> Process:
+    def _send_segments(self, source: int, target: int, flow: int) -> Process:
         rate_bps = min(self._lines.up_bps[source], self._lines.link_bps[source, target])
+        limited = np.isfinite(self._lines.up_bps[source])
+        shared = self._nics[source] if limited else self._links[source, target]
         while True:
-            size, key = yield self._lanes[source, target].get()  # type: ignore[misc]
-            with self._nics[source].request() as turn:
+            size, key = yield self._lanes[source, target, flow].get()  # type: ignore[misc]
+            with shared.request() as turn:
                 yield turn
                 yield self._clock.timeout(8 * size / rate_bps)
             self._clock.process(self._fly(source, target, size, key))
@@ -107,6 +115,9 @@ class _Pass:
         assignment = step.assignment
         self._own, self._sources = assignment.chunks(rank), assignment.sources_of(rank)
         self._orders: dict[int, list[int]] = {}
+        for index in range(len(step.layers)) if step.relays else ():
+            for chunk in self._sources:
+                clock.process(self.gather(index, chunk))
 
     def forward(self) -> list[Callable[[], Process]]:
         return [partial(self._turn, turn) for turn in range(len(self._step.layers) + 1)]
@@ -134,11 +145,37 @@ class _Pass:
         layer, assignment = self._step.layers[index], self._step.assignment
         yield self._works(layer.work.forward.before)
         for chunk in self._own:
+            if self._step.relays:
+                self._send_pieces(index, chunk, OWN)
+                continue
             for reader in assignment.readers_of(chunk):
                 nbytes = layer.payload_bytes * self._rows(chunk, reader)
                 self._network.send(self._rank, reader, self._key("kv", index, chunk), nbytes)
         yield self._works(layer.work.forward.own)
         yield from self._shared(layer.work.forward.block)
+
+    def _send_pieces(self, index: int, chunk: int, flow: int, only: int | None = None) -> None:
+        """This node's part of a chunk that is relayed: all of it, or what it passes on of one piece."""
+        nbytes = round(self._step.layers[index].payload_bytes)
+        routes = routes_for(self._step.assignment, True, nbytes)
+        for piece, target in routes.sends(self._rank, chunk):
+            if only in (None, piece):
+                begin, end = span_of(piece, routes.pieces(chunk), nbytes)
+                self._network.send(self._rank, target, self._key("piece", index, chunk, piece), end - begin, flow)
+
+    def relay(self, index: int, chunk: int, piece: int) -> Process:
+        """Pass a piece on as soon as it is there."""
+        yield self._arrived("piece", index, chunk, piece)
+        self._send_pieces(index, chunk, PASSED_ON, piece)
+
+    def gather(self, index: int, chunk: int) -> Process:
+        """The payload is there when all its pieces are."""
+        nbytes = round(self._step.layers[index].payload_bytes)
+        pieces = range(routes_for(self._step.assignment, True, nbytes).pieces(chunk))
+        for piece in pieces:
+            self._clock.process(self.relay(index, chunk, piece))
+        yield self._clock.all_of([self._arrived("piece", index, chunk, piece) for piece in pieces])
+        self._arrived("kv", index, chunk).succeed()
 
     def _receive(self, index: int) -> Process:
         work = self._step.layers[index].work.forward

@@ -135,8 +135,11 @@ class Loop:
     `members`, `wires` and their `recorders` are those of the latest generation, by rank; `inboxes` last, by name.
     """
 
-    def __init__(self, config: Config, world: Sequence[Sequence[int]], timeout_s: float = 30.0) -> None:
+    def __init__(
+        self, config: Config, world: Sequence[Sequence[int]], timeout_s: float = 30.0, relays: bool = False
+    ) -> None:
         self.payload = payload_format(config)
+        self._relays = relays
         self._timeout_s = timeout_s
         self.names = tuple(f"node-{rank}" for rank in range(len(world)))
         self._by_name = {name: Inbox(self.payload, ring_cap_bytes=1 << 24) for name in self.names}
@@ -145,7 +148,8 @@ class Loop:
 
     def begin(self, generation: int, world: Sequence[Sequence[int]], names: Sequence[str]) -> None:
         """A generation of these nodes, by rank."""
-        self.members = [Members(generation, Assignment(world), rank, tuple(names)) for rank in range(len(world))]
+        assignment = Assignment(world)
+        self.members = [Members(generation, assignment, rank, tuple(names), self._relays) for rank in range(len(world))]
         for members in self.members:
             self.inbox(members).enter(members)
         self.recorders = [Spans() for _ in world]
@@ -177,3 +181,7 @@ class LoopSender:
         self, peer: str, tag: bytes, buffers: Sequence[memoryview] = (), *, flow: int = 0, timeout_s: float = 0.0
     ) -> None:
         self._loop.hand_over(self._members, peer, tag, b"".join(buffers))
+
+    def pass_on(self, peer: str, tag: bytes, buffer: memoryview, generation: int, *, flow: int = 0) -> None:
+        assert generation == self._members.generation
+        self._loop.hand_over(self._members, peer, tag, bytes(buffer))

@@ -273,6 +273,24 @@ def test_the_queue_is_bounded() -> None:
         endpoints["a"].send("b", b"", [bytes(100)], urgent=True)  # control is never held up
 
 
+def test_what_is_passed_on_has_room_and_keeps_the_generation_in_which_it_came() -> None:
+    """From the I/O thread, which cannot wait for room."""
+    with network("a", "b", "c", limits=Limits(max_queued_bytes=1)) as (endpoints, inboxes):
+        for endpoint_of in endpoints.values():
+            endpoint_of.set_generation(3)
+
+        class Relay(Inbox):
+            def deliver(self, peer: str, generation: int, tag: bytes, buffer: memoryview) -> None:
+                for came_in in (generation - 1, generation):
+                    endpoints["b"].pass_on("c", tag + b"%d" % came_in, buffer, came_in, flow=2)
+
+        endpoints["b"]._engine._receiver = endpoints["b"]._engine.peers.meet("a").assembler._receiver = Relay()
+        endpoints["a"].send("b", b"one", [b"12345"])
+        assert inboxes["c"].next()[1:4] == (3, b"one3", b"12345")
+        assert endpoints["b"].flush(5.0), "the one of a generation that is over was dropped"
+        assert inboxes["c"].deliveries.empty()
+
+
 def test_one_message_may_exceed_the_queue_but_not_beside_another() -> None:
     with network("a", "b", limits=Limits(max_queued_bytes=MB)) as (endpoints, inboxes):
         for tag in (b"1", b"2"):

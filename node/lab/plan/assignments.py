@@ -1,9 +1,12 @@
-"""What `coordinator.assignment = "auto"` stands for: the assignment of chunks to nodes whose step is shortest.
+"""What "auto" stands for in `coordinator.assignment` and `coordinator.relay`: what makes the step shortest.
 
 There are three candidates: contiguous runs of equal length, contiguous runs of unequal length, and zigzag. Contiguous
 runs leave early nodes idle, since late chunks have more to attend to; zigzag balances that, but sends up to twice as
 much; shorter runs for late or slow nodes lie in between. The lengths of unequal runs are searched for, from those that
 balance compute and those that send least. A candidate that does not fit the memory of a node is out.
+
+Each may have its payloads relayed or not (`node.exchange.routes`), which shortens a step where all links of a node
+share a line up that is narrower than its line down. Where links have rates of their own, there is no relay.
 
 Everything here is a pure function of the config, the costs and the devices. `isthmus run`, `isthmus coordinator` and
 `isthmus plan` all choose by it (`settle`), and so agree.
@@ -12,7 +15,7 @@ Everything here is a pure function of the config, the costs and the devices. `is
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import msgspec
 import numpy as np
@@ -29,6 +32,8 @@ from node.measure.devices import Device, default_device, devices
 
 TIE = 1e-3
 """Of steps that differ by less than this share, the first in the list is taken."""
+RELAY_GAIN = 0.02
+"""A relay is taken where it shortens the step by this share at least: the planner is not more exact."""
 BLENDS = (0.0, 0.25, 0.5, 0.75, 1.0)
 """Starts of the search between runs that balance compute (0) and runs of equal length (1)."""
 SEARCH_EFFORT = 6000
@@ -55,12 +60,15 @@ class Choice(NamedTuple):
 
 
 def settle(config: Config, costs: Costs | None = None, on: Sequence[Device] = ()) -> tuple[Config, Choice | None]:
-    """The config with "auto" replaced by the best candidate, and the choice; other configs as they are, without one.
+    """The config with each "auto" replaced as in the best candidate, and the choice; without one where there is
+    nothing to choose.
 
     `costs` and `on`, the device of each node, are those of `coordinator.node_speeds` and `run.device` by default.
     Raises `ConfigError` where the network or the payloads are impossible.
     """
-    if config.coordinator.assignment != "auto":
+    if config.coordinator.relay == "auto" and not may_relay(config):
+        config = _with_relay(config, "never")
+    if "auto" not in (config.coordinator.assignment, config.coordinator.relay):
         return config, None
     on = on or devices(default_device(config.run.device), config.coordinator.nodes)
     choice = choose(config, stated_for(config, on) if costs is None else costs, on)
@@ -69,17 +77,41 @@ def settle(config: Config, costs: Costs | None = None, on: Sequence[Device] = ()
 
 def choose(config: Config, costs: Costs, on: Sequence[Device]) -> Choice:
     """Compare the candidates. Where none fits, the best is the shortest step of those that miss by the least."""
-    search = _Search(config, costs, on)
+    direct = _with_relay(config, "never") if config.coordinator.relay == "auto" else config
+    search = _Search(direct, costs, on)
+    found = _assignments(direct, search)
+    distinct = {one.config.assignment(): one for one in reversed(found)}
+    found = [one for one in found if distinct[one.config.assignment()] is one]
+    least = min(one.room.overshoot for one in found)
+    able = [one for one in found if one.room.overshoot == least]
+    if config.coordinator.relay == "auto":
+        relayed = [search.candidate(f"{one.name}, relayed", _with_relay(one.config, "always")) for one in found]
+        found += relayed
+        able += [
+            other
+            for one, other in zip(found, relayed, strict=False)
+            if one in able and other.step_s <= (1 - RELAY_GAIN) * one.step_s
+        ]
+    shortest_s = min(one.step_s for one in able)
+    return Choice(tuple(found), next(one for one in able if one.step_s * (1 - TIE) <= shortest_s))
+
+
+def may_relay(config: Config) -> bool:
+    """Whether a relay can shorten a step at all: links share a line, and somebody is there to pass something on."""
+    owners = config.coordinator
+    return resolve(config.net).scope == "nic" and owners.nodes > 2 and not config.data.document_masking
+
+
+def _assignments(config: Config, search: _Search) -> list[Candidate]:
+    """The candidates for who owns what; only one where the config says it."""
+    owners = config.coordinator
+    if owners.assignment != "auto":
+        return [search.candidate(owners.assignment, config)]
     found = [search.candidate("contiguous, equal shares", _with(config, "contiguous"))]
     if (counts := search.unequal()) != search.equal:
         found.append(search.candidate("contiguous, unequal shares", _with(config, "contiguous", counts)))
     found.append(search.candidate("zigzag", _with(config, "zigzag")))
-    distinct = {one.config.assignment(): one for one in reversed(found)}
-    candidates = tuple(one for one in found if distinct[one.config.assignment()] is one)
-    least = min(one.room.overshoot for one in candidates)
-    able = [one for one in candidates if one.room.overshoot == least]
-    shortest_s = min(one.step_s for one in able)
-    return Choice(candidates, next(one for one in able if one.step_s * (1 - TIE) <= shortest_s))
+    return found
 
 
 class _Search:
@@ -175,6 +207,10 @@ def balanced_runs(chunk_s: Array, speeds: Sequence[float]) -> tuple[int, ...]:
 def _with(config: Config, mode: Mode, counts: tuple[int, ...] = ()) -> Config:
     owners = msgspec.structs.replace(config.coordinator, assignment=mode, chunks_per_node=counts)
     return msgspec.structs.replace(config, coordinator=owners)
+
+
+def _with_relay(config: Config, relay: Literal["never", "always"]) -> Config:
+    return msgspec.structs.replace(config, coordinator=msgspec.structs.replace(config.coordinator, relay=relay))
 
 
 def _lengths(config: Config) -> tuple[int, ...]:

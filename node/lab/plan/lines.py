@@ -23,6 +23,8 @@ import numpy.typing as npt
 from coordinator.assignment import Assignment
 from netem.errors import ConfigError
 from netem.profile import Profile
+from node.exchange.routes import routes_for
+from node.lab.plan.relay import Free, Rates, Relayed
 from node.lab.plan.work import Array, reading
 
 Indices = npt.NDArray[np.intp]
@@ -79,11 +81,15 @@ class Flows(NamedTuple):
 class Traffic:
     """The messages of one step. Times are in seconds; an infinite time means that there is no such message.
 
-    `rows_CR` is the share of a chunk's rows that crosses to each rank, where not all do.
+    `rows_CR` is the share of a chunk's rows that crosses to each rank, where not all do. With `relays`, readers pass
+    payloads on, of which all rows cross (`node.lab.plan.relay`).
     """
 
-    def __init__(self, lines: Lines, assignment: Assignment, rows_CR: Array | None = None) -> None:
+    def __init__(
+        self, lines: Lines, assignment: Assignment, rows_CR: Array | None = None, relays: bool = False
+    ) -> None:
         self.lines = lines
+        self._assignment, self._relays = assignment, relays
         ranks, chunks = assignment.n_ranks, assignment.n_chunks
         self.remote = reading(assignment).remote
         self._rows_CR = np.where(self.remote, 1.0 if rows_CR is None else rows_CR, 0.0)
@@ -113,6 +119,8 @@ class Traffic:
         An owner's chunks leave in order, each to all its readers at once: their links take equal turns at its NIC, so
         that while a message of s bytes is sent, up to s bytes of every other are sent too.
         """
+        if self._relays:
+            return self._relay(at_R, round(nbytes))
         size_CR = nbytes * self._rows_CR
         begins, ends = np.full(self.remote.shape, -np.inf), np.full(self.remote.shape, -np.inf)
         up_s_C1 = 8 / self.lines.up_bps[self._owner, None]
@@ -133,6 +141,16 @@ class Traffic:
             self.sent_bytes[ranks] += size_CR[chunk]
         latency_s = self.lines.latency_s[self._owner]
         return self._received(begins + latency_s, ends + latency_s, size_CR, self._to_readers)
+
+    def _relay(self, at_R: Array, nbytes: int) -> Array:
+        routes = routes_for(self._assignment, True, nbytes)
+        free = Free(self._links_free, self._up_free, self._down_free)
+        arrived_CR, free = Relayed(self._assignment, routes, Rates(*self.lines), at_R, nbytes, free).run()
+        self._links_free, self._up_free, self._down_free = free
+        for chunk in range(self._assignment.n_chunks):
+            for sender, receiver, part_bytes in routes.deliveries(chunk, nbytes):
+                self.sent_bytes[sender, receiver] += part_bytes
+        return arrived_CR
 
     def send_back(self, at_CR: Array, nbytes: float) -> Array:
         """Send each reader's gradient of a chunk to the chunk's owner. Returns when it has arrived, [C, R]."""

@@ -51,6 +51,7 @@ class Model:
             optimizer_work(config),
             config.train.micro_batches,
             expected(config, config.assignment(), self.spec.tokens).rows_CR,
+            config.coordinator.relays,
         )
 
     @property
@@ -150,6 +151,8 @@ class Prediction(msgspec.Struct, frozen=True, kw_only=True):
     chunks: int
     owned: tuple[tuple[int, ...], ...]
     """Chunks of each node."""
+    relays: bool
+    """Whether readers pass payloads on."""
     passes: int
     """Passes of a step that are in flight together."""
     context: int
@@ -229,6 +232,7 @@ def predict(config: Config, costs: Costs, on: Sequence[Device]) -> Prediction:
         nodes=config.coordinator.nodes,
         chunks=config.model.chunks,
         owned=tuple(assignment.chunks(rank) for rank in range(assignment.n_ranks)),
+        relays=model.step.relays,
         passes=model.step.passes,
         context=config.model.context,
         tokens=model.tokens,

@@ -54,6 +54,8 @@ class StepWork(NamedTuple):
     """Passes that are in flight together and take turns."""
     rows_CR: Array | None = None
     """The share of each chunk's rows that crosses to each rank; without it, all rows do."""
+    relays: bool = False
+    """Whether readers pass payloads on."""
 
 
 class Outcome(NamedTuple):
@@ -150,7 +152,7 @@ class _Run:
 
     def __init__(self, step: StepWork, costs: Costs, lines: Lines, slower_R: Array) -> None:
         assignment, who = step.assignment, reading(step.assignment)
-        self.traffic = Traffic(lines, assignment, step.rows_CR)
+        self.traffic = Traffic(lines, assignment, step.rows_CR, step.relays)
         self.now = np.zeros(assignment.n_ranks)
         self.busy_s = np.zeros(assignment.n_ranks)
         self.waits_s = np.zeros((2, len(step.layers), assignment.n_ranks))

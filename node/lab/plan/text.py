@@ -38,7 +38,7 @@ def size(nbytes: float) -> str:
 def describe(plan: Prediction) -> str:
     """The plan, some twenty lines."""
     fullest, emptiest = max(plan.compute_s), min(plan.compute_s)
-    memory = plan.memory
+    memory, relayed = plan.memory, ", with payloads relayed" if plan.relays else ""
     lines = [
         f"model:       {plan.parameters / 1e6:,.4g} M parameters, {plan.context:,} tokens of context in {plan.chunks} "
         f"chunks on {plan.nodes} {'node' if plan.nodes == 1 else 'nodes'}; {plan.flops:.3g} FLOPs a step",
@@ -47,7 +47,7 @@ def describe(plan: Prediction) -> str:
         f"{plan.utilisation:.1%} of the speed of these devices on a network without limits",
         f"compute:     {seconds(fullest)} on the fullest node, {seconds(emptiest)} on the emptiest (evenness of the "
         f"layers {plan.evenness:.2f}); {seconds(plan.free_s)} a step on a network without limits",
-        f"exchange:    {seconds(plan.communication_s)} on its busiest line; an ordinary step takes "
+        f"exchange:    {seconds(plan.communication_s)} on its busiest line{relayed}; an ordinary step takes "
         f"{seconds(plan.exchange_step_s)}",
         f"waits:       at most {seconds(max(plan.forward_waits_s))} in the forward of a layer and "
         f"{seconds(max(plan.backward_waits_s))} in its backward, on the node that waits longest"
@@ -74,7 +74,7 @@ def describe(plan: Prediction) -> str:
 
 
 def choice_lines(choice: Choice) -> list[str]:
-    """The candidates for `coordinator.assignment = "auto"`, the best first line."""
+    """The candidates for "auto" in `coordinator.assignment` and `relay`, the best in the first line."""
     best = choice.best
     lines = [f"assignment:  auto takes {best.name}; every candidate's step:"]
     for one in choice.candidates:

@@ -29,6 +29,7 @@ from node.config import Config
 from node.config.pretrained import llama_file
 from node.data.tokenizers import make_tokenizer
 from node.exchange.passes import PassSpec
+from node.exchange.routes import routes_for
 from node.lab.plan.documents import expected
 from node.measure.flops import ATTENTION_BACKWARD, MATRIX_BACKWARD, chunk_flops, head_flops
 from node.subspace.ranks import rank_table
@@ -162,7 +163,24 @@ def layer_work(config: Config, layer: int, spec: PassSpec, payload_bytes: float,
             ),
         )
 
-    return LayerWork(stages(1.0, 1.0, payload_bytes), stages(MATRIX_BACKWARD, ATTENTION_BACKWARD, grad_bytes))
+    forward = stages(1.0, 1.0, payload_bytes)
+    if config.coordinator.relays and payload_bytes:
+        forward = _relayed(forward, assignment, round(payload_bytes))
+    return LayerWork(forward, stages(MATRIX_BACKWARD, ATTENTION_BACKWARD, grad_bytes))
+
+
+def _relayed(forward: Stages, assignment: Assignment, nbytes: int) -> Stages:
+    """The same with the messages of payloads that readers pass on: each rank sends those of its part of all ways, and
+    receives them in pieces. What is passed on costs a node as much as what it sends itself."""
+    routes = routes_for(assignment, True, nbytes)
+    messages, sent_bytes = np.zeros(assignment.n_ranks), np.zeros(assignment.n_ranks)
+    for chunk in range(assignment.n_chunks):
+        for sender, _, part_bytes in routes.deliveries(chunk, nbytes):
+            messages[sender] += 1
+            sent_bytes[sender] += part_bytes
+    pieces_C1 = np.array([[routes.pieces(chunk)] for chunk in range(assignment.n_chunks)], dtype=float)
+    block = forward.block._replace(messages=forward.block.messages * pieces_C1)
+    return forward._replace(before=forward.before._replace(messages=messages, nbytes=sent_bytes), block=block)
 
 
 def head_work(config: Config, spec: PassSpec) -> tuple[Work, Work]:

@@ -58,6 +58,9 @@ class Void:
     def send(self, rank: int, kind: str, layer: int, chunk: int, key: PassKey, tensors: Packed) -> None:
         pass
 
+    def publish(self, ranks: tuple[int, ...], layer: int, chunk: int, key: PassKey, tensors: Packed) -> None:
+        pass
+
     def first_of(self, kind: str, layer: int, chunks: dict[int, int], number: int) -> int:
         return min(chunks)
 

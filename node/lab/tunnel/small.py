@@ -68,7 +68,10 @@ def load_target(name: str, overrides: Sequence[str], preset: str = "") -> Config
             "data.document_masking = true: expected false, since the tunnel needs payloads of a size that is known "
             "before the run"
         )
-    return config
+    if config.coordinator.relay == "always":
+        raise ConfigError('coordinator.relay = "always": expected "never", since the tunnel scales no relay')
+    owners = msgspec.structs.replace(config.coordinator, relay="never")  # which "auto" may stand for
+    return msgspec.structs.replace(config, coordinator=owners)
 
 
 def target_in(config: Config, mode: Mode) -> Config:

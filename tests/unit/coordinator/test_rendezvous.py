@@ -68,6 +68,17 @@ def test_a_later_roster_has_those_who_are_left_in_the_order_of_their_places() ->
     assert wire.members["a"].rank == 1
 
 
+def test_the_roster_says_whether_payloads_are_relayed() -> None:
+    for relay in ("never", "always"):
+        wire = Wire(config(nodes=2, relay=relay), plan())
+        for name in ("a", "b"):
+            wire.enter(name)
+        wire.settle()
+        assert told(wire, "a", Roster)[-1].relays == (relay == "always")
+    with pytest.raises(ConfigError, match=r'coordinator.relay = "auto": isthmus run, coordinator and plan choose'):
+        Wire(config(nodes=2, relay="auto"), plan())
+
+
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [

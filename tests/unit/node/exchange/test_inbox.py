@@ -26,7 +26,7 @@ from helpers.worlds import tiny_config
 from coordinator.assignment import Assignment
 from coordinator.messages import CONTROL_TAG, COORDINATOR, MAX_BODY_BYTES
 from netem.errors import GenerationOver, IsthmusError, PeerLate, PeerSilent, ProtocolError, RunAborted
-from node.exchange import inbox as module
+from node.exchange import pieces as module
 from node.exchange.formats import FORMATS
 from node.exchange.inbox import ChunkKey, Inbox, Members, RingKey
 from node.exchange.passes import PassSpec

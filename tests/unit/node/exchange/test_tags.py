@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from netem.errors import ProtocolError
 from node.config import FormatName
-from node.exchange.tags import ChunkTag, RingTag, Tag, decode_tag, encode_tag
+from node.exchange.tags import ChunkTag, Piece, RingTag, Tag, decode_tag, encode_tag
 
 index = st.integers(0, 1 << 40)
 shapes = st.lists(st.lists(index, max_size=4).map(tuple), max_size=4).map(tuple)
@@ -21,8 +21,9 @@ chunk_tags = st.builds(
     st.booleans(),
     st.sampled_from(get_args(FormatName)),
     shapes,
+    st.none() | st.builds(Piece, index, st.integers(1, 1 << 16), st.integers(0, (1 << 32) - 1), st.booleans()),
 )
-GOOD = ["chunk", "kv", 3, 0, 1, 16, True, "float32", [[2, 16, 6]]]
+GOOD = ["chunk", "kv", 3, 0, 1, 16, True, "float32", [[2, 16, 6]], None]
 
 
 @given(chunk_tags | st.builds(RingTag, index, index, index))
@@ -34,6 +35,8 @@ def test_the_layout_of_a_tag() -> None:
     """What is on the wire, for other versions to read."""
     tag = ChunkTag("kv", 3, 0, 1, 16, True, "float32", ((2, 16, 6),))
     assert msgpack.unpackb(encode_tag(tag)) == GOOD
+    piece = ChunkTag("kv", 3, 0, 1, 16, True, "float32", ((2, 16, 6),), Piece(2, 8, 77, True))
+    assert msgpack.unpackb(encode_tag(piece)) == [*GOOD[:-1], [2, 8, 77, True]]
     assert msgpack.unpackb(encode_tag(RingTag(7, 2, 1))) == ["ring", 7, 2, 1]
 
 
@@ -50,7 +53,7 @@ def changed(place: int, value: object) -> bytes:
         b"\xc1",
         msgpack.packb(GOOD)[:-1],
         msgpack.packb(GOOD) + b"\x00",
-        msgpack.packb(GOOD[:-1]),
+        msgpack.packb(GOOD[:-2]),
         msgpack.packb([*GOOD, 1]),
         msgpack.packb({"kind": "kv"}),
         msgpack.packb(5),
@@ -70,6 +73,12 @@ def changed(place: int, value: object) -> bytes:
         changed(8, 3),
         changed(8, [[1] * 65]),
         changed(1, "k" * 65),
+        changed(9, 2),
+        changed(9, [2, 8, 77]),
+        changed(9, [2, 0, 77, True]),
+        changed(9, [-1, 8, 77, True]),
+        changed(9, [2, 8, 1 << 32, True]),
+        changed(9, [2, 8, 77, 1]),
         changed(3, msgpack.ExtType(5, b"x")),
         changed(3, msgpack.Timestamp(1, 2)),
         b"\x91" * 5000,

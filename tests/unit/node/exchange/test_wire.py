@@ -50,6 +50,9 @@ class Full:
             raise QueueFull("bob: 9 bytes wait to be sent")
         self.sent.append(peer)
 
+    def pass_on(self, peer: str, tag: bytes, buffer: memoryview, generation: int, *, flow: int = 0) -> None:
+        raise AssertionError("nothing is passed on here")
+
 
 def test_a_trainer_waits_for_room_to_send_and_the_wait_is_exposed() -> None:
     inbox, sender, spans = Inbox(FORMAT, RING_CAP_BYTES), Full(3), Spans()

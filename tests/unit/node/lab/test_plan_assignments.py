@@ -176,3 +176,64 @@ def test_a_mix_of_devices_is_planned(capsys: pytest.CaptureFixture[str]) -> None
     assert len(plan["owned"][0]) > 2 * len(plan["owned"][1])
     assert main([*arguments, "--device", "h100,a100,a100"]) == 2
     assert "--device h100,a100,a100: 3 devices; expected 1, or 2" in capsys.readouterr().err
+
+
+def relayed(net: dict[str, str], **owners: object) -> Config:
+    """A model whose payloads take much longer than its compute, with `relay = "auto"`."""
+    return auto(4, 4, net, **({"assignment": "contiguous", "relay": "auto"} | owners))
+
+
+CABLE = {"profile": "home-cable"}
+NARROW = {"profile": "internet-300mbps", "rate": "10 Mbit/s"}
+
+
+@pytest.mark.parametrize(
+    ("net", "relay"),
+    [
+        (CABLE, "always"),  # the first node's line up is the narrowest place
+        (NARROW, "never"),  # each link has its rate to itself
+        (NARROW | {"scope": "nic"}, "never"),  # the last node's line down is as narrow as the first node's line up
+        (CABLE | {"scope": "link"}, "never"),
+        ({"profile": "home-cable", "rate": "10 Gbit/s"}, "never"),  # what is sent hardly matters
+    ],
+)
+def test_a_relay_is_taken_where_it_is_shorter(net: dict[str, str], relay: str) -> None:
+    config = relayed(net)
+    settled, choice = settle(config, COSTS.slowed(0.05), devices("cpu", 4))
+    assert settled.coordinator.relay == relay
+    assert settled.coordinator.assignment == "contiguous"
+    assert settled.digest() == config.digest(), "it is the coordinator's word"
+    assert (choice is None) == (resolve(config.net).scope == "link")
+    if choice is not None:
+        direct, other = choice.candidates
+        assert (direct.name, other.name) == ("contiguous", "contiguous, relayed")
+        assert direct.step_s == step_s(direct.config, COSTS.slowed(0.05))
+        assert other.step_s == step_s(other.config, COSTS.slowed(0.05))
+        assert (other.step_s <= 0.98 * direct.step_s) == (relay == "always")
+
+
+def test_ownership_and_a_relay_are_chosen_together() -> None:
+    choice = choose(relayed(CABLE, assignment="auto"), COSTS.slowed(0.05), devices("cpu", 4))
+    names = [one.name for one in choice.candidates]
+    assert [name for name in names if name.endswith(", relayed")] == [
+        f"{name}, relayed" for name in names if "rel" not in name
+    ]
+    assert choice.best.step_s == min(one.step_s for one in choice.candidates)
+    assert choice.best.config.coordinator.relay == "always"
+
+
+def test_there_is_no_relay_between_two_nodes_or_of_documents() -> None:
+    for config in (
+        auto(2, 4, CABLE, assignment="contiguous", relay="auto"),
+        convert(Config, to_tree(relayed(CABLE)) | {"data": {"document_masking": True, "tokenizer": "bytes"}}),
+    ):
+        settled, choice = settle(config)
+        assert settled.coordinator.relay == "never"
+        assert choice is None
+    with pytest.raises(ConfigError, match=r'relay = "always": expected "never" or "auto", since data.document_masking'):
+        convert(Config, to_tree(relayed(CABLE, relay="always")) | {"data": {"document_masking": True}})
+
+
+def test_without_a_planner_an_automatic_relay_is_a_mistake() -> None:
+    with pytest.raises(ConfigError, match=r'coordinator.relay = "auto": isthmus run, coordinator and plan choose'):
+        Model(relayed(CABLE))

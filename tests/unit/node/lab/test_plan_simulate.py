@@ -15,7 +15,8 @@ from netem.config import convert
 from netem.profile import NetConfig, resolve
 from node.config import Config, load_config, to_tree
 from node.exchange.documents import Documents, Run
-from node.exchange.payload import step_bytes
+from node.exchange.payload import link_bytes, step_bytes
+from node.exchange.routes import routes_for
 from node.lab.plan.costs import Costs
 from node.lab.plan.documents import assumed, expected
 from node.lab.plan.lines import Lines, lines_of
@@ -149,6 +150,54 @@ def test_a_plan_says_what_it_assumes_of_documents() -> None:
     assert said[0] == []
     assert "data.document_tokens = 0" in said[1][0]
     assert "9 tokens each in the mean" in said[2][0]
+
+
+@pytest.mark.parametrize(
+    ("nodes", "passes", "coordinator"),
+    [
+        (3, 1, {}),
+        (4, 1, {}),
+        (4, 2, {}),
+        (4, 1, {"assignment": "zigzag"}),
+        (4, 3, {"assignment": "zigzag"}),
+        (8, 1, {}),
+        (8, 2, {}),
+        (4, 2, {"chunks_per_node": [1, 1, 2, 4]}),
+    ],
+)
+@pytest.mark.parametrize("profile", ["home-cable", "home-300mbps", "lte", "internet-300mbps"])
+@pytest.mark.parametrize("mode", ["subspace", "dense"])
+def test_what_is_relayed_takes_what_it_takes_event_by_event(
+    nodes: int, passes: int, coordinator: dict[str, object], profile: str, mode: str
+) -> None:
+    """Lines are ten times slower than the profile's, so that they matter beside this model's compute."""
+    model = model_of(mode, nodes, passes, relay="always", **coordinator)
+    network = lines_of(resolve(NetConfig(profile=profile)), nodes).scaled(0.1)
+    expected = step_ends_s(model.step, COSTS, network)
+    outcome = model.simulate(COSTS, network)
+    assert outcome.step_s == pytest.approx(max(expected), rel=0.05)
+
+
+@pytest.mark.parametrize("coordinator", [{}, {"assignment": "zigzag"}, {"chunks_per_node": [1, 1, 1, 5]}])
+def test_what_is_relayed_has_the_bytes_of_the_wires_formula_and_costs_its_messages(
+    coordinator: dict[str, object],
+) -> None:
+    model = model_of("dense", 4, 2, "int8", relay="always", **coordinator)
+    network = lines(4, "1 Gbit/s", "nic")
+    outcome = model.simulate(COSTS, network)
+    assignment = model.config.assignment()
+    links = link_bytes(model.payload, assignment, model.spec, relays=True)
+    assert outcome.sent_bytes.tolist() == (2 * np.array(links).sum(0)).tolist()
+    busy_s = model.simulate(Costs(flops_per_s=COSTS.flops_per_s, message_s=1e-3), network).busy_s
+    routes = routes_for(assignment, True, round(model.payload_bytes(0)))
+    sent, received, grads = np.zeros(4), np.zeros(4), np.zeros(4)
+    for chunk in range(8):
+        for sender, receiver, _ in routes.deliveries(chunk, 8000):
+            sent[sender] += 1
+            received[receiver] += 1
+        for reader in assignment.readers_of(chunk):
+            grads[[reader, assignment.owner(chunk)]] += 1
+    assert busy_s - outcome.busy_s == pytest.approx(2 * 3 * (sent + received + grads) * 1e-3)
 
 
 def compare_with_oracle(model: Model, network: Lines, scope: str) -> None:
