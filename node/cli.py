@@ -124,6 +124,13 @@ def _node(options: argparse.Namespace, overrides: list[str]) -> None:
     run_node(config, options.join, options.bind, options.advertise, options.name, options.rank)
 
 
+def _data(options: argparse.Namespace, overrides: list[str]) -> None:
+    from node.commands.prepare import prepare
+
+    here = "--coordinator.address=tcp://127.0.0.1:0"  # it serves nothing, so it needs no token
+    print(f"corpus:      {prepare(load(options, [*overrides, here]))}")
+
+
 def _launch(options: argparse.Namespace, overrides: list[str]) -> None:
     from node.commands.launch import Command, launch, spot_of
 
@@ -230,6 +237,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace, list[str]], int | None]] = {
     "run": _run,
     "coordinator": _coordinator,
     "node": _node,
+    "data": _data,
     "launch": _launch,
     "eval": _eval,
     "export": _export,

@@ -29,6 +29,11 @@ While `isthmus run configs/demo.toml` goes on in another terminal:
 Nothing in flight is lost. A cut only delays the run if it is shorter than the time that nodes may be silent.
 """
 
+DATA = """\
+A node that must first fetch and tokenise a large corpus joins too late. Run this on every machine before:
+  isthmus data prepare configs/demo.toml
+"""
+
 GENERATE = """\
 Each token takes a whole pass, so this is for a look at what a model has learned:
   isthmus generate outputs/demo --prompt 'It was a dark'

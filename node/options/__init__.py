@@ -14,7 +14,7 @@ from typing import Any
 from netem.errors import ConfigError
 from node.epilogs import COMPLETION, OVERVIEW
 from node.options.common import add_command
-from node.options.job import add_keys, add_results, add_training
+from node.options.job import add_data, add_keys, add_results, add_training
 from node.options.lab import add_chaos, add_questions, add_study
 from node.options.network import add_net
 
@@ -28,7 +28,8 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     """
     words, settings = split_settings(arguments)
     options, rest = parser().parse_known_args(words)
-    command = " ".join(filter(None, (options.command, getattr(options, "net_command", ""))))
+    part = getattr(options, "net_command", "") or getattr(options, "data_command", "")
+    command = " ".join(filter(None, (options.command, part)))
     if settings and not options.takes_settings:
         rest = [*rest, *settings]
     if rest:
@@ -73,6 +74,7 @@ def parser() -> argparse.ArgumentParser:
     add_study(commands)
     add_net(commands)
     add_keys(commands)
+    add_data(commands)
     add_questions(commands)
     add_chaos(commands)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from node.epilogs import DASHBOARD, EVAL, GENERATE, KEYS, LAUNCH, SETTINGS, TRACE, WATCH
+from node.epilogs import DASHBOARD, DATA, EVAL, GENERATE, KEYS, LAUNCH, SETTINGS, TRACE, WATCH
 from node.options.common import Commands, add_command, add_config, add_key, add_print_config
 
 
@@ -45,6 +45,14 @@ def add_training(commands: Commands) -> None:
     launch.add_argument(
         "--interface", default="", metavar="NAME", help="where this process listens (default: the way to MASTER_ADDR)"
     )
+
+
+def add_data(commands: Commands) -> None:
+    """`isthmus data` and its commands."""
+    data = commands.add_parser("data", help="the tokens of a corpus, made ahead of a run", allow_abbrev=False)
+    parts = data.add_subparsers(dest="data_command", required=True, metavar="COMMAND")
+    text = "tokenise the corpus of a config now, so that a node joins at once later"
+    add_config(add_command(parts, "prepare", text, DATA, takes_settings=True))
 
 
 def add_keys(commands: Commands) -> None:

@@ -6,14 +6,14 @@ import os
 import signal
 import socket
 import subprocess
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 
 import pytest
 import yaml
 from helpers import ROOT
 from helpers.deployed import DEPLOY, program, variables
-from helpers.isthmus_runs import await_end, await_records, command, environment, records, under_way
+from helpers.isthmus_runs import QUICK, await_end, await_records, command, environment, records, under_way
 
 LOCAL = ["--net.profile", "unshaped", "--coordinator.join_timeout_s", "60"]
 
@@ -48,6 +48,31 @@ def test_pods_train_together(tmp_path: Path, cache: Path, port: int) -> None:
         assert [await_end(pod, 100) for pod in pods] == [0, 0], logs()
     assert "run tiny: done after 4 steps" in (tmp_path / "pod-0.log").read_text()
     assert len(records(tmp_path / "outputs" / "tiny")) == 4
+
+
+@pytest.mark.timeout(300)
+def test_a_pod_that_was_lost_is_started_again_and_comes_back(tmp_path: Path, cache: Path, port: int) -> None:
+    """By the same command: that is all that a Job does."""
+    words = ["launch", "configs/tiny.toml", "--port", str(port), *LOCAL, *QUICK, "--run.outputs", str(tmp_path)]
+    words += ["--train.steps", "200", "--train.sync_every", "1", "--coordinator.heartbeat_timeout_s", "2"]
+    surroundings = environment(cache, "secret") | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+
+    def pod(rank: int, log: str) -> AbstractContextManager[subprocess.Popen[bytes]]:
+        return under_way(command(*words), ROOT, surroundings | {"RANK": str(rank)}, tmp_path / log)
+
+    def nodes() -> int:
+        return len(records(tmp_path / "tiny")[-1]["nodes"])
+
+    with pod(0, "pod-0.log") as first:
+        with pod(1, "pod-1.log") as other:
+            await_records(tmp_path / "tiny", 2, first, 120)
+            other.kill()
+        count = len(records(tmp_path / "tiny"))
+        await_records(tmp_path / "tiny", count + 3, first, 60)
+        assert nodes() == 1
+        with pod(1, "pod-1-again.log") as again:
+            assert [await_end(each, 110) for each in (first, again)] == [0, 0], (tmp_path / "pod-0.log").read_text()
+        assert nodes() == 2
 
 
 def test_the_script_for_slurm_trains(tmp_path: Path, cache: Path) -> None:

@@ -146,7 +146,7 @@ def test_the_jobset_is_what_its_controller_expects() -> None:
 @pytest.mark.parametrize("name", JOBS)
 def test_pods_become_ranks_of_one_run(name: str) -> None:
     spec = JOBS[name]["spec"]
-    assert (spec["completionMode"], spec["backoffLimit"]) == ("Indexed", 0)
+    assert (spec["completionMode"], spec["maxFailedIndexes"]) == ("Indexed", 0)
     assert spec["completions"] == spec["parallelism"]
     spots = [spot_of(environment(JOBS[name], index)) for index in range(spec["completions"])]
     assert [spot.rank for spot in spots] == [0, 1, 2, 3]
