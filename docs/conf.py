@@ -5,6 +5,7 @@ The pages of settings and of commands are written from the code when the site is
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
@@ -27,6 +28,7 @@ html_title = "Isthmus"
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"
 default_role = "code"
+smartquotes = False
 
 
 def setup(app: Sphinx) -> None:
@@ -34,6 +36,18 @@ def setup(app: Sphinx) -> None:
     write_pages(Path(__file__).parent / "reference")
     app.add_lexer("mermaid", TextLexer)  # the diagrams of the protocol are shown as text, as in an editor
     app.connect("autodoc-process-docstring", _without_substitutions)
+    app.connect("source-read", _without_ways_out)
+
+
+def _without_ways_out(app: Sphinx, name: str, content: list[str]) -> None:
+    """Links to files of the repository that are not on the site become their text."""
+    folder = (Path(app.srcdir) / name).parent
+
+    def text(link: re.Match[str]) -> str:
+        inside = (folder / link["target"]).resolve().is_relative_to(Path(app.srcdir).resolve())
+        return link[0] if inside else link["text"]
+
+    content[0] = re.sub(r"\[(?P<text>[^\]]+)\]\((?P<target>\.\./[^)#]+)[^)]*\)", text, content[0])
 
 
 def _without_substitutions(app: Sphinx, what: str, name: str, about: object, options: object, lines: list[str]) -> None:
