@@ -128,19 +128,14 @@ class Fault(NamedTuple):
     step: int
     generation: int
     unseen_s: float
-    done: str
-    cost_s: float
-    lost_steps: int
+    lost_steps: int = 0
+    done: str = ""
+    cost_s: float = 0.0
 
     def __str__(self) -> str:
         """For a log: ``after step 7: node-1 was lost: silent for 15 s; generation 5 has …; cost 0.4 s``."""
         lost = f"; its changes of {self.lost_steps} steps are lost" if self.lost_steps else ""
         return f"after step {self.step}: {self.reason}; {self.done}{lost}; cost {self.cost_s:.1f} s"
-
-    @property
-    def loses(self) -> bool:
-        """Whether the nodes and their changes are gone."""
-        return self.kind in (LOST, LEFT, FAILED, EVICTED)
 
 
 class Say(NamedTuple):

@@ -6,8 +6,6 @@ the run's end tells it at once. `coordinator.records.faults` writes events to fi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from coordinator.events import Fault
 
 
@@ -17,21 +15,12 @@ class Faults:
     def __init__(self) -> None:
         self._open: list[tuple[Fault, float]] = []
 
-    def note(
-        self, kind: str, nodes: Sequence[str], reason: str, *, step: int, generation: int, unseen_s: float, now_s: float
-    ) -> None:
-        """A fault is found. `generation` is the one that it ended, `unseen_s` how long it went on unseen."""
-        fault = Fault(kind, tuple(nodes), reason, step, generation, unseen_s, "", 0.0, 0)
+    def note(self, fault: Fault, now_s: float) -> None:
+        """A fault is found."""
         self._open.append((fault, now_s))
 
-    def tell(self, done: str, now_s: float, *, lost_steps: int = 0) -> list[Fault]:
-        """What was done about the faults since the last call; each has cost the time since it was found.
-
-        `lost_steps` is how many steps' changes of lost nodes nobody else has.
-        """
-        told = [
-            fault._replace(done=done, cost_s=now_s - found_s, lost_steps=lost_steps if fault.loses else 0)
-            for fault, found_s in self._open
-        ]
+    def tell(self, done: str, now_s: float) -> list[Fault]:
+        """What was done about the faults since the last call; each has cost the time since it was found."""
+        told = [fault._replace(done=done, cost_s=now_s - found_s) for fault, found_s in self._open]
         self._open.clear()
         return told

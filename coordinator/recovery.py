@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from coordinator import events
 from coordinator.barrier import Disagreement
 from coordinator.config import CoordinatorConfig
-from coordinator.events import Action, Forget, Say, Send
+from coordinator.events import Action, Fault, Forget, Say, Send
 from coordinator.faults import Faults
 from coordinator.generations import Generations
 from coordinator.live import LiveNetwork
@@ -115,8 +115,7 @@ class Recovery:
 
     def tell_faults(self, done: str, now_s: float) -> list[Action]:
         """The faults that have not been told yet, and what was done about them."""
-        lost_steps = self._plan.lost_with(self._steps.step)
-        return list(self._faults.tell(done, now_s, lost_steps=lost_steps))
+        return list(self._faults.tell(done, now_s))
 
     def paused_too_long(self) -> list[Action]:
         """Nobody has come back in time."""
@@ -153,5 +152,7 @@ class Recovery:
         return [Say(reason), *self.begin(now_s)]
 
     def _note(self, kind: str, peers: Iterable[str], reason: str, unseen_s: float, now_s: float) -> None:
-        names, generation, step = [plain(peer) for peer in peers], self._generations.number, self._steps.step
-        self._faults.note(kind, names, reason, step=step, generation=generation, unseen_s=unseen_s, now_s=now_s)
+        names, steps = tuple(plain(peer) for peer in peers), self._steps
+        lost_steps = steps.alone if kind in (events.LOST, events.LEFT, events.FAILED, events.EVICTED) else 0
+        fault = Fault(kind, names, reason, steps.step, self._generations.number, unseen_s, lost_steps)
+        self._faults.note(fault, now_s)

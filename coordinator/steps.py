@@ -47,6 +47,13 @@ class Steps:
         """Whether a round is under way that was begun in an earlier step."""
         return self.rounds.travels
 
+    @property
+    def alone(self) -> int:
+        """For how many of the steps that count each member has changed its weights alone. An averaging that belongs to
+        the last of them, and has not happened, does not count."""
+        owed = self._tail is not None and (bool(self._tail) or self.rounds.ballot is not None)
+        return self._plan.lost_with(self.step - 1) + 1 if owed else self._plan.lost_with(self.step)
+
     def begin(self, members: Sequence[str], weights: Sequence[float], generation: int, timeout_s: float) -> None:
         """A generation begins: its members and their weights in an average by rank. They are ready within `timeout_s`
         of each other."""

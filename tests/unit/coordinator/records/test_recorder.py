@@ -205,7 +205,7 @@ def test_records_are_written_without_loading_torch() -> None:
 
 
 def test_a_fault_is_a_line_of_its_own_and_in_the_next_record(tmp_path: Path) -> None:
-    lost = Fault("lost", ("node-1",), "node-1 was lost: silent for 15 s", 7, 3, 15.0, "generation 5 has …", 0.25, 4)
+    lost = Fault("lost", ("node-1",), "node-1 was lost: silent for 15 s", 7, 3, 15.0, 4, "generation 5 has …", 0.25)
     with Recorder(tmp_path, clock=lambda: 1000.0) as recorder:
         recorder.fault(lost)
         first = recorder.record(Record(8, 5, {"node-0": {"tokens": 1.0}}))

@@ -78,7 +78,7 @@ def test_weights_are_averaged_by_all_who_are_left_or_by_none(index: int, victim:
     one, two = (trainer._agreed.vector for trainer in trainers.values())
     assert torch.equal(one, two)
     (fault,) = hub.faults
-    assert (fault.kind, fault.step) == ("lost", 2)
+    assert (fault.kind, fault.step, fault.lost_steps) == ("lost", 2, 2)
     assert all(set(record.nodes) == set(trainers) for record in hub.records[2:])
 
 
@@ -123,3 +123,24 @@ def test_two_may_die_one_after_another_and_the_last_one_ends_alone(tmp_path: Pat
 def test_where_no_try_may_be_repeated_a_loss_ends_the_run(tmp_path: Path) -> None:
     with pytest.raises(RunAborted, match=r"node-1 .*was lost: it was killed; the last complete step is 1"):
         train_with_losses(config_for(1), tmp_path, NODES, {"node-1": at("ring", SENDS)}, max_retries_per_step=0)
+
+
+@pytest.mark.parametrize("form", ["float32", "int4"])
+@pytest.mark.parametrize("index", range(SENDS))
+def test_a_fragment_that_travels_when_a_node_dies_is_applied_nowhere(index: int, form: str, tmp_path: Path) -> None:
+    """Half of the weights travels under the steps. It is given up with its generation, and what it would have brought
+    is sent at its next turn: the agreed weights are equal at the end."""
+    fragments = {"sync_every": 4, "sync_fragments": 2, "sync_delay": 2, "sync_format": form, "outer_momentum": 0.9}
+    train = {"steps": 8, "lr_warmup_steps": 1, "eval_every": 0, **fragments}
+    config = tiny_config(train=train, compress={"mode": "dense"})
+    hub, trainers = train_with_losses(config, tmp_path, NODES, {"node-2": at("ring", index)})
+    assert hub.outcome == (True, "")
+    assert [record.step for record in hub.records] == list(range(1, 9))
+    one, two = (trainer._agreed for trainer in trainers.values())
+    assert torch.equal(one.vector, two.vector)
+    assert one.outer.velocity is not None
+    assert two.outer.velocity is not None
+    assert torch.equal(one.outer.velocity, two.outer.velocity)
+    (fault,) = hub.faults
+    assert fault.nodes == ("node-2",)
+    assert fault.lost_steps == fault.step
