@@ -32,6 +32,7 @@ class Generations:
         self.assignment = whole
         self._whole = whole
         self._config = config
+        self._relays = config.relays
         self._membership = membership
         self._steps = steps
         self._lacking: set[str] = set()  # members that joined and have not said yet that they have the weights
@@ -77,7 +78,7 @@ class Generations:
             elapsed_s=elapsed_s,
             members=self._membership.entries(self.members, self._lacking),
             assignment=self.assignment.to_lists(),
-            relays=self._config.relays,
+            relays=self._relays,
         )
         config = self._config
         timeout_s = config.progress_timeout_s if self._lacking else config.step_timeout_s

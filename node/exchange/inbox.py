@@ -29,6 +29,7 @@ from netem.errors import (
 )
 from netem.names import plain
 from node.exchange.chunks import most_ahead
+from node.exchange.keys import ChunkKey, Key, RingKey
 from node.exchange.passes import PassSpec
 from node.exchange.payload import PayloadFormat
 from node.exchange.pieces import Owed, PassOn, Pieces, check_bytes, message_bytes, room
@@ -45,33 +46,6 @@ _WHAT = {
 }
 
 MAX_RING_MESSAGE_BYTES = 16 << 20
-
-
-class ChunkKey(NamedTuple):
-    """One expected payload: its pass, layer, chunk, and the rank that it comes from, though others may pass it on."""
-
-    kind: str
-    pass_no: int
-    layer: int
-    chunk: int
-    rank: int
-    piece: int = 0
-
-    @property
-    def whole(self) -> ChunkKey:
-        """The payload that this is a piece of."""
-        return self._replace(piece=0)
-
-
-class RingKey(NamedTuple):
-    """One expected shard of an averaging round."""
-
-    round_id: int
-    hop: int
-    bucket: int
-
-
-Key = ChunkKey | RingKey
 
 
 class Members(NamedTuple):
@@ -239,8 +213,15 @@ class Inbox:
             self.raise_if_over()
 
     def _sender_of(self, key: Key) -> str:
+        """Who is waited for: of a relayed payload that has begun to come, the sender of a piece that has not."""
         assert self._world is not None
-        return self._world.peers[key.rank] if isinstance(key, ChunkKey) else self._previous()
+        if isinstance(key, RingKey):
+            return self._previous()
+        if (missing := self._pieces.missing(key)) is None:
+            return self._world.peers[key.rank]
+        number, nbytes = missing
+        source = self._world.routes(nbytes).source(self._world.rank, key.chunk, number)
+        return self._world.peers[key.rank if source is None else source]
 
     def _describe(self, key: Key) -> str:
         if isinstance(key, RingKey):
@@ -308,7 +289,7 @@ class Inbox:
                 routes = self._world.routes(self._payload_bytes(named))
                 ranks = routes.targets(self._world.rank, named.chunk, named.piece.number)
                 owed = Owed(ranks, named, tag, buffer)
-                key, whole, pass_on = key.whole, self._pieces.came(key.whole), self._pieces.owe(owed)
+                key, whole, pass_on = key.whole, self._pieces.came(key.whole, key.piece), self._pieces.owe(owed)
             if whole is not None:
                 self._held[key] = _Held(whole, time.monotonic())
                 self._changed.notify_all()

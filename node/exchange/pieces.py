@@ -30,7 +30,7 @@ PassOn = Callable[[Owed], None]
 @dataclass
 class _Partial:
     buffer: memoryview
-    missing: int
+    missing: set[int]
 
 
 class Pieces:
@@ -56,16 +56,21 @@ class Pieces:
     def room(self, payload: Hashable, piece: Piece, nbytes: int) -> memoryview:
         """The piece's place in its payload of `nbytes` bytes, for which there is memory from the first piece on."""
         if payload not in self._partial:
-            self._partial[payload] = _Partial(room(nbytes), piece.of)
+            self._partial[payload] = _Partial(room(nbytes), set(range(piece.of)))
         buffer = self._partial[payload].buffer
         begin, end = span_of(piece.number, piece.of, nbytes)
         return buffer[begin:end]
 
-    def came(self, payload: Hashable) -> memoryview | None:
+    def came(self, payload: Hashable, number: int) -> memoryview | None:
         """A piece has come: the whole payload, where it was the last one."""
         partial = self._partial[payload]
-        partial.missing -= 1
+        partial.missing.remove(number)
         return None if partial.missing else self._partial.pop(payload).buffer
+
+    def missing(self, payload: Hashable) -> tuple[int, int] | None:
+        """(the first piece that has not come, bytes of the payload), where others have come or are coming."""
+        partial = self._partial.get(payload)
+        return None if partial is None else (min(partial.missing), len(partial.buffer))
 
     def drop(self, payload: Hashable) -> None:
         """Nobody asks for this payload any more."""

@@ -25,8 +25,9 @@ from torch import Tensor
 from netem.errors import PeerLate, ProtocolError, QueueFull
 from netem.names import plain
 from node.exchange.formats import TensorSpec
-from node.exchange.inbox import ChunkKey, Inbox, Key, Members, RingKey
+from node.exchange.inbox import Inbox, Members
 from node.exchange.judge import MOST_PAYLOAD, MOST_SHARD, objection
+from node.exchange.keys import ChunkKey, Key, RingKey
 from node.exchange.passes import PassKey, PassSpec
 from node.exchange.payload import PayloadFormat
 from node.exchange.pieces import Owed

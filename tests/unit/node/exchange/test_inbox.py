@@ -28,7 +28,8 @@ from coordinator.messages import CONTROL_TAG, COORDINATOR, MAX_BODY_BYTES
 from netem.errors import GenerationOver, IsthmusError, PeerLate, PeerSilent, ProtocolError, RunAborted
 from node.exchange import pieces as module
 from node.exchange.formats import FORMATS
-from node.exchange.inbox import ChunkKey, Inbox, Members, RingKey
+from node.exchange.inbox import Inbox, Members
+from node.exchange.keys import ChunkKey, RingKey
 from node.exchange.passes import PassSpec
 from node.exchange.tags import ChunkTag, RingTag, Tag, encode_tag
 from node.train.from_config import payload_format

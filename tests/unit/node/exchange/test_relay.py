@@ -18,10 +18,11 @@ from helpers.worlds import WORLDS, Loop, exchange_of, full_spec, tiny_config
 from torch import Tensor
 
 from coordinator.assignment import Assignment
-from netem.errors import ProtocolError, RunAborted
+from netem.errors import PeerLate, ProtocolError
 from node.config import Config
 from node.exchange import routes
-from node.exchange.inbox import ChunkKey, Inbox, Members
+from node.exchange.inbox import Inbox, Members
+from node.exchange.keys import ChunkKey
 from node.exchange.passes import PassKey, PassSpec
 from node.exchange.payload import link_bytes, step_bytes
 from node.exchange.pieces import Owed
@@ -93,8 +94,9 @@ def test_pieces_become_the_payload_in_any_order() -> None:
     assert count == routes.MOST_PIECES
     assert len({sender(number) for number in range(count)}) > 1
     for number in reversed(range(count)):
-        with pytest.raises(RunAborted, match="layer 0 from ann, which other nodes may pass on: coordinator"):
+        with pytest.raises(PeerLate, match="layer 0 from ann, which other nodes may pass on: coordinator") as caught:
             inbox.take(KEY, 0.0)
+        assert caught.value.peer == ("ann" if number == count - 1 else sender(0)), "who has not sent a piece yet"
         arrive(inbox, number)
     assert inbox.arrival(KEY)[1] == NBYTES
     assert bytes(inbox.take(KEY, 0.0)) == payload()
@@ -333,7 +335,5 @@ def test_a_node_that_passes_nothing_on_holds_nobody_up_for_longer_than_the_limit
     loop = Dead(config, WORLDS["4"], timeout_s=0.2, relays=True)
     first = forwards(config, loop.wires[0], 0, "4", 1)
     assert first
-    with pytest.raises(
-        RunAborted, match=r"waited 0.2 s for the keys and values of chunk 0, layer 0 from node-0, which"
-    ):
+    with pytest.raises(PeerLate, match=r"waited 0.2 s for the keys and values of chunk 0, layer 0 from node-0, which"):
         forwards(config, loop.wires[1], 1, "4", 1)
