@@ -30,7 +30,7 @@ def test_a_run_is_watched_from_afar_and_its_log_shows_its_progress(tmp_path: Pat
             await_end(watcher, 30)  # the coordinator may have gone before the watcher saw the last step
     assert ends == [0, 0, 0], log.read_text()
     text = log.read_text()
-    assert re.search(r"node-0 \(pid \d+ on .*\) joined; 1 of 2 nodes are here", text)
+    assert re.search(r"node-[01] \(pid \d+ on .*\) joined; 1 of 2 nodes are here", text)
     assert re.search(r"\d\d:\d\d:\d\d isthmus.coordinator: step 40/40  loss \d", text)
     assert "has gone" not in text
     seen = (tmp_path / "watch.log").read_text()
