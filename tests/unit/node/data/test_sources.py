@@ -87,7 +87,7 @@ def test_a_folder_is_read_in_order_of_path_and_nothing_else_in_it(tmp_path: Path
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "1.txt").write_text("third")
     (tmp_path / "a.txt").write_text("first")
-    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b'{"text": "zeroth"}'))
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b'{"text": "zeroth"}', mtime=0))
     for other in (".hidden.txt", "notes.md", "model.pkl", "a.json", "x.gz"):
         (tmp_path / other).write_text("not to be read")
     assert read(tmp_path) == ["zeroth", "first", "third"]
@@ -128,7 +128,7 @@ def test_a_bad_line_is_named_by_file_and_number(tmp_path: Path, line: bytes, com
         ("a.jsonl.zst", zstandard.compress(b"{}" * 99)[:-2], "the last Zstandard frame has no end"),
         ("a.txt.bz2", b"no bzip2", "cannot be read: Invalid data stream"),
         ("a.txt.bz2", bz2.compress(b"x" * 100)[:-3], "damaged or cut short"),
-        ("a.txt.gz", gzip.compress(b"x" * 100)[:-12], "damaged or cut short"),
+        ("a.txt.gz", gzip.compress(b"x" * 100, mtime=0)[:-12], "damaged or cut short"),
         ("a.txt.xz", lzma.compress(bytes(range(256)) * 9)[:-40], "damaged or cut short"),
         ("a.txt.xz", b"no xz at all", "damaged or cut short"),
         ("a.parquet", b"no parquet", "not readable as Parquet"),
