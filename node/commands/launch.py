@@ -39,8 +39,8 @@ class Spot(NamedTuple):
     world: int
     master: str
     """The host of rank 0."""
-    local_rank: int | None
-    """The number among the processes of one machine, where the launcher says it."""
+    gpu: int | None
+    """The number of its GPU among those that it sees, where the launcher says which process of its machine it is."""
 
 
 class Command(NamedTuple):
@@ -65,14 +65,14 @@ def spot_of(environment: Mapping[str, str]) -> Spot:
     master = environment.get(MASTER) or ("127.0.0.1" if world == 1 else "")
     if not master:
         raise ConfigError(f"{MASTER}: not in the environment; set it to the host of the process of rank 0")
-    return Spot(rank, world, master, _number(environment, LOCAL_RANK))
+    return Spot(rank, world, master, _gpu(environment))
 
 
 def settings_of(spot: Spot, config: Config) -> tuple[str, ...]:
     """The settings that follow from the launcher: as many nodes as processes, and each its own GPU of its machine."""
     own = [f"--coordinator.nodes={spot.world}"]
-    if config.run.device == "cuda" and spot.local_rank is not None:
-        own.append(f"--run.device=cuda:{spot.local_rank}")
+    if config.run.device == "cuda" and spot.gpu is not None:
+        own.append(f"--run.device=cuda:{spot.gpu}")
     return tuple(own)
 
 
@@ -145,6 +145,13 @@ def _await_listening(lead: Child, address: Path) -> None:
             raise ConfigError("the coordinator did not start, for the reason above")
         if time.monotonic() > end_s:
             raise RunAborted(f"the coordinator did not listen within {START_TIMEOUT_S:g} s")
+
+
+def _gpu(environment: Mapping[str, str]) -> int | None:
+    """A launcher may show each process its own GPUs only (Slurm does); they are numbered from 0 on again."""
+    place = _number(environment, LOCAL_RANK)
+    visible = [name for name in environment.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+    return place % len(visible) if place is not None and visible else place
 
 
 def _number(environment: Mapping[str, str], names: Sequence[str]) -> int | None:

@@ -33,6 +33,17 @@ from node.config import load_config
             Spot(0, 2, "isthmus-0.isthmus", None),
         ),
         ({"RANK": "0", "WORLD_SIZE": "1"}, Spot(0, 1, "127.0.0.1", None)),
+        (  # two tasks of a machine, of which each sees one GPU
+            {
+                **{"SLURM_PROCID": "1", "SLURM_NTASKS": "2", "SLURM_LOCALID": "1", "MASTER_ADDR": "n1"},
+                "CUDA_VISIBLE_DEVICES": "3",
+            },
+            Spot(1, 2, "n1", 0),
+        ),
+        (
+            {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "MASTER_ADDR": "a", "CUDA_VISIBLE_DEVICES": "0,1,2,3"},
+            Spot(5, 8, "a", 1),
+        ),
     ],
 )
 def test_launchers(environment: dict[str, str], spot: Spot) -> None:
@@ -64,9 +75,7 @@ def test_each_process_of_a_machine_takes_its_own_gpu_unless_one_is_named() -> No
     )
     assert settings_of(spot, load_config(None, ["--run.device=cuda:0"])) == ("--coordinator.nodes=8",)
     assert settings_of(spot, load_config(None)) == ("--coordinator.nodes=8",)
-    assert settings_of(spot._replace(local_rank=None), load_config(None, ["--run.device=cuda"])) == (
-        "--coordinator.nodes=8",
-    )
+    assert settings_of(spot._replace(gpu=None), load_config(None, ["--run.device=cuda"])) == ("--coordinator.nodes=8",)
 
 
 def test_a_name_that_comes_late_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
