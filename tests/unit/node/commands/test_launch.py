@@ -35,7 +35,10 @@ from node.config import load_config
         ({"RANK": "0", "WORLD_SIZE": "1"}, Spot(0, 1, "127.0.0.1", None)),
         (  # two tasks of a machine, of which each sees one GPU
             {
-                **{"SLURM_PROCID": "1", "SLURM_NTASKS": "2", "SLURM_LOCALID": "1", "MASTER_ADDR": "n1"},
+                "SLURM_PROCID": "1",
+                "SLURM_NTASKS": "2",
+                "SLURM_LOCALID": "1",
+                "MASTER_ADDR": "n1",
                 "CUDA_VISIBLE_DEVICES": "3",
             },
             Spot(1, 2, "n1", 0),
