@@ -15,6 +15,8 @@ from collections import Counter, deque
 from collections.abc import Callable
 from typing import NamedTuple
 
+import msgspec
+
 from coordinator.config import CoordinatorConfig
 from coordinator.doorkeeper import Doorkeeper
 from coordinator.events import (
@@ -177,7 +179,7 @@ class CoordinatorServer:
             profile,
             self._inbox,
             bind=config.address,
-            limits=_LIMITS,
+            limits=msgspec.structs.replace(_LIMITS, max_strangers=_LIMITS.max_strangers + config.nodes),
             access=door.access,
             door=door.limits,
         )

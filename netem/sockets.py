@@ -41,6 +41,7 @@ _HEADER_BYTES = 1024  # more than a header has besides its tag
 _SELECTABLE = 1024  # FD_SETSIZE: `select` takes only smaller descriptors
 _PORTER = "\0porter"  # stands for the porter's descriptors in the selector; no peer has such a name
 _DOOR = DoorLimits()
+_KEEPALIVE_S = 60
 _BURST = 32  # frames read at once; more would delay the writes
 
 
@@ -264,6 +265,9 @@ class Sockets:
         socket = self._context.socket(kind)
         socket.ipv6 = "[" in address
         socket.linger = 0
+        # The kernel finds connections whose other end is gone without a word; or they would count for ever.
+        socket.tcp_keepalive, socket.tcp_keepalive_idle = 1, _KEEPALIVE_S
+        socket.tcp_keepalive_intvl, socket.tcp_keepalive_cnt = _KEEPALIVE_S // 4, 4
         # No high-water marks: they count messages, not bytes, and a ROUTER drops at its mark. Credit bounds the bytes.
         socket.sndhwm = 0
         socket.rcvhwm = 0

@@ -323,7 +323,7 @@ def test_the_secret_leaves_only_with_the_roster(tmp_path: Path) -> None:
     with swarm(config, 2, tmp_path) as one, node(one.address, "node-0", config) as (session, _):
         _, roster = session.join()
         assert len(roster.secret) == 32
-        kept = one.server._run._roster
+        kept = one.server._run._generations.roster
         assert kept is not None
         assert kept.secret == ""
         assert msgspec.structs.replace(roster, secret="") == kept
