@@ -7,13 +7,18 @@ import re
 import secrets
 import signal
 import socket
+from functools import partial
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from coordinator.keyring import invitation
 from coordinator.messages import COORDINATOR, NODE_NAME
 from netem.errors import ConfigError, RunAborted
 from netem.sockets import check_host, parse_address
 from node.config import Config
+
+if TYPE_CHECKING:
+    from node.worker.arrival import Shortfall
 
 
 def run_node(config: Config, join: str, bind: str, advertise: str, name: str, rank: int) -> None:
@@ -34,9 +39,22 @@ def run_node(config: Config, join: str, bind: str, advertise: str, name: str, ra
 
     signal.signal(signal.SIGTERM, interrupt)
     try:
-        run_node(config, Place(join, bind, advertise, name, rank))
+        run_node(config, Place(join, bind, advertise, name, rank), _shortfall(config))
     except KeyboardInterrupt:
         raise RunAborted("interrupted") from None
+
+
+def _shortfall(config: Config) -> Shortfall:
+    """What says whether this node's GPU has memory for more chunks, as the planner counts it."""
+    import torch
+
+    from node.lab.plan.memory import shortfall
+    from node.worker.arrival import ENOUGH
+
+    device = torch.device(config.run.device)
+    if device.type != "cuda" or not torch.cuda.is_available():
+        return ENOUGH
+    return partial(shortfall, config, torch.cuda.get_device_properties(device).total_memory)
 
 
 def default_name(rank: int) -> str:

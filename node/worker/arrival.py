@@ -7,18 +7,32 @@ each node goes on from its checkpoint.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Protocol
 
 from torch import Tensor
 
+from coordinator.assignment import Assignment
 from coordinator.messages import Roster
-from netem.errors import ConfigError, IsthmusError
+from netem.errors import ConfigError, IsthmusError, RunAborted
 from netem.network import Profile
 from node.train.pieces import Packed
 from node.train.world import World
 from node.worker.handover import Handover, terms_for
 
 log = logging.getLogger("isthmus.node")
+
+
+Shortfall = Callable[[Assignment, int], str]
+"""Of an assignment and a rank: why the node has no memory for that, or "" where it has."""
+
+
+def _enough(assignment: Assignment, rank: int) -> str:
+    return ""
+
+
+ENOUGH: Shortfall = _enough
+"""Every node has memory for everything."""
 
 
 class Pupil(Protocol):
@@ -37,9 +51,13 @@ class Pupil(Protocol):
 
 class Arrival:
     """One node's way into each generation. A state that it gets has at most `cap_bytes` bytes; `name` is its plain
-    name in `profile`."""
+    name in `profile`. `shortfall` says why this node has no memory for its chunks, or nothing."""
 
-    def __init__(self, handover: Handover, profile: Profile, name: str, cap_bytes: int) -> None:
+    def __init__(
+        self, handover: Handover, profile: Profile, name: str, cap_bytes: int, shortfall: Shortfall = ENOUGH
+    ) -> None:
+        self._shortfall = shortfall
+        self._most_chunks = 0
         self._handover = handover
         self._profile = profile
         self._name = name
@@ -48,9 +66,11 @@ class Arrival:
     def bring(self, trainer: Pupil, world: World, roster: Roster) -> None:
         """Bring the trainer to the roster's step, and then answer those who join.
 
-        Raises `GenerationOver` and `RunAborted` as every wait does, and `IsthmusError` where no member can give its
-        state to this node, or this node cannot take it.
+        Raises `GenerationOver` and `RunAborted` as every wait does, `RunAborted` also where this node has no memory for
+        chunks that it took over from others, and `IsthmusError` where no member can give its state to this node, or
+        this node cannot take it.
         """
+        self._check_memory(world)
         step = roster.start_step
         trainer.settle(step)
         if any(entry.joins for entry in roster.members if entry.rank == world.rank):
@@ -63,6 +83,12 @@ class Arrival:
     def close(self) -> None:
         """The generation is over: answer nobody any more."""
         self._handover.close()
+
+    def _check_memory(self, world: World) -> None:
+        chunks = len(world.exchange.own)
+        if 0 < self._most_chunks < chunks and (text := self._shortfall(world.members.assignment, world.rank)):
+            raise RunAborted(f"too few nodes are left: {text}; start more, and go on with run.resume = true")
+        self._most_chunks = max(self._most_chunks, chunks)
 
     def _fetch(self, trainer: Pupil, world: World, roster: Roster) -> None:
         donors = [entry.name for entry in roster.members if not entry.joins]

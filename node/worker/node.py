@@ -38,7 +38,7 @@ from node.model.exchanged import ExchangedLlama
 from node.train.from_config import first_model, payload_format
 from node.train.schedule import StepSchedule
 from node.train.trainer import Trainer
-from node.worker.arrival import Arrival
+from node.worker.arrival import ENOUGH, Arrival, Shortfall
 from node.worker.handover import Handover
 from node.worker.machine import Machine
 from node.worker.world_builder import WorldBuilder
@@ -69,8 +69,11 @@ class Place:
     rank: int  # the rank that it asks for, −1 for none
 
 
-def run_node(config: Config, place: Place) -> None:
-    """Join the run, train, leave. Raises `ConfigError` where this node is refused, `RunAborted` where the run ends."""
+def run_node(config: Config, place: Place, shortfall: Shortfall = ENOUGH) -> None:
+    """Join the run, train, leave. Raises `ConfigError` where this node is refused, `RunAborted` where the run ends.
+
+    `shortfall` is asked where this node takes over chunks of others.
+    """
     device = choose_device(config.run)
     task = open_data(config.data)
     log.info("corpus: %s", task.summary)
@@ -92,7 +95,7 @@ def run_node(config: Config, place: Place) -> None:
         door=DoorLimits(most_new=64 + 2 * config.coordinator.nodes, most_new_of_a_source=32 + config.coordinator.nodes),
     )
     try:
-        _take_part(config, place, task, payload, model, inbox, endpoint, access, lead, network)
+        _take_part(config, place, task, payload, model, inbox, endpoint, access, lead, network, shortfall)
     finally:
         if (door := endpoint.door()) is not None and door.refused:
             log.warning("connections refused: %d (%s)", door.refused, door)
@@ -110,6 +113,7 @@ def _take_part(
     access: Access,
     lead: str,
     network: Schedule,
+    shortfall: Shortfall,
 ) -> None:
     address = _advertised(endpoint.address, place.advertise)
     word_s = network.profile.link(COORDINATOR, place.name).latency_s
@@ -152,7 +156,7 @@ def _take_part(
         judges=config.train.nonfinite == "stop",
     )
     trainer = Trainer(config, task, model)
-    arrival = Arrival(Handover(endpoint, inbox), network.profile, place.name, _state_cap_bytes(model))
+    arrival = Arrival(Handover(endpoint, inbox), network.profile, place.name, _state_cap_bytes(model), shortfall)
     try:
         endpoint.connect(COORDINATOR, place.join, answers_only=True, key=lead)
         _train(trainer, session, builder, arrival, place)

@@ -7,11 +7,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import msgspec
+
+from coordinator.assignment import Assignment
 from node.config import Config
 from node.exchange.passes import PassSpec
 from node.exchange.payload import PayloadFormat
 from node.lab.plan.work import parameters, reading, vocabulary_size
 from node.measure.devices import Device
+from node.train.from_config import payload_format
 from node.train.head import RUN_TOKENS
 
 FLOAT32 = 4
@@ -107,3 +111,19 @@ def memory(config: Config, spec: PassSpec, payload: PayloadFormat, device: Devic
         logits=logits,
         payloads=passes * (received * sum(sizes) + sent * max(both_ways, default=0)),
     )
+
+
+def shortfall(config: Config, limit_bytes: float, assignment: Assignment, rank: int) -> str:
+    """Why the chunks of `rank` do not fit into a GPU with so many bytes, with the figures; "" where they fit."""
+    counts = tuple(len(assignment.chunks(one)) for one in range(assignment.n_ranks))
+    owners = {"nodes": assignment.n_ranks, "min_nodes": 1, "node_speeds": ()}
+    owners |= {"chunks_per_node": ()} if config.coordinator.assignment == "zigzag" else {"chunks_per_node": counts}
+    shared = msgspec.structs.replace(config, coordinator=msgspec.structs.replace(config.coordinator, **owners))
+    assert shared.assignment() == assignment
+    device = Device("this GPU", 0.0, limit_bytes, True)
+    spec = PassSpec(config.model.chunk_tokens, config.compress.compresses)
+    needed = memory(shared, spec, payload_format(shared), device, rank).device
+    if needed <= limit_bytes:
+        return ""
+    chunks = f"{counts[rank]} of {assignment.n_chunks} chunks"
+    return f"{chunks} need about {needed / 1e9:.3g} GB of the GPU, which has {limit_bytes / 1e9:.3g} GB"

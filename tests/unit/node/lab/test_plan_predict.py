@@ -14,6 +14,7 @@ from helpers.small import VOCAB, small_config, small_model
 from helpers.worlds import logits_of
 
 from coordinator import ring
+from coordinator.assignment import assign, share_out
 from netem.config import convert
 from netem.errors import ConfigError
 from netem.network import Pair, Profile
@@ -28,7 +29,7 @@ from node.lab.plan.averaging import averaging_bytes, averaging_s
 from node.lab.plan.compare import over_bandwidth, with_nodes
 from node.lab.plan.costs import Costs, stated
 from node.lab.plan.lines import in_order, lines_of, shared_service
-from node.lab.plan.memory import tightest
+from node.lab.plan.memory import shortfall, tightest
 from node.lab.plan.predict import Model, needed_bps, predict, unlimited
 from node.lab.plan.text import describe
 from node.lab.plan.work import VOCABULARY, head_work, layer_work, parameters
@@ -323,3 +324,23 @@ def test_mistakes_are_one_line(arguments: list[str], expected: str, capsys: pyte
     assert captured.out == ""
     assert expected in captured.err
     assert len(captured.err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("mode", ["contiguous", "zigzag"])
+def test_a_node_that_takes_over_too_many_chunks_is_told_with_the_figures(mode: str) -> None:
+    config = convert(
+        Config,
+        {
+            "model": {"layers": 4, "d_model": 512, "heads": 8, "context": 65536, "chunks": 8},
+            "coordinator": {"nodes": 4, "assignment": mode},
+        },
+    )
+    all_there, two_left = assign(8, 4, mode), assign(8, 2, mode)
+    needed = [
+        float(shortfall(config, 1.0, shares, 0).split("about ")[1].split(" GB")[0]) for shares in (all_there, two_left)
+    ]
+    assert needed[0] < needed[1] < 3 * needed[0]
+    limit_bytes = 1e9 * sum(needed) / 2
+    assert shortfall(config, limit_bytes, all_there, 0) == ""
+    assert shortfall(config, limit_bytes, two_left, 0).startswith("4 of 8 chunks need about ")
+    assert shortfall(config, limit_bytes, share_out(all_there, mode, [1, 3]), 1) != ""  # type: ignore[arg-type]
