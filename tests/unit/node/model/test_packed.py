@@ -215,6 +215,16 @@ def test_rectangles_are_a_block_under_a_mask() -> None:
     assert not grads[1][0, :, :13].any()
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_the_log_sum_exp_is_as_exact_as_that_of_a_whole_block(dtype: torch.dtype) -> None:
+    q, k, v = (torch.randn(1, 2, 20, 8, dtype=dtype) for _ in "qkv")
+    whole = attend(q, k, v, False, None)
+    parts = attend(q, k, v, False, [Rectangle(0, slice(0, 20), slice(0, 20))])
+    for found, wanted in zip(parts, whole, strict=True):
+        assert found.dtype == wanted.dtype
+        assert torch.equal(found, wanted)
+
+
 def test_runs_of_n_nodes_train_evaluate_and_calibrate_as_one(tmp_path: Path) -> None:
     """Six steps: warm start, basis, compressed steps, evaluations, several passes in flight."""
     config = masking_config(train={"sync_every": 1, "micro_batches": 2, "eval_every": 2})
