@@ -74,6 +74,8 @@ def test_a_process_that_dies_is_an_error_and_the_others_are_ended() -> None:
         with endpoints(HOME, ("node-0", "node-1"), 1000) as parties:
             youngest = max((psutil.Process(pid) for pid in children() - before), key=psutil.Process.create_time)
             youngest.kill()
+            while youngest.is_running() and youngest.status() != psutil.STATUS_ZOMBIE:
+                time.sleep(0.01)  # else it may still take the command in, and its peer waits for it
             time_transfers({"node-0": [Part("node-1", 0, 10)]}, parties, Promise(None), 1)
 
     with pytest.raises(IsthmusError, match=r"node-1 ended with signal SIGKILL"):
