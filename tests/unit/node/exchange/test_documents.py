@@ -15,7 +15,7 @@ from helpers.worlds import WORLDS, Loop, exchange_of, full_spec
 from torch import Tensor
 
 from coordinator.assignment import Assignment
-from netem.errors import ProtocolError, RunAborted
+from netem.errors import PeerLate, ProtocolError
 from node.exchange.chunks import most_ahead
 from node.exchange.documents import Documents, Run
 from node.exchange.formats import FORMATS
@@ -217,7 +217,7 @@ def test_an_owner_that_nobody_reads_may_be_through_with_a_step_and_two_evaluatio
         while True:
             loss_sum(model, exchange, joined, full_spec(config))
 
-    with torch.no_grad(), pytest.raises(RunAborted, match="waited"):
+    with torch.no_grad(), pytest.raises(PeerLate, match="waited"):
         evaluate_on_and_on()
     begun = loop.inboxes[0]._newest - 1  # the last one waited before it sent anything
     assert begun >= micro_batches + 2

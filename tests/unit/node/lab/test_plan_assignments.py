@@ -180,9 +180,10 @@ def test_a_mix_of_devices_is_planned(capsys: pytest.CaptureFixture[str]) -> None
 
 def relayed(net: dict[str, str], **owners: object) -> Config:
     """A model whose payloads take much longer than its compute, with `relay = "auto"`."""
-    return auto(4, 4, net, **({"assignment": "contiguous", "relay": "auto"} | owners))
+    return auto(4, 4, net, tokens=8192, **({"assignment": "contiguous", "relay": "auto"} | owners))
 
 
+FAST = COSTS.slowed(1e-4)
 CABLE = {"profile": "home-cable"}
 NARROW = {"profile": "internet-300mbps", "rate": "10 Mbit/s"}
 
@@ -199,7 +200,7 @@ NARROW = {"profile": "internet-300mbps", "rate": "10 Mbit/s"}
 )
 def test_a_relay_is_taken_where_it_is_shorter(net: dict[str, str], relay: str) -> None:
     config = relayed(net)
-    settled, choice = settle(config, COSTS.slowed(0.05), devices("cpu", 4))
+    settled, choice = settle(config, FAST, devices("cpu", 4))
     assert settled.coordinator.relay == relay
     assert settled.coordinator.assignment == "contiguous"
     assert settled.digest() == config.digest(), "it is the coordinator's word"
@@ -207,13 +208,13 @@ def test_a_relay_is_taken_where_it_is_shorter(net: dict[str, str], relay: str) -
     if choice is not None:
         direct, other = choice.candidates
         assert (direct.name, other.name) == ("contiguous", "contiguous, relayed")
-        assert direct.step_s == step_s(direct.config, COSTS.slowed(0.05))
-        assert other.step_s == step_s(other.config, COSTS.slowed(0.05))
+        assert direct.step_s == step_s(direct.config, FAST)
+        assert other.step_s == step_s(other.config, FAST)
         assert (other.step_s <= 0.98 * direct.step_s) == (relay == "always")
 
 
 def test_ownership_and_a_relay_are_chosen_together() -> None:
-    choice = choose(relayed(CABLE, assignment="auto"), COSTS.slowed(0.05), devices("cpu", 4))
+    choice = choose(relayed(CABLE, assignment="auto"), FAST, devices("cpu", 4))
     names = [one.name for one in choice.candidates]
     assert [name for name in names if name.endswith(", relayed")] == [
         f"{name}, relayed" for name in names if "rel" not in name
