@@ -408,7 +408,12 @@ def test_what_is_wrong_with_a_member_is_told_to_the_coordinator_which_decides(er
 def test_each_payload_is_admitted_in_its_own_format_only(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """Compressed layers in the one, those sent whole in the other: what the tag says is checked, and its shapes."""
     whole = "int8" if name == "float32" else "float32"
-    payload = payload_format(tiny_config(compress={"format": name, "dense_format": whole}))
+    sized = (
+        {"subspace": "learned", "rotation": "fixed", "centred": True, "whitened": True, "grad_format": "int4"}
+        if name == "unit4"
+        else {}
+    )
+    payload = payload_format(tiny_config(compress={"format": name, "dense_format": whole} | sized))
     inbox = Inbox(payload, RING_CAP_BYTES)
     inbox.enter(Members(1, WORLD, ME, NAMES))
     inbox.begin(FULL)

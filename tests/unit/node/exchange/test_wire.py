@@ -193,7 +193,7 @@ def test_a_shard_is_judged_too_and_traced_to_the_node_before() -> None:
             wire.take_shard(0, 0, 0, TensorSpec((3,), torch.float32))
 
 
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("name", [name for name in FORMATS if name != "unit4"])  # it has no number that is not finite
 def test_every_format_is_judged(name: str) -> None:
     numbers = torch.randn(2, 8, 300)
     assert objection(FORMATS[name].pack(numbers), 1e8) == ""
