@@ -302,6 +302,8 @@ class Inbox:
         peer = error.peer if isinstance(error, ProtocolError | PeerSilent | NotAdmitted) else ""
         if isinstance(error, NotAdmitted) and peer != COORDINATOR:
             return  # it is dialled again; if it goes on refusing, it counts as silent in time
+        if peer == COORDINATOR and isinstance(error, PeerSilent):
+            return  # it may come back: the conversation has its own patience
         if peer not in ("", COORDINATOR):
             if self._is_member(peer) and self._conversation:
                 self._conversation.suspect(peer, str(error))
