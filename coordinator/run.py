@@ -330,10 +330,8 @@ class Run:
         return [*told, *self._broadcast(Stop(ok=ok, reason=shorten(reason))), *answers, *self._finish_if_alone()]
 
     def _finish_if_alone(self) -> list[Action]:
-        if len(self.membership):
-            return []
-        self.phase = Phase.FINISHED
-        return [self._outcome]
+        self.phase = self.phase if len(self.membership) else Phase.FINISHED
+        return [] if len(self.membership) else [self._outcome]
 
     def _tell(self, message: CoordinatorMessage) -> list[Action]:
         """Tell the members of this generation."""
@@ -355,7 +353,6 @@ class Run:
 
 
 Move = Callable[[Run, str, Any, float], list[Action]]
-
 _TRAINING = (Phase.BARRIER, Phase.ROUND)
 _RUNNING = (*_TRAINING, Phase.PAUSED)
 _OVER = (Phase.STOPPING, Phase.FINISHED)
