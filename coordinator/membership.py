@@ -165,11 +165,8 @@ class Membership:
         return sorted(peers, key=self.place)
 
     def seats(self) -> list[SavedSeat]:
-        """All members, for the coordinator's state on disk; without their tokens."""
-        return [
-            SavedSeat(peer=peer, place=seat.place, join=msgspec.structs.replace(seat.join, token=""))
-            for peer, seat in self._seats.items()
-        ]
+        """All members, for the coordinator's state on disk."""
+        return [SavedSeat(peer=peer, place=seat.place, join=seat.join) for peer, seat in self._seats.items()]
 
     def restore(self, seats: Iterable[SavedSeat], generation: int, now_s: float) -> None:
         """The members that the coordinator had before it was killed. They count as heard now."""

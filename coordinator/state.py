@@ -20,7 +20,7 @@ from netem.schedule import Timed
 STATE_VERSION = 1
 
 SEAT_BYTES = 2048
-"""Room for one member in the file; a `Join` without its token is shorter."""
+"""Room for one member in the file; a `Join` is shorter."""
 BASE_BYTES = 1 << 20
 """Room for all else, above all for the network's changes."""
 
@@ -28,7 +28,7 @@ Count = Annotated[int, Meta(ge=0, le=1 << 53)]
 
 
 class SavedSeat(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One member: the name of its endpoint, its place, and its `Join` without the token."""
+    """One member: the name of its endpoint, its place, and its `Join`."""
 
     peer: str
     place: Annotated[int, Meta(ge=-1)]

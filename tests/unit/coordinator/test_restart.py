@@ -205,9 +205,3 @@ def test_before_the_first_roster_the_nodes_that_have_joined_are_remembered() -> 
     assert again.membership.names == ["node-0", "node-1"]
     actions = again.handle(Received("node-2", join("node-2")), 6.0)
     assert sum(isinstance(action, Send) and isinstance(action.message, Roster) for action in actions) == 3
-
-
-def test_a_state_holds_no_token() -> None:
-    wire, disk = started(settings={"token": "a-secret-token"}), Disk()
-    disk.keep(wire.run)
-    assert b"a-secret-token" not in disk.data
