@@ -123,6 +123,15 @@ class CoordinatorConfig(Section, frozen=True, kw_only=True):
             description="Seconds without a heartbeat after which a node or the coordinator counts as lost.",
         ),
     ] = 15.0
+    return_timeout_s: Annotated[
+        float,
+        msgspec.Meta(
+            ge=0,
+            le=LONGEST_S,
+            description="Seconds, after coordinator.heartbeat_timeout_s, for which nodes wait for a coordinator that "
+            "was lost. One that is started again goes on with them.",
+        ),
+    ] = 120.0
     step_timeout_s: Annotated[
         float,
         msgspec.Meta(

@@ -6,7 +6,7 @@ when, and tells the members.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from coordinator.assignment import Assignment, share_out
 from coordinator.config import CoordinatorConfig
@@ -17,6 +17,7 @@ from netem.errors import ProtocolError
 from netem.names import plain
 
 _MOST_GONE = 1000
+MOST_SAVED_GONE, MOST_SAVED_CHARACTERS = 64, 200
 
 
 class Generations:
@@ -85,6 +86,28 @@ class Generations:
         self._steps.begin(self.members, self.assignment.weights(), self.roster.generation, timeout_s)
         self.is_open = True
         return self.roster
+
+    @property
+    def lacking(self) -> list[str]:
+        """The members that have not said yet that they have the weights."""
+        return sorted(self._lacking)
+
+    @property
+    def gone(self) -> dict[str, str]:
+        """The last former members that may not know that they are none any more, and why they are none."""
+        return {peer: reason[:MOST_SAVED_CHARACTERS] for peer, reason in list(self._gone.items())[-MOST_SAVED_GONE:]}
+
+    def restore(self, members: Sequence[str], lacking: Sequence[str], gone: Mapping[str, str]) -> None:
+        """The members of the newest generation before the coordinator was killed. The next one is still to begin."""
+        self.members = self._membership.seat(list(members))
+        self._lacking = set(lacking)
+        self._gone = dict(gone)
+        self.roster = Roster(
+            generation=self._membership.generation,
+            start_step=self._steps.step,
+            members=self._membership.entries(self.members),
+            assignment=self.assignment.to_lists(),
+        )
 
     def pause(self) -> int:
         """The newest generation is over and no other one begins yet: the number that stands between them."""

@@ -92,6 +92,19 @@ class LiveNetwork:
         due = [timed for timed in self._schedule.timed if before_s < timed.at_s <= self._told_s]
         return tuple(NetworkChange(round(timed.at_s, 3), str(timed.change)) for timed in due)
 
+    @property
+    def began_s(self) -> float:
+        """When the first roster was sent."""
+        return self._began_s or 0.0
+
+    def restore(self, began_s: float, changes: Sequence[Timed], now_s: float) -> list[Follow]:
+        """The network as it was when the coordinator was killed. Who waited for an answer gets none."""
+        self._began_s = began_s
+        self._told_s = self.elapsed_s(now_s)
+        self._changes = list(changes)
+        self._schedule = self._schedule.with_timed(self._changes)
+        return [Follow(self._schedule, began_s)]
+
     def changes(self) -> list[Alter]:
         """The changes by command so far, for a node that joins later."""
         return [Alter(number=number, timed=timed) for number, timed in enumerate(self._changes, start=1)]

@@ -208,8 +208,9 @@ class Member:
         if now_s - self._ticked_s > self._timeout_s / 2:  # this process was stopped: what came meanwhile is to be read
             self._heard_s = now_s
         self._ticked_s = now_s
-        if now_s - self._heard_s > self._timeout_s:
-            self._end(End.ABORTED, f"the coordinator was lost: silent for {self._timeout_s:g} s")
+        limit_s = self._timeout_s + self._config.return_timeout_s
+        if now_s - self._heard_s > limit_s:
+            self._end(End.ABORTED, f"the coordinator was lost: silent for {limit_s:g} s")
             return []
         if now_s < self._next_beat_s:
             return []
@@ -293,11 +294,19 @@ class Member:
         self.state = State.RUNNING
 
     def _agreed(self, commit: Commit, now_s: float) -> None:
+        if commit.again and self._rounds_left[:1] != [commit.round_id]:
+            return  # it has been heard, or was for others
         self._require_open(commit.round_id)
         self.committed = self._rounds_left.pop(0)
         self.state = State.RUNNING
 
+    def _agreed_before(self, commit: Commit, now_s: float) -> None:
+        if not commit.again:
+            raise self._wrong(f"a verdict on round {commit.round_id}, which is not open here")
+
     def _altered(self, alter: Alter, now_s: float) -> None:
+        if alter.number <= len(self.changes):
+            return  # a coordinator that was started again says it once more
         if alter.number != len(self.changes) + 1:
             raise self._wrong(f"change {alter.number} of the network after change {len(self.changes)}")
         self.changes = (*self.changes, alter.timed)
@@ -359,7 +368,10 @@ REMOTE: Final[Table[State, RemoteMove]] = {
     **{(state, Evicted): row(Member._evicted, State.DONE) for state in _LIVE},
     (State.READY, Go): row(Member._begun, State.RUNNING),
     **{(state, Alter): row(Member._altered, state) for state in (State.WAITING, *_IN_WORLD)},
-    (State.VOTED, Commit): row(Member._agreed, State.RUNNING),
+    (State.VOTED, Commit): row(Member._agreed, State.RUNNING, State.VOTED),
+    # What a coordinator that was started again says once more.
+    **{(state, Commit): row(Member._agreed_before, state) for state in (State.WAITING, State.RUNNING, State.READY)},
+    **{(state, Welcome): row(Member._heard, state) for state in _LIVE},
     **{(state, Stop): row(Member._stopped, State.DONE) for state in _LIVE},
     **{(state, Heartbeat): row(Member._heard, state) for state in _LIVE},
     # A refusal is legal here only where its address shows that it is for another node of this name.

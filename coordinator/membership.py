@@ -10,7 +10,7 @@ later gets a free one. Ranks are in the order of places. It sends nothing; `run`
 from __future__ import annotations
 
 import re
-from collections.abc import Container, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -18,6 +18,7 @@ import msgspec
 from coordinator.config import CoordinatorConfig
 from coordinator.holdoff import HoldOff
 from coordinator.messages import COORDINATOR, PROTOCOL_VERSION, Ask, Join, Peer, RosterEntry, Watch, Welcome
+from coordinator.state import SavedSeat
 from netem.names import plain
 
 
@@ -162,6 +163,15 @@ class Membership:
                 self._seats[peer].place = min(free)
                 free.remove(self._seats[peer].place)
         return sorted(peers, key=self.place)
+
+    def seats(self) -> list[SavedSeat]:
+        """All members, for the coordinator's state on disk."""
+        return [SavedSeat(peer=peer, place=seat.place, join=seat.join) for peer, seat in self._seats.items()]
+
+    def restore(self, seats: Iterable[SavedSeat], generation: int, now_s: float) -> None:
+        """The members that the coordinator had before it was killed. They count as heard now."""
+        self._seats = {saved.peer: Seat(saved.join, now_s, saved.place) for saved in seats}
+        self.generation = generation
 
     def place(self, peer: str) -> int:
         """The place of a member that has one."""

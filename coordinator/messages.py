@@ -234,11 +234,11 @@ class Go(Message, frozen=True, kw_only=True):
     """All members are ready: do the step after `step` steps on the contexts from `cursor` on.
 
     The members vote on `rounds` during the step, in this order. `begins` are rounds whose data starts to travel as the
-    step starts. They are among the `rounds` of a later step, or of this one. Checkpoints before step `keep_from` may be
-    removed.
+    step starts. They are among the `rounds` of a later step, or of this one.
 
     Every member takes the step that it holds from before. With `tail` no step is to be done: all have taken `step`
     steps, and what follows the last one of them was not finished by all; `rounds` are those that are left of it.
+    Checkpoints before step `keep_from` may be removed.
     """
 
     step: Count
@@ -246,8 +246,8 @@ class Go(Message, frozen=True, kw_only=True):
     cursor: Count
     rounds: Annotated[list[Round], msgspec.Meta(max_length=64)] = []
     begins: Annotated[list[Round], msgspec.Meta(max_length=64)] = []
-    keep_from: Count = 0
     tail: bool = False
+    keep_from: Count = 0
 
 
 class Alter(Message, frozen=True, kw_only=True):
@@ -259,9 +259,11 @@ class Alter(Message, frozen=True, kw_only=True):
 
 class Commit(Message, frozen=True, kw_only=True):
     """All members have the same result of the round, and apply it. Where a roster, a pause or the run's end comes
-    first, the round has happened on no member."""
+    first, the round has happened on no member. A coordinator that was started again says the last one `again`: a
+    member that has heard it does nothing."""
 
     round_id: Count
+    again: bool = False
 
 
 class Pause(Message, frozen=True, kw_only=True):

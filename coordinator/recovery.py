@@ -11,17 +11,20 @@ from collections.abc import Iterable, Sequence
 from coordinator import events
 from coordinator.barrier import Disagreement
 from coordinator.config import CoordinatorConfig
-from coordinator.events import Action, Fault, Forget, Say, Send
+from coordinator.events import Action, Fault, Forget, PeerLost, Say, Send
 from coordinator.faults import Faults
 from coordinator.generations import Generations
 from coordinator.live import LiveNetwork
 from coordinator.membership import Membership
-from coordinator.messages import Pause, shorten
+from coordinator.messages import Failed, Leave, Pause, shorten
 from coordinator.plan import RunPlan
 from coordinator.saves import Saves
 from coordinator.steps import Steps
 from coordinator.suspicion import COORDINATOR_ITSELF, Suspicions
 from netem.names import plain
+
+GOING = {Leave: (events.LEFT, "left the run"), Failed: (events.FAILED, "failed"), PeerLost: (events.LOST, "was lost")}
+"""How members go: as a kind of `Fault`, and in words."""
 
 
 class Recovery:

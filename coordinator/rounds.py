@@ -84,7 +84,7 @@ class StepRounds:
     def __init__(self, timeout_s: float) -> None:
         self.ballot: Ballot | None = None
         self._timeout_s = timeout_s
-        self._next_id = 0
+        self.next_id = 0
         self._waiting: deque[Round] = deque()
         self._begun: dict[str, Round] = {}
         self._ending: frozenset[int] = frozenset()
@@ -124,8 +124,8 @@ class StepRounds:
         return rounds
 
     def _named(self, kinds: Sequence[str], weights: Sequence[float]) -> list[Round]:
-        rounds = [Round(round_id=self._next_id + i, kind=kind, weights=list(weights)) for i, kind in enumerate(kinds)]
-        self._next_id += len(rounds)
+        rounds = [Round(round_id=self.next_id + i, kind=kind, weights=list(weights)) for i, kind in enumerate(kinds)]
+        self.next_id += len(rounds)
         return rounds
 
     def open_next(self, peers: Iterable[str], step: int) -> bool:

@@ -12,11 +12,10 @@ this machine's parts.
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Callable
 from typing import Any, Final
 
-from coordinator import events
+from coordinator import restart
 from coordinator.assignment import assign
 from coordinator.config import CoordinatorConfig
 from coordinator.events import (
@@ -56,26 +55,15 @@ from coordinator.messages import (
     Vote,
     shorten,
 )
+from coordinator.phase import Phase as Phase
 from coordinator.plan import RunPlan
-from coordinator.recovery import Recovery
+from coordinator.recovery import GOING, Recovery
 from coordinator.rounds import RoundState
+from coordinator.state import Ending, SavedState
 from coordinator.steps import Steps
 from coordinator.table import Table, arrive, row
 from netem.errors import ProtocolError
 from netem.names import plain
-
-_GOING = {Leave: (events.LEFT, "left the run"), Failed: (events.FAILED, "failed"), PeerLost: (events.LOST, "was lost")}
-
-
-class Phase(enum.Enum):
-    """Where the run is. BARRIER includes the time in which the nodes compute the step before that barrier."""
-
-    JOINING = "the nodes are joining"
-    BARRIER = "a step is being computed"
-    ROUND = "an averaging round is open"
-    PAUSED = "too few nodes are left"
-    STOPPING = "the run is ending"
-    FINISHED = "the run is over"
 
 
 class Run:
@@ -124,6 +112,20 @@ class Run:
         actions = TABLE[before, kind].move(self, peer, subject, now_s)
         arrive(TABLE, before, kind, self.phase)
         return actions
+
+    def saved(self) -> SavedState | None:
+        """What must be on disk before anything is sent that follows from it; None before the first node has joined."""
+        ending = Ending(*self._outcome) if self.phase in _OVER else None
+        return restart.save(self._plan, self.membership, self._generations, self._steps, self._live, ending)
+
+    def restart(self, state: SavedState, now_s: float) -> list[Action]:
+        """Go on, in a new generation, from what an earlier coordinator of this run has saved; the first call."""
+        actions = restart.restore(state, self.membership, self._generations, self._steps, self._live, now_s)
+        if state.ending is not None:
+            return self._end(state.ending.ok, state.ending.reason, now_s)
+        if self._generations.roster is not None:
+            return actions + self._recovered(self._recovery.begin(now_s), now_s)
+        return actions + (self._begin(now_s) if self.membership.complete else [])
 
     def _stranger(self, peer: str, event: Received | PeerLost | Faulted) -> list[Action]:
         """Something of a peer that is no member. One that was a member may not know that yet, and is told."""
@@ -227,7 +229,7 @@ class Run:
     def _lose(self, peer: str, message: Leave | Failed | PeerLost | Faulted, now_s: float) -> list[Action]:
         if isinstance(message, Faulted):
             return self._recovered(self._recovery.evict([peer], message.reason, now_s), now_s)
-        kind, verb = _GOING[type(message)]
+        kind, verb = GOING[type(message)]
         why = f": {message.reason}" if message.reason else ""
         reason = f"{self.membership.describe([peer])} {verb}{why}"
         if isinstance(message, Failed) and message.ends_run:
@@ -328,10 +330,8 @@ class Run:
         return [*told, *self._broadcast(Stop(ok=ok, reason=shorten(reason))), *answers, *self._finish_if_alone()]
 
     def _finish_if_alone(self) -> list[Action]:
-        if len(self.membership):
-            return []
-        self.phase = Phase.FINISHED
-        return [self._outcome]
+        self.phase = self.phase if len(self.membership) else Phase.FINISHED
+        return [] if len(self.membership) else [self._outcome]
 
     def _tell(self, message: CoordinatorMessage) -> list[Action]:
         """Tell the members of this generation."""
@@ -353,7 +353,6 @@ class Run:
 
 
 Move = Callable[[Run, str, Any, float], list[Action]]
-
 _TRAINING = (Phase.BARRIER, Phase.ROUND)
 _RUNNING = (*_TRAINING, Phase.PAUSED)
 _OVER = (Phase.STOPPING, Phase.FINISHED)

@@ -53,6 +53,7 @@ from coordinator.messages import (
 )
 from coordinator.plan import RunPlan
 from coordinator.run import Phase, Run
+from coordinator.state import SavedState
 from netem.endpoint import Endpoint
 from netem.errors import IsthmusError, PeerSilent, ProtocolError
 from netem.limits import URGENT_SEGMENT_BYTES, Limits
@@ -145,8 +146,9 @@ class CoordinatorServer:
 
     `record`, `fault` and `checkpoint_complete`, which takes a step and the number of nodes that wrote it, are called on
     the serving thread; an `OSError` from them ends the run. `show` gives the records after a line's number to those who
-    watch, with where the run is in words. Raises `ConfigError` where the chunks cannot be assigned or the address
-    cannot be bound.
+    watch, with where the run is in words. `keep` puts the run's state on disk before anything that follows from it is
+    sent, and `state` is what an earlier coordinator has kept: this one goes on from it. Raises `ConfigError` where the
+    chunks cannot be assigned or the address cannot be bound.
     """
 
     def __init__(
@@ -158,11 +160,17 @@ class CoordinatorServer:
         checkpoint_complete: Callable[[int, int], None],
         fault: Callable[[Fault], None] = lambda fault: None,
         show: Callable[[int, str], Watched] | None = None,
+        keep: Callable[[SavedState], None] = lambda state: None,
+        state: SavedState | None = None,
     ) -> None:
         self._record = record
         self._fault = fault
         self._checkpoint_complete = checkpoint_complete
         self._show = show
+        self._keep = keep
+        self._kept: SavedState | None = None
+        self._restarts_from = state
+        self._epoch_s = time.time() - time.monotonic()
         self._tick_s = min(0.25, config.heartbeat_interval_s / 2)
         self._run = Run(config, plan, time.monotonic())
         self._door = door = Doorkeeper(config, plan.run_name)
@@ -188,12 +196,21 @@ class CoordinatorServer:
     def serve(self) -> RunOutcome:
         """Serve the run to its end, then close the endpoint. May be called once."""
         try:
+            if self._restarts_from is not None:
+                self._restart(self._restarts_from)
             while self._outcome is None:
                 self._turn()
             self._endpoint.flush(_FLUSH_TIMEOUT_S)
             return self._outcome
         finally:
             self._endpoint.close()
+
+    def _restart(self, state: SavedState) -> None:
+        """Go on from what an earlier coordinator of this run has saved."""
+        began_s = state.began_s - self._epoch_s
+        actions = self._run.restart(msgspec.structs.replace(state, began_s=began_s), time.monotonic())
+        self._share_members()
+        self._act(actions, deque())
 
     def stop(self, reason: str) -> None:
         """End the run from another thread or a signal handler; all nodes are told `reason`."""
@@ -263,10 +280,30 @@ class CoordinatorServer:
                 pending.append(Faulted(error.peer, str(error)))
                 continue
             self._share_members()
-            for action in actions:
-                consequence = self._carry_out(action)
-                if consequence is not None:
-                    pending.append(consequence)
+            self._act(actions, pending)
+
+    def _act(self, actions: list[Action], pending: deque[Event]) -> None:
+        """Carry out the actions, once the state that they follow from is on disk. What fails is added to `pending`."""
+        consequence = self._save() if actions else None
+        if consequence is not None:
+            pending.append(consequence)
+        for action in actions:
+            consequence = self._carry_out(action)
+            if consequence is not None:
+                pending.append(consequence)
+
+    def _save(self) -> Event | None:
+        """Put the state on disk where it has changed. Returns an event where that fails."""
+        state = self._run.saved()
+        if state is None or state == self._kept:
+            return None
+        try:
+            began_s = state.began_s + self._epoch_s
+            self._keep(msgspec.structs.replace(state, address=self.address, began_s=began_s))
+        except OSError as error:
+            return Cancelled(f"the coordinator cannot write its state: {error}")
+        self._kept = state
+        return None
 
     def _share_members(self) -> None:
         """Tell the I/O thread who the members are, where that has changed."""
@@ -296,13 +333,13 @@ class CoordinatorServer:
                     self._record(action)
                 case CheckpointComplete(step, nodes):
                     self._checkpoint_complete(step, nodes)
-                case CheckpointFailed(step, reason):
-                    log.warning("no checkpoint after step %d, training goes on: %s", step, reason)
                 case Fault():
                     log.warning("%s", action)
                     self._fault(action)
                 case Say(text):
                     log.warning("%s", text)
+                case CheckpointFailed(step, reason):
+                    log.warning("no checkpoint after step %d, training goes on: %s", step, reason)
                 case Finish(ok, reason):
                     self._outcome = RunOutcome(ok, reason)
         except OSError as error:

@@ -20,7 +20,7 @@ from netem.schedule import Timed
 STATE_VERSION = 1
 
 SEAT_BYTES = 2048
-"""Room for one member in the file; a `Join` without its token is shorter."""
+"""Room for one member in the file; a `Join` is shorter."""
 BASE_BYTES = 1 << 20
 """Room for all else, above all for the network's changes."""
 
@@ -28,29 +28,44 @@ Count = Annotated[int, Meta(ge=0, le=1 << 53)]
 
 
 class SavedSeat(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One member: the name of its endpoint, its place, and its `Join` without the token."""
+    """One member: the name of its endpoint, its place, and its `Join`."""
 
     peer: str
     place: Annotated[int, Meta(ge=-1)]
     join: Join
 
 
+class Ending(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The run is ending: whether it has reached its last step, or why not."""
+
+    ok: bool
+    reason: str
+
+
 class SavedState(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A run's state. `tail` are the rounds that the last step still needs, `committed` is the last round that has
-    happened, −1 for none. The run began at `began_unix_s`, in seconds of Unix time."""
+    happened, −1 for none. `members` are those of the newest generation, `lacking` those of them that may not have the
+    weights yet, and `seats` also those who wait for the next. `gone` are former members that may not know it.
+    The run began at `began_s`: on disk in seconds of Unix time, in the machine of its own clock. `address` is where the
+    coordinator listens."""
 
     version: int = STATE_VERSION
     run: str
     config_digest: str
-    address: str
+    address: str = ""
+    start_step: Count
     generation: Count
     step: Count
     tail: list[str] | None = None
     next_round: Count
     committed: Annotated[int, Meta(ge=-1)] = -1
-    members: list[SavedSeat]
-    began_unix_s: float
+    members: list[str]
+    lacking: list[str] = []
+    gone: dict[str, str] = {}
+    seats: list[SavedSeat]
+    began_s: float
     changes: list[Timed] = []
+    ending: Ending | None = None
 
 
 def slot_bytes(nodes: int) -> int:

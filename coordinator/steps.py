@@ -30,6 +30,7 @@ class Steps:
         self._generation = 0
         self._doing = self.step  # the steps before the one that was begun last
         self._under_way = False
+        self.committed = -1  # the last round that has happened
         self._tail: list[str] | None = None  # kinds of rounds that the last step still needs, once it counts
 
     @property
@@ -41,6 +42,18 @@ class Steps:
     def finished(self) -> bool:
         """Whether the run has reached its last step, and nothing of it is left to do."""
         return self.step >= self._plan.steps and self._tail is None
+
+    @property
+    def tail(self) -> list[str] | None:
+        """The kinds of rounds that the last step still needs, where it counts and is not finished; else None."""
+        return None if self._tail is None else list(self._tail)
+
+    def restore(self, step: int, tail: list[str] | None, next_round: int, committed: int) -> None:
+        """Where the run was when the coordinator was killed. A generation is still to begin."""
+        self.step = self._doing = step
+        self._tail = tail
+        self.rounds.next_id = next_round
+        self.committed = committed
 
     @property
     def travels(self) -> bool:
@@ -114,6 +127,7 @@ class Steps:
         """All members have voted for the round, and agree: it happens, and the next one is open. Its number."""
         assert self.rounds.ballot is not None
         done = self.rounds.ballot.round
+        self.committed = done.round_id
         if done.kind == TAKE:
             self.step = self._doing + 1
             self._tail = self.rounds.left

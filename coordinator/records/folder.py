@@ -3,6 +3,7 @@
 outputs/<run>/
     config.toml           the resolved config, without secrets
     coordinator.address   where the coordinator listens
+    coordinator.state     what a coordinator that was killed goes on from (`coordinator.state`)
     coordinator.lease     which coordinator serves the run, so that no second one does (`coordinator.records.lease`)
     metrics.jsonl         one line a step: the run's figures and each node's
     faults.jsonl          one line for each fault, and for each node that joined later (`coordinator.events.Fault`)

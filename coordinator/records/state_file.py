@@ -15,6 +15,9 @@ from types import TracebackType
 
 from coordinator.records.folder import whole_file
 
+STATE = "coordinator.state"
+"""The name of a coordinator's file in its run's folder."""
+
 _DIGEST_BYTES = 16
 _HEAD_BYTES = _DIGEST_BYTES + 8 + 8  # the digest of all that follows, the state's number, its length
 

@@ -8,6 +8,8 @@ import signal
 import time
 from functools import partial
 
+from msgspec.structs import replace
+
 from coordinator.events import Record
 from coordinator.messages import Watched
 from coordinator.plan import RunPlan
@@ -26,9 +28,11 @@ from coordinator.records.lease import Lease
 from coordinator.records.lock import SERVING, locked
 from coordinator.records.recorder import Recorder
 from coordinator.records.secret import drop_secret, keep_secret
+from coordinator.records.state_file import STATE, StateFile, drop_state, read_state
 from coordinator.records.tail import Tail
 from coordinator.records.tracker import Tracker
 from coordinator.server import CoordinatorServer
+from coordinator.state import SavedState, decode_state, encode_state, slot_bytes
 from netem.children import Children
 from netem.errors import ConfigError, RunAborted
 from netem.profile import resolve_schedule
@@ -62,7 +66,8 @@ def run_coordinator(config: Config, page: PageWish | None = None) -> None:
     """
     config = settle_assignment(config)
     folder = config.run.folder
-    check_can_start(config)  # before anything is written
+    if left_state(config) is None:
+        check_can_start(config)  # before anything is written
     is_new = not folder.exists()
     make_folder(folder)
     with locked(folder, SERVING):
@@ -79,9 +84,14 @@ def run_coordinator(config: Config, page: PageWish | None = None) -> None:
 
 def _serve(config: Config, page: PageWish | None, lease: Lease) -> None:
     folder = config.run.folder
-    done = start_step(config)
-    log_changes(config)
-    set_refused_aside(config)
+    state = left_state(config)
+    if state is None:
+        first = done = start_step(config)
+        log_changes(config)
+        set_refused_aside(config)
+    else:
+        first, done = state.start_step, state.step
+        log.warning("an earlier coordinator was lost: going on after step %d with its %d nodes", done, len(state.seats))
     (folder / ADDRESS).unlink(missing_ok=True)
     save_config(config, folder / CONFIG)
     network, steps = resolve_schedule(config.net), StepSchedule(config.model, config.compress, config.train)
@@ -95,8 +105,8 @@ def _serve(config: Config, page: PageWish | None, lease: Lease) -> None:
         begins_for=lambda done: steps.begins(done + 1),
         ends_for=lambda done: steps.ends(done + 1),
         lost_with=steps.alone,
-        start_step=done,
-        start_cursor=done * config.train.batch,
+        start_step=first,
+        start_cursor=first * config.train.batch,
         schedule=network,
         keep_last=config.train.keep_last,
         kept=[step_of(checkpoint) for checkpoint in complete_checkpoints(folder)],
@@ -115,16 +125,23 @@ def _serve(config: Config, page: PageWish | None, lease: Lease) -> None:
         return Watched(config=public_toml(config), lines=lines, number=number, elapsed_s=elapsed_s, state=state)
 
     tracker = Tracker(config.run.tracker, config.run.name, public_tree(config))
-    with tracker, Recorder(folder, done=done, dilation=network.profile.dilation) as recorder, view:
+    with (
+        tracker,
+        Recorder(folder, done=done, dilation=network.profile.dilation) as recorder,
+        StateFile(folder / STATE, slot_bytes(config.coordinator.nodes)) as kept,
+        view,
+    ):
         if recorder.missing:
             log.warning("%s: steps without a record: %s; they are not done again", folder / METRICS, recorder.missing)
         server = CoordinatorServer(
-            config.coordinator,
+            config.coordinator if state is None else replace(config.coordinator, address=state.address),
             plan,
             record=record,
-            checkpoint_complete=partial(_complete, config),
             fault=recorder.fault,
+            checkpoint_complete=partial(_complete, config),
             show=show,
+            keep=lambda state: kept.write(encode_state(state)),
+            state=state,
         )
         if server.operator_file is not None:
             keep_secret(folder, server.operator_file)
@@ -141,9 +158,18 @@ def _serve(config: Config, page: PageWish | None, lease: Lease) -> None:
                 outcome = server.serve()
         finally:
             drop_secret(folder)
+    drop_state(folder / STATE)
     if not outcome.ok:
         raise RunAborted(f"the run ended before its last step: {outcome.reason}")
     log.info("run %s: done after %d steps", config.run.name, config.train.steps)
+
+
+def left_state(config: Config) -> SavedState | None:
+    """What a coordinator of this run that was killed has left, from which another one goes on; None where there is
+    none. Raises `ConfigError` where it is of another config."""
+    path = config.run.folder / STATE
+    data = read_state(path)
+    return None if data is None else decode_state(data, config.run.name, config.digest(), str(path))
 
 
 def _complete(config: Config, step: int, nodes: int) -> None:

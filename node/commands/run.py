@@ -32,6 +32,7 @@ from coordinator.records.folder import (
 from coordinator.records.follow import Follower
 from coordinator.records.lock import STARTING, locked
 from coordinator.records.secret import drop_secret
+from coordinator.records.state_file import STATE, drop_state
 from netem import host
 from netem.children import USER_ERROR, Child, Children, failed_first
 from netem.errors import ConfigError, RunAborted
@@ -53,6 +54,8 @@ STOP_S = 1.5
 """How long the coordinator may take to end the run for all nodes, before each process is terminated."""
 GRACE_S = 10.0
 POLL_S = 0.2
+MOST_RESTARTS = 3
+"""How often a coordinator that was killed is started again."""
 
 
 def run_swarm(config: Config, page: PageWish | None = None) -> Config:
@@ -126,6 +129,7 @@ def _prepare(config: Config) -> Config:
         make_folder(config.run.folder / LOGS)
     save_config(config, config.run.folder / CONFIG)
     (config.run.folder / ADDRESS).unlink(missing_ok=True)
+    drop_state(config.run.folder / STATE)  # its nodes were of an earlier `isthmus run`, and are gone
     return config
 
 
@@ -159,6 +163,7 @@ class Swarm:
         self._coordinator: Child | None = None
         self._nodes: list[Child] = []
         self._has_begun = False  # the first step is done
+        self._restarts = 0  # of the coordinator
         self._told: set[str] = set()  # nodes whose end has been said
         token = config.coordinator.token or secrets.token_urlsafe(24)
         self._environment = os.environ | {TOKEN_VARIABLE: token}
@@ -181,6 +186,7 @@ class Swarm:
         """Show what the coordinator records until all have ended. Raises `RunAborted` where the run fails."""
         records = Follower(self._folder / METRICS, from_end=True)
         while not self._over():
+            self._bring_back()
             self._show(records, view)
             view.tick()
             time.sleep(POLL_S)
@@ -228,6 +234,17 @@ class Swarm:
             self._warn_of_failed()
             return False
         return (alone and now - max(ends_s) > GRACE_S) or (failed and now - min(ends_s) > patience_s)
+
+    def _bring_back(self) -> None:
+        """Start the coordinator again where it was killed: it goes on with the nodes, which wait for it."""
+        lost = self._coordinator
+        killed = lost is not None and lost.code is not None and lost.code < 0
+        if killed and self._has_begun and self._restarts < MOST_RESTARTS and any(node.running for node in self._nodes):
+            assert lost is not None
+            self._restarts += 1
+            log.warning("%s; starting it again", lost.describe())
+            name = f"coordinator-{self._restarts + 1}"
+            self._coordinator = self._spawn(name, "coordinator", str(self._folder / CONFIG))
 
     def _warn_of_failed(self) -> None:
         for node in self._nodes:

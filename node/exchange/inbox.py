@@ -10,6 +10,7 @@ checked and passed on at once from the I/O thread, whatever the trainer does.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -36,6 +37,8 @@ from node.exchange.pieces import Owed, PassOn, Pieces, check_bytes, message_byte
 from node.exchange.routes import Routes, routes_for
 from node.exchange.tags import ChunkTag, RingTag, decode_tag
 from node.exchange.transfer_tags import TransferTag
+
+log = logging.getLogger("isthmus.node")
 
 _WHAT = {
     "kv": "keys and values",
@@ -302,6 +305,9 @@ class Inbox:
         peer = error.peer if isinstance(error, ProtocolError | PeerSilent | NotAdmitted) else ""
         if isinstance(error, NotAdmitted) and peer != COORDINATOR:
             return  # it is dialled again; if it goes on refusing, it counts as silent in time
+        if peer == COORDINATOR and isinstance(error, PeerSilent):
+            log.warning("%s; waiting for it to come back", error)  # for as long as the conversation is patient
+            return
         if peer not in ("", COORDINATOR):
             if self._is_member(peer) and self._conversation:
                 self._conversation.suspect(peer, str(error))

@@ -61,6 +61,7 @@ def settings(**changes: Any) -> CoordinatorConfig:
         "join_timeout_s": 30.0,
         "heartbeat_interval_s": 0.2,
         "heartbeat_timeout_s": 2.0,
+        "return_timeout_s": 0.0,
         "step_timeout_s": 30.0,
     }
     return CoordinatorConfig(**(defaults | changes))

@@ -53,6 +53,7 @@ def config(**changes: Any) -> CoordinatorConfig:
         "join_timeout_s": 60.0,
         "heartbeat_interval_s": 1.0,
         "heartbeat_timeout_s": 10.0,
+        "return_timeout_s": 0.0,
         "step_timeout_s": 100.0,
         "progress_timeout_s": 1000.0,
     }

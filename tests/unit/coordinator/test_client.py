@@ -278,7 +278,7 @@ def test_a_broken_transport_ends_every_wait(script: MakeScript) -> None:
 
 
 def test_a_silent_coordinator_ends_every_wait() -> None:
-    one = Script({Join: [WELCOME, ROSTER]}, heartbeat_interval_s=0.02, heartbeat_timeout_s=0.1)
+    one = Script({Join: [WELCOME, ROSTER]}, heartbeat_interval_s=0.02, heartbeat_timeout_s=0.1, return_timeout_s=0)
     one.answers[Join] = [Welcome(rank=-1, heartbeat_interval_s=0.02, heartbeat_timeout_s=0.1), ROSTER]
     one.session.join()
     with pytest.raises(RunAborted, match=r"the coordinator was lost: silent for 0\.1 s"):

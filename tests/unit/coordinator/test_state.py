@@ -21,13 +21,15 @@ def state(nodes: int = 2, changes: int = 1) -> SavedState:
         run="tiny",
         config_digest="cfg",
         address="tcp://127.0.0.1:7070",
+        start_step=0,
         generation=4,
         step=17,
         tail=["weights"],
         next_round=40,
         committed=39,
-        members=seats,
-        began_unix_s=1.7e9,
+        members=[seat.peer for seat in seats],
+        seats=seats,
+        began_s=1.7e9,
         changes=[Timed(at_s=5.0, change=Cut(ends=("node-0", "node-1")))] * changes,
     )
 
@@ -40,7 +42,9 @@ def test_a_run_of_a_thousand_nodes_with_long_names_has_room() -> None:
     """The longest names and addresses that a `Join` may have."""
     longest = join("n" * 64, address="tcp://" + "a" * 250, host="h" * 512, run="r" * 512, config_digest="c" * 128)
     seats = [SavedSeat(peer="n" * 64 + "~" + "f" * 32, place=rank, join=longest) for rank in range(1000)]
-    whole = encode_state(msgspec.structs.replace(state(changes=10_000), members=seats))
+    whole = encode_state(
+        msgspec.structs.replace(state(changes=10_000), seats=seats, members=[seat.peer for seat in seats])
+    )
     assert len(whole) < slot_bytes(1000)
 
 

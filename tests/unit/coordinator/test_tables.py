@@ -174,6 +174,7 @@ class Walk:
         go = Go(step=one._ready_step if one._ready_step >= 0 else 0, generation=here.generation, cursor=0)
         open_round = one._rounds_left[0] if one._rounds_left else 0
         messages: list[Any] = [here, go, Heartbeat(), Stop(ok=False), Commit(round_id=open_round)]
+        messages += [Commit(round_id=self.draw.choice([open_round, 10**6]), again=True)]
         messages += [Pause(generation=here.generation, reason="x"), Evicted(reason="x")]
         messages += [Refused(reason="no", address="tcp://elsewhere:1")]
         messages += [Welcome(rank=-1, heartbeat_interval_s=1.0, heartbeat_timeout_s=10.0), Refused(reason="no")]

@@ -431,3 +431,15 @@ def test_each_payload_is_admitted_in_its_own_format_only(monkeypatch: pytest.Mon
         room = inbox.admit("ann", 1, encode_tag(right), total_bytes)
         assert room is not None
         assert len(room) == total_bytes
+
+
+def test_a_coordinator_that_is_silent_may_come_back(caplog: pytest.LogCaptureFixture) -> None:
+    """How long this node waits for it is for the conversation to say."""
+    inbox = make_inbox()
+    inbox.failed(PeerSilent(COORDINATOR, 30.0))
+    inbox.raise_if_over()
+    assert "coordinator has not answered for 30 s" in caplog.text
+    assert "waiting for it to come back" in caplog.text
+    inbox.failed(ProtocolError("nonsense", peer=COORDINATOR))
+    with pytest.raises(ProtocolError):
+        inbox.raise_if_over()
