@@ -8,6 +8,7 @@ Every mistake becomes one `ConfigError` line with the key, the value and what wa
 from __future__ import annotations
 
 import difflib
+import functools
 import math
 import tomllib
 import typing
@@ -154,8 +155,8 @@ def user_path(text: str, key: str) -> Path:
 
 
 def _check_all(section: Section, prefix: str) -> None:
-    for field in msgspec.structs.fields(type(section)):
-        _check_value(getattr(section, field.name), f"{prefix}{field.encode_name}")
+    for name, key in zip(section.__struct_fields__, section.__struct_encode_fields__, strict=True):
+        _check_value(getattr(section, name), f"{prefix}{key}")
     section.check(prefix)
 
 
@@ -174,8 +175,7 @@ def _check_value(value: Any, key: str) -> None:
 
 def _refuse_unknown(cls: type[Section], tree: Tree, path: str) -> None:
     """Name an unknown key with its full path and its nearest relative; msgspec alone would say only the key."""
-    hints = typing.get_type_hints(cls)
-    known = {field.encode_name: hints[field.name] for field in msgspec.structs.fields(cls)}
+    known = _types(cls)
     for key, value in tree.items():
         full = f"{path}.{key}" if path else key
         if key not in known:
@@ -189,6 +189,13 @@ def _refuse_unknown(cls: type[Section], tree: Tree, path: str) -> None:
         for place, item in enumerate(value) if isinstance(value, list) else [(None, value)]:
             if isinstance(item, dict):
                 _refuse_unknown(inner, item, full if place is None else f"{full}[{place}]")
+
+
+@functools.cache
+def _types(cls: type[Section]) -> Mapping[str, Any]:
+    """The type of each key. Python evaluates annotations anew at each question, which takes milliseconds."""
+    hints = typing.get_type_hints(cls)
+    return {key: hints[name] for name, key in zip(cls.__struct_fields__, cls.__struct_encode_fields__, strict=True)}
 
 
 def _pairs(arguments: Sequence[str]) -> Iterable[tuple[str, str]]:

@@ -232,6 +232,7 @@ LOCAL = {
     "coordinator.keys": "keys/node-0.toml",
     "coordinator.assignment": "zigzag",
     "coordinator.node_speeds": [1.0, 1.0, 0.5, 0.5],
+    "coordinator.relay": "always",
     "model.init": "./llama",
     "data.cache": "/elsewhere",
 }
