@@ -66,3 +66,28 @@ def waiting(wait: Callable[[], object]) -> tuple[threading.Thread, list[BaseExce
     thread = threading.Thread(target=run)
     thread.start()
     return thread, raised
+
+
+class Talk:
+    """A conversation that only remembers."""
+
+    def __init__(self) -> None:
+        self.heard: list[bytes] = []
+        self.failures: list[IsthmusError] = []
+        self.suspected: list[tuple[str, str]] = []
+        self.abort: Callable[[str], None] = lambda _: None
+
+    def on_message(self, body: memoryview) -> None:
+        self.heard.append(bytes(body))
+
+    def on_failure(self, error: IsthmusError) -> None:
+        self.failures.append(error)
+
+    def suspect(self, peer: str, reason: str) -> None:
+        self.suspected.append((peer, reason))
+
+    def on_abort(self, callback: Callable[[str], None]) -> None:
+        self.abort = callback
+
+    def on_generation(self, callback: Callable[[int], None]) -> None:
+        self.announce = callback

@@ -120,3 +120,10 @@ def test_parts_take_their_sections_of_the_config_and_not_the_tree() -> None:
             if imports_of(path) & {"node.config.Config", "node.config.tree", "node.config.tree.Config"}:
                 users.add(path.relative_to(ROOT / "node").as_posix())
     assert users == KNOW_THE_TREE
+
+
+def test_no_file_is_longer_than_400_lines() -> None:
+    files = [path for folder in (*BELOW, "tests", "examples") for path in (ROOT / folder).rglob("*.py")]
+    assert len(files) > 300
+    lengths = {path.relative_to(ROOT).as_posix(): len(path.read_text().splitlines()) for path in files}
+    assert {name: lines for name, lines in lengths.items() if lines > 400} == {}

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import msgspec
 import pytest
 from helpers.inboxes import (
@@ -14,6 +12,7 @@ from helpers.inboxes import (
     RING_CAP_BYTES,
     SPEC,
     WORLD,
+    Talk,
     admit,
     arrive,
     make_inbox,
@@ -24,8 +23,8 @@ from helpers.inboxes import (
 from helpers.worlds import tiny_config
 
 from coordinator.assignment import Assignment
-from coordinator.messages import CONTROL_TAG, COORDINATOR, MAX_BODY_BYTES
-from netem.errors import GenerationOver, IsthmusError, PeerLate, PeerSilent, ProtocolError, RunAborted
+from coordinator.messages import CONTROL_TAG
+from netem.errors import GenerationOver, PeerLate, PeerSilent, ProtocolError, RunAborted
 from node.exchange import pieces as module
 from node.exchange.formats import FORMATS
 from node.exchange.inbox import Inbox, Members
@@ -340,70 +339,6 @@ def test_an_arrival_wakes_a_wait() -> None:
     assert not raised
 
 
-class Talk:
-    """A conversation that only remembers."""
-
-    def __init__(self) -> None:
-        self.heard: list[bytes] = []
-        self.failures: list[IsthmusError] = []
-        self.suspected: list[tuple[str, str]] = []
-        self.abort: Callable[[str], None] = lambda _: None
-
-    def on_message(self, body: memoryview) -> None:
-        self.heard.append(bytes(body))
-
-    def on_failure(self, error: IsthmusError) -> None:
-        self.failures.append(error)
-
-    def suspect(self, peer: str, reason: str) -> None:
-        self.suspected.append((peer, reason))
-
-    def on_abort(self, callback: Callable[[str], None]) -> None:
-        self.abort = callback
-
-    def on_generation(self, callback: Callable[[int], None]) -> None:
-        self.announce = callback
-
-
-def test_control_goes_to_the_conversation() -> None:
-    inbox, talk = Inbox(FORMAT, RING_CAP_BYTES), Talk()
-    inbox.follow(talk)
-    room = inbox.admit(COORDINATOR, 1, CONTROL_TAG, 5)
-    assert room is not None
-    room[:] = b"hello"
-    inbox.deliver(COORDINATOR, 1, CONTROL_TAG, room)
-    assert talk.heard == [b"hello"]
-    with pytest.raises(ProtocolError, match="control message"):
-        inbox.admit(COORDINATOR, 1, CONTROL_TAG, MAX_BODY_BYTES + 1)
-    assert inbox.admit(COORDINATOR, 1, encode_tag(tag()), size(tag())) is None
-
-
-def test_the_coordinators_word_and_the_endpoints_failure_end_all_waits() -> None:
-    inbox, talk = make_inbox(), Talk()
-    inbox.follow(talk)
-    talk.abort("node-3 is lost")
-    with pytest.raises(RunAborted, match="node-3 is lost"):
-        inbox.take(RingKey(0, 0, 0), 60)
-    inbox, talk = make_inbox(), Talk()
-    inbox.follow(talk)
-    failure = IsthmusError("the I/O thread broke")
-    inbox.failed(failure)
-    assert talk.failures == [failure]
-    with pytest.raises(IsthmusError, match="the I/O thread broke"):
-        inbox.take(RingKey(0, 0, 0), 60)
-
-
-@pytest.mark.parametrize("error", [ProtocolError("nonsense", peer="ann"), PeerSilent("ann", 30.0)])
-def test_what_is_wrong_with_a_member_is_told_to_the_coordinator_which_decides(error: IsthmusError) -> None:
-    inbox, talk = make_inbox(), Talk()
-    inbox.follow(talk)
-    inbox.failed(error)
-    assert talk.suspected == [("ann", str(error))]
-    assert talk.failures == []
-    with pytest.raises(PeerLate):  # the wait goes on
-        inbox.take(RingKey(0, 0, 0), 0)
-
-
 @pytest.mark.parametrize("name", FORMATS)
 def test_each_payload_is_admitted_in_its_own_format_only(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """Compressed layers in the one, those sent whole in the other: what the tag says is checked, and its shapes."""
@@ -431,15 +366,3 @@ def test_each_payload_is_admitted_in_its_own_format_only(monkeypatch: pytest.Mon
         room = inbox.admit("ann", 1, encode_tag(right), total_bytes)
         assert room is not None
         assert len(room) == total_bytes
-
-
-def test_a_coordinator_that_is_silent_may_come_back(caplog: pytest.LogCaptureFixture) -> None:
-    """How long this node waits for it is for the conversation to say."""
-    inbox = make_inbox()
-    inbox.failed(PeerSilent(COORDINATOR, 30.0))
-    inbox.raise_if_over()
-    assert "coordinator has not answered for 30 s" in caplog.text
-    assert "waiting for it to come back" in caplog.text
-    inbox.failed(ProtocolError("nonsense", peer=COORDINATOR))
-    with pytest.raises(ProtocolError):
-        inbox.raise_if_over()
