@@ -12,7 +12,9 @@ from netem.errors import ConfigError
 EXACT_CLIP = 3.0
 """The largest angle for `exact`: beyond it, the terms of its series are more than e³ = 20 times their sum."""
 
-ScaledName = Literal["float32", "bfloat16", "int8", "fp8", "int4", "int2", "topk10"]
+RingName = Literal["float32", "bfloat16", "int8", "fp8", "int4", "topk10"]
+"""Formats in which weights may be averaged: what is sent and sent again stays as it is."""
+ScaledName = Literal[RingName, "int2"]
 """The number formats that take numbers of any size."""
 UnitName = Literal["unit4"]
 """Formats without scales, for numbers whose mean square is about 1."""

@@ -8,7 +8,7 @@ from msgspec import Meta
 
 from netem.config import Section
 from netem.errors import ConfigError
-from node.config.compress import ScaledName
+from node.config.compress import RingName
 
 
 class TrainConfig(Section, frozen=True, kw_only=True):
@@ -65,10 +65,10 @@ class TrainConfig(Section, frozen=True, kw_only=True):
         ),
     ] = 0
     sync_format: Annotated[
-        ScaledName,
+        RingName,
         Meta(
             description="Number format in which changes of the weights are sent when they are averaged. What int8, "
-            "fp8, int4, int2 and topk10 leave out is sent at the next time. Without effect where train.sync_every = 1."
+            "fp8, int4 and topk10 leave out is sent at the next time. Without effect where train.sync_every = 1."
         ),
     ] = "int8"
     outer_lr: Annotated[

@@ -13,7 +13,7 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from node.config.compress import ScaledName
+from node.config.compress import RingName
 from node.exchange.formats import FORMATS, TensorSpec
 
 GROUP = 256
@@ -65,7 +65,7 @@ class RingFormat:
         return [shape for shape, _ in self._spans(n_elements)]
 
 
-RING_FORMATS: Mapping[str, RingFormat] = {name: RingFormat(name) for name in get_args(ScaledName)}
+RING_FORMATS: Mapping[str, RingFormat] = {name: RingFormat(name) for name in get_args(RingName)}
 """What `train.sync_format` may name."""
 
 FLOAT32 = RING_FORMATS["float32"]

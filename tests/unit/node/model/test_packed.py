@@ -18,14 +18,21 @@ from torch import Tensor
 from node.config import Config
 from node.data.batches import Contexts
 from node.data.task import asked, begins, count_asked, read
-from node.exchange.formats import FORMATS
 from node.model.llama import Llama, Step
 from node.model.rectangles import Rectangle, attend, attend_backward
 from node.train.evaluate import heldout_loss
 from node.train.passes import loss_sum, own_tokens
 
 LOSS_WITHIN, GRADIENTS_WITHIN = 1e-6, 2e-6
-GRADIENTS_IN_FORMATS = {"float32": 1e-6, "bfloat16": 3e-3, "int8": 0.01, "fp8": 0.05, "int4": 0.15, "topk10": 0.5}
+GRADIENTS_IN_FORMATS = {
+    "float32": 1e-6,
+    "bfloat16": 3e-3,
+    "int8": 0.01,
+    "fp8": 0.05,
+    "int4": 0.15,
+    "int2": 1.0,
+    "topk10": 0.5,
+}
 
 
 def alone(config: Config, contexts: Contexts) -> tuple[float, dict[str, Tensor]]:
@@ -63,7 +70,7 @@ def test_n_nodes_equal_one(mode: str) -> None:
         assert largest_difference(found, wanted) < GRADIENTS_WITHIN, name
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", GRADIENTS_IN_FORMATS)
 def test_formats_round_rows_as_they_round_chunks(format: str) -> None:
     """One function of the tokens on one node and on four; gradients as near as the format allows."""
     config = masking_config(compress={"format": format, "dense_format": "float32"})

@@ -30,7 +30,16 @@ from node.train.passes import loss_sum
 
 SETTINGS: dict[str, dict[str, Any]] = {
     **MODES,
-    **{f"compressed in {name}": {"format": name, "dense_format": "float32"} for name in FORMATS},
+    **{f"compressed in {name}": {"format": name, "dense_format": "float32"} for name in FORMATS if name != "unit4"},
+    "compressed in unit4": {
+        "subspace": "learned",
+        "rotation": "fixed",
+        "centred": True,
+        "whitened": True,
+        "format": "unit4",
+        "dense_format": "float32",
+        "grad_format": "int4",
+    },
 }
 Message = tuple[str, str, int, int, int]
 

@@ -14,7 +14,7 @@ from node.train.ring_formats import FLOAT32, RING_FORMATS
 
 FORMATS = list(RING_FORMATS)
 LENGTHS = [1, 5, 255, 256, 257, 1000]
-ERRORS = {"float32": 1e-6, "bfloat16": 0.005, "int8": 0.012, "fp8": 0.045, "int4": 0.2, "int2": 0.7, "topk10": 0.9}
+ERRORS = {"float32": 1e-6, "bfloat16": 0.005, "int8": 0.012, "fp8": 0.045, "int4": 0.2, "topk10": 0.9}
 """Bounds on the relative error of a sum of four normal vectors."""
 
 
