@@ -106,8 +106,8 @@ class Wire:
     def send(self, rank: int, kind: str, layer: int, chunk: int, key: PassKey, tensors: tuple[Tensor, ...]) -> None:
         tag = self._tag(kind, layer, chunk, key, tensors)
         self._count_chunk(tag, _size(tensors), key.trains)
-        self._send(rank, tag, tensors)
-        self._note_sent(rank, tag, _size(tensors))
+        with self._span(_way(tag).send, tag):
+            self._note_sent(rank, tag, _size(tensors), self._send(rank, tag, tensors))
 
     def publish(
         self, ranks: tuple[int, ...], layer: int, chunk: int, key: PassKey, tensors: tuple[Tensor, ...]
@@ -119,20 +119,24 @@ class Wire:
                 self.send(rank, "kv", layer, chunk, key, tensors)
             return
         tag = self._tag("kv", layer, chunk, key, tensors)
-        self._send_pieces(routes, tag, tensors, key.trains)
-        for rank in ranks:  # a trace shows who got it from whom, and not by which ways
-            self._note_sent(rank, tag, nbytes)
+        with self._span(_way(tag).send, tag):
+            sent_s = self._send_pieces(routes, tag, tensors, key.trains)
+            for rank in ranks:  # a trace shows who got it from whom, and not by which ways
+                self._note_sent(rank, tag, nbytes, sent_s)
 
-    def _send_pieces(self, routes: Routes, tag: ChunkTag, tensors: tuple[Tensor, ...], trains: bool) -> None:
-        """This node's part of a relayed payload."""
+    def _send_pieces(self, routes: Routes, tag: ChunkTag, tensors: tuple[Tensor, ...], trains: bool) -> float:
+        """This node's part of a relayed payload; when the first piece was sent. A reader may have all pieces before
+        the last is sent to another."""
         whole = [as_buffer(tensor) for tensor in tensors]
         of = routes.pieces(tag.chunk)
         parts = [cut(whole, *span_of(number, of, _size(whole))) for number in range(of)]
         pieces = [Piece(number, of, _checksum(part), trains) for number, part in enumerate(parts)]
         tags = [msgspec.structs.replace(tag, piece=piece) for piece in pieces]
+        sent_s = []
         for number, rank in routes.sends(self._members.rank, tag.chunk):
             self._count_chunk(tags[number], _size(parts[number]), trains)
-            self._send(rank, tags[number], parts[number])
+            sent_s.append(self._send(rank, tags[number], parts[number]))
+        return sent_s[0]
 
     def _pass_on(self, owed: Owed) -> None:
         """Send a piece that has come to the readers that get it from this node."""
@@ -165,8 +169,8 @@ class Wire:
         """Part of a vector that an averaging round passes on."""
         self._count("averaging", shard.nbytes)
         tag = RingTag(round_id, hop, bucket)
-        self._send(rank, tag, (shard,))
-        self._note_sent(rank, tag, shard.nbytes)
+        with self._span(_way(tag).send, tag):
+            self._note_sent(rank, tag, shard.nbytes, self._send(rank, tag, (shard,)))
 
     def take_shard(self, round_id: int, hop: int, bucket: int, spec: TensorSpec) -> Tensor:
         (shard,) = self._take(RingKey(round_id, hop, bucket), (spec,), torch.device("cpu"))
@@ -197,36 +201,40 @@ class Wire:
         with self._counting:
             self.sent_bytes[use] += nbytes
 
-    def _send(self, rank: int, tag: Tag, parts: Sequence[Tensor | memoryview]) -> None:
-        way = _way(tag)
+    def _send(self, rank: int, tag: Tag, parts: Sequence[Tensor | memoryview]) -> float:
+        """Returns when, just before the network had it: its reader may take it before this thread goes on."""
         flow = AVERAGING_FLOW if isinstance(tag, RingTag) else 0
-        with self._span(way.send, tag):
-            buffers = [as_buffer(part) if isinstance(part, Tensor) else part for part in parts]
-            send = partial(self._sender.send, self._members.peers[rank], encode_tag(tag), buffers, flow=flow)
-            try:
-                send()
-            except QueueFull:
-                with self._span(way.room, tag):
-                    self._await_room(send, rank)
+        buffers = [as_buffer(part) if isinstance(part, Tensor) else part for part in parts]
+        send = partial(self._sender.send, self._members.peers[rank], encode_tag(tag), buffers, flow=flow)
+        sent_s = self._spans.clock()
+        try:
+            send()
+        except QueueFull:
+            with self._span(_way(tag).room, tag):
+                sent_s = self._await_room(send, rank)
+        return sent_s
 
-    def _note_sent(self, rank: int, tag: Tag, nbytes: int) -> None:
+    def _note_sent(self, rank: int, tag: Tag, nbytes: int, sent_s: float) -> None:
+        """Keep when a message was sent; called in the span of the sending, from which a trace's arrow leads."""
         if self._spans.record is not None:
-            self._spans.record.sent.append(Sent(_name(tag), rank, nbytes, self._spans.clock()))
+            self._spans.note_sent(Sent(_name(tag), rank, nbytes, sent_s))
 
-    def _await_room(self, send: Callable[..., None], rank: int) -> None:
-        """Hold the trainer back until the network has caught up, the run is over, or the deadline has passed."""
+    def _await_room(self, send: Callable[..., None], rank: int) -> float:
+        """Hold the trainer back until the network has caught up, the run is over, or the deadline has passed. Returns
+        when it was sent."""
         began = time.monotonic()
-        waiting = True
-        while waiting:
+        while True:
             self._inbox.raise_if_over()
+            sent_s = self._spans.clock()
             try:
                 send(timeout_s=ROOM_POLL_S)
-                waiting = False
             except QueueFull as error:
                 if time.monotonic() - began >= self._timeout_s:
                     peer = self._members.peers[rank]
                     what = f"waited {self._timeout_s:g} s for room to send to {plain(peer)}: coordinator.step_timeout_s"
                     raise PeerLate(peer, f"{what}; {error}") from None
+            else:
+                return sent_s
 
     def _take(self, key: Key, specs: tuple[TensorSpec, ...], device: torch.device) -> tuple[Tensor, ...]:
         with self._span(_way(key).wait, key):

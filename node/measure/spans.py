@@ -78,7 +78,8 @@ class Span(NamedTuple):
 
 
 class Sent(NamedTuple):
-    """A message handed to the network: its name, which sender and reader know it by, and the reader's rank."""
+    """A message handed to the network: its name, which sender and reader know it by, the reader's rank, and when its
+    first byte could leave: never after its reader took it."""
 
     name: str
     rank: int
@@ -172,6 +173,12 @@ class Spans:
         yield
         if (record := self.record) is not None:
             record.spans.append(Span(kind.name, NO_LAYER, 0, max(began_s, self._began_s), self.clock()))
+
+    def note_sent(self, message: Sent) -> None:
+        """List a message in the recorded step. One that was sent across the step's beginning counts from there, as the
+        span does in which it was sent."""
+        if (record := self.record) is not None:
+            record.sent.append(message._replace(sent_s=max(message.sent_s, self._began_s)))
 
     def __enter__(self) -> None:
         """The span is open already."""

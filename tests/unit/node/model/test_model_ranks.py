@@ -219,6 +219,12 @@ class Log:
         if layer == 0:
             self.events.append((kind, chunk, rank))
 
+    def publish(
+        self, ranks: tuple[int, ...], layer: int, chunk: int, key: PassKey, tensors: tuple[Tensor, ...]
+    ) -> None:
+        for rank in ranks:
+            self.send(rank, "kv", layer, chunk, key, tensors)
+
     def take(
         self,
         kind: str,
