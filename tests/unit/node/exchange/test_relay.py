@@ -290,6 +290,10 @@ def test_a_trace_has_a_payload_once_for_every_reader() -> None:
     assert [(sent.name, sent.rank, sent.nbytes) for sent in record.sent] == [
         ("kv of chunk 0, layer 0, pass 1", rank, NBYTES) for rank in (1, 2, 3)
     ]
+    (span,) = record.spans
+    arrived_s = [inbox.arrival(ChunkKey("kv", 1, 0, 0, 0))[0] for inbox in loop.inboxes[1:]]
+    for sent in record.sent:  # the arrow begins in the span, and before anyone has all pieces
+        assert span.began_s <= sent.sent_s <= min(span.ended_s, *arrived_s)
 
 
 def test_links_by_the_formula_add_up_and_uplinks_are_even_in_the_forward() -> None:
