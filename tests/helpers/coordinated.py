@@ -141,7 +141,10 @@ def make_world(
 def train(
     config: Config, world: Sequence[Sequence[int]], folder: Path, *, start: int = 0, until: int | None = None
 ) -> tuple[Coordinator, list[Trainer]]:
-    """A run from `start` steps done (resumed, if not 0) until `until` are; the trainers by rank."""
+    """A run from `start` steps done (resumed, if not 0) until `until` are; the trainers by rank.
+
+    They are as after the next generation's roster, which begins there: the last step is taken.
+    """
     shared = Coordinator(config, world, config.train.steps if until is None else until)
 
     def work(rank: int, wire: ThreadWire) -> Trainer:
@@ -151,6 +154,7 @@ def train(
         if start:
             trainer.resume(here, start)
         trainer.run(here, session, Still())
+        trainer.settle(shared.until)
         trainer.close(TIMEOUT_S)
         return trainer
 

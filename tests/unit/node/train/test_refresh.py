@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import Tensor
 
+from coordinator.plan import TAKE
 from coordinator.records.folder import checkpoint_folder
 from node.config import Config
 from node.subspace.basis import align, principal_directions
@@ -41,7 +42,7 @@ def test_a_refresh_follows_a_sync_point_and_a_whole_interval_of_compressed_steps
     assert steps_with(config, "moments") == steps_with(config, "basis") == [3, 9, 13, 17]
     assert all("weights" in schedule_of(config).rounds(step - 1) for step in steps_with(config, "basis"))
     assert [step for step in range(1, 21) if schedule_of(config).refreshes(step)] == [9, 13, 17]
-    assert schedule_of(refreshing(sync_every=1)).rounds(5) == ["moments", "basis", "gradients"]
+    assert schedule_of(refreshing(sync_every=1)).rounds(5) == ["moments", "basis", "gradients", TAKE]  # and it is saved
     assert steps_with(refreshing(steps=12, basis="weights"), "moments") == []
     assert steps_with(refreshing(steps=12, basis="weights"), "basis") == [3, 5, 7, 9, 11]
     assert steps_with(refreshing(refresh_every=0), "basis") == [3]

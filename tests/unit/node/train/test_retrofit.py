@@ -13,7 +13,7 @@ from helpers.small import VOCAB, contexts, largest_difference
 from helpers.threads import ThreadWire, run_ranks
 from helpers.worlds import DEFAULTS, WORLDS
 
-from coordinator.barrier import Barrier
+from coordinator.barrier import Barrier, Disagreement
 from coordinator.messages import Ready
 from coordinator.records.folder import CONFIG, mark_complete
 from netem.config import convert, merge
@@ -89,13 +89,15 @@ def test_nodes_with_different_folders_differ_at_the_first_barrier(tmp_path: Path
     digests = [train(config, "1", tmp_path / "runs")[0].said[0][0][1] for config in configs]
     assert digests[0] == digests[2]
 
-    def differing(one: dict[str, str], other: dict[str, str]) -> str | None:
+    def differing(one: dict[str, str], other: dict[str, str]) -> Disagreement | None:
         barrier = Barrier(["node-0", "node-1"], 0, 1.0)
         for peer, said in (("node-0", one), ("node-1", other)):
             barrier.ready(peer, Ready(step=0, digests=said), 0.0)
         return barrier.disagreement()
 
-    assert "weights" in (differing(digests[0], digests[1]) or "")
+    found = differing(digests[0], digests[1])
+    assert found is not None
+    assert found.reason.startswith("step 0: weights is not the same on all nodes: node-0 has ")
     assert differing(digests[0], digests[2]) is None
 
 

@@ -42,12 +42,15 @@ class PassingSession(Session):
 MakeWorld = Callable[[Session, ThreadWire], World]
 
 
-def train_in(coordinator: Coordinator, trainers: Sequence[Trainer], make: MakeWorld) -> list[float]:
-    """Train every rank in the coordinator's world, until the next generation or the run's end; the losses."""
+def train_in(coordinator: Coordinator, trainers: Sequence[Trainer], make: MakeWorld, start: int = 0) -> list[float]:
+    """Train every rank in the coordinator's world, whose roster begins after `start` steps, until the next generation
+    or the run's end; the losses."""
 
     def work(rank: int, wire: ThreadWire) -> None:
         session = PassingSession(coordinator, rank)
         world, ends = make(session, wire), coordinator.until == STEPS
+        trainers[rank].settle(start)
+        assert trainers[rank].done == start
         if ends:
             trainers[rank].run(world, session, Still())
         else:
@@ -83,7 +86,7 @@ def test_another_world_goes_on_with_the_same_trainers_as_one_node_would(
 
     losses = train_in(Coordinator(config, WORLDS["4"], switch), trainers, world_of(range(4), WORLDS["4"]))
     second = Coordinator(config, chunks, STEPS)
-    losses += train_in(second, [trainers[node] for node in survivors], world_of(survivors, chunks))
+    losses += train_in(second, [trainers[node] for node in survivors], world_of(survivors, chunks), switch)
     off = max(abs(a / b - 1) for a, b in zip(losses, one.losses(), strict=True))
     print(f"losses differ by {off:.1e}")
     assert off < 2e-6
@@ -106,7 +109,7 @@ def test_weights_that_differ_are_found_where_a_world_begins(tmp_path: Path) -> N
     next(trainers[1].model.parameters()).data[0] += 1e-3
     second = Coordinator(config, WORLDS["2x2"], STEPS)
     with pytest.raises(AssertionError, match="digests differ"):
-        train_in(second, trainers, make)
+        train_in(second, trainers, make, start=2)
     assert [list(by_step) for by_step in second.said] == [[2], [2]], "found before a step is done"
 
 
@@ -127,6 +130,8 @@ def test_over_inboxes_a_step_that_a_lost_node_interrupts_is_done_again_in_the_ne
     coordinator = Coordinator(config, WORLDS["4"], switch)
     losses = train_in(coordinator, trainers, make)
     loop.begin(2, WORLDS["4"], loop.names)
+    for trainer in trainers:
+        trainer.settle(switch)
 
     def interrupted(rank: int, wire: ThreadWire) -> None:
         if rank == lost:
@@ -142,7 +147,7 @@ def test_over_inboxes_a_step_that_a_lost_node_interrupts_is_done_again_in_the_ne
     chunks, survivors = [[0, 3], [1, 2]], (0, 2)
     loop.begin(3, chunks, [loop.names[node] for node in survivors])
     assert not any(loop.inbox(members)._held for members in loop.members)
-    losses += train_in(Coordinator(config, chunks, STEPS), [trainers[node] for node in survivors], make)
+    losses += train_in(Coordinator(config, chunks, STEPS), [trainers[node] for node in survivors], make, switch)
     assert losses == pytest.approx(one.losses(), rel=2e-6)
 
 
