@@ -193,8 +193,8 @@ FORMATS: Mapping[str, Format] = {
     "int8": Int8(),
     "fp8": Float8(),
     "int4": Int4(),
-    "int2": Int2(),
     "topk10": TopShare(),
+    "int2": Int2(),
     "unit4": Unit4(),
 }
 """The formats that the config may name (`node.config.FormatName`)."""

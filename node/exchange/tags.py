@@ -62,6 +62,8 @@ class RingTag(msgspec.Struct, frozen=True, array_like=True, tag="ring", forbid_u
 Tag = ChunkTag | RingTag
 AnyTag = Tag | TransferTag
 
+msgspec.msgpack.Decoder(AnyTag)  # msgspec looks into the types now, and not first in several threads at once
+
 
 def encode_tag(tag: AnyTag) -> bytes:
     """The tag's bytes."""
