@@ -98,9 +98,7 @@ def test_skypilots_script_trains(tmp_path: Path, cache: Path) -> None:
     """Two machines of one GPU each are two torchruns here; the nodes compute on the CPU."""
     task = yaml.safe_load((DEPLOY / "skypilot" / "isthmus.yaml").read_text())
     script = task["run"].replace("--run.device cuda", "--run.device cpu --port $PORT")
-    script = script.replace(
-        'export PATH="$PWD/.venv/bin:$PATH"', ""
-    )  # a checkout may have one
+    script = script.replace('export PATH="$PWD/.venv/bin:$PATH"', "")  # a checkout may have one
     with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as two:
         ports = [str(each.getsockname()[1]) for each in (one, two)]
     script = script.replace("29500", ports[0])
