@@ -216,7 +216,8 @@ class Session:
     def abort_reason(self) -> str | None:
         """Why the run ended before its last step; None where it has not. May be read from any thread."""
         ending = self._member.ending
-        return None if ending is None or ending.how in (End.FINISHED, End.EVICTED) else ending.reason
+        goes_on = ending is None or ending.how in (End.FINISHED, End.EVICTED) or self._ask_again_s > 0
+        return None if goes_on or ending is None else ending.reason
 
     # Any thread.
 

@@ -12,7 +12,7 @@ from helpers.isthmus_runs import QUICK, await_end, await_records, isthmus, start
 def test_a_run_is_watched_from_afar_and_its_log_shows_its_progress(tmp_path: Path, cache: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         address = f"tcp://127.0.0.1:{free.getsockname()[1]}"
-    shared = ["configs/tiny.toml", *QUICK, "--run.outputs", tmp_path, "--run.name", "seen", "--train.steps", "40"]
+    shared = ["configs/tiny.toml", *QUICK, "--run.outputs", tmp_path, "--run.name", "seen", "--train.steps", "150"]
     lead = ["coordinator", *shared, "--coordinator.address", address]
     follow = ["node", *shared, "--join", address]
     log = tmp_path / "lead.log"
@@ -31,12 +31,12 @@ def test_a_run_is_watched_from_afar_and_its_log_shows_its_progress(tmp_path: Pat
     assert ends == [0, 0, 0], log.read_text()
     text = log.read_text()
     assert re.search(r"node-[01] \(pid \d+ on .*\) joined; 1 of 2 nodes are here", text)
-    assert re.search(r"\d\d:\d\d:\d\d isthmus.coordinator: step 40/40  loss \d", text)
+    assert re.search(r"\d\d:\d\d:\d\d isthmus.coordinator: step 150/150  loss \d", text)
     assert "has gone" not in text
     seen = (tmp_path / "watch.log").read_text()
-    assert re.search(r"step \d+/40 ", seen), seen
+    assert re.search(r"step \d+/150 ", seen), seen
     assert "threads; 2 of the nodes run on these cores" in (tmp_path / "node-1.log").read_text()
 
     after = isthmus(cache, "watch", tmp_path / "seen")
     assert after.returncode == 0, after.stderr
-    assert "step 40/40" in after.stdout
+    assert "step 150/150" in after.stdout

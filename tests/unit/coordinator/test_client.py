@@ -205,7 +205,10 @@ def test_who_is_evicted_says_so_and_joins_anew(script: MakeScript, caplog: pytes
 def test_a_node_whose_name_is_about_to_be_free_asks_again(script: MakeScript) -> None:
     one = script({Join: [Refused(reason="a node named node-0 is already here", again_s=0.1)]})
     threading.Timer(0.05, one.answers.update, [{Join: [WELCOME, ROSTER]}]).start()
+    aborts: list[str] = []
+    one.session.on_abort(aborts.append)
     assert one.session.join() == (0, ROSTER)
+    assert aborts == [], "what waits for messages was told that the run is over"
     assert [type(message) for message in one.said] == [Join, Join]
 
 
