@@ -15,6 +15,8 @@ from helpers import ROOT
 from helpers.deployed import DEPLOY, program, variables
 from helpers.isthmus_runs import QUICK, await_end, await_records, command, environment, records, under_way
 
+pytestmark = pytest.mark.slow
+
 LOCAL = ["--net.profile", "unshaped", "--coordinator.join_timeout_s", "60"]
 
 

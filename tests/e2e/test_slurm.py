@@ -26,6 +26,7 @@ SYSTEM = "/usr/sbin:/usr/bin:/sbin:/bin"
 MISSING = [name for name in PROGRAMS[:-1] if shutil.which(name, path=f"{os.environ['PATH']}:{SYSTEM}") is None]
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.slurm,
     pytest.mark.timeout(300),
     pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)} (apt-get install slurm-wlm munge)"),
