@@ -8,6 +8,7 @@ and what cannot be known is None. What the keys mean is in `node.worker.meter`; 
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -20,6 +21,9 @@ LEAST_MISSED_S = 0.03
 """The least lateness of a link over a whole run that counts: less is within what one second of transfers may miss."""
 
 PAYLOADS = ("compressed_bytes", "dense_bytes", "averaging_bytes")
+
+WINDOW_S = 20.0
+"""The present figures of a run are those of its last seconds."""
 
 # A longer gap between two records, beside what the step took, is a pause of the run: it was stopped and resumed.
 PAUSE_STEPS = 10
@@ -91,6 +95,15 @@ def durations_s(records: Sequence[Record]) -> list[float]:
         fits = 0 < gap_s < PAUSE_STEPS * step_s + PAUSE_S
         durations.append(gap_s if follows and fits else step_s)
     return durations
+
+
+def drop_old(window: deque[Record]) -> int:
+    """Drop the records from before the last `WINDOW_S` seconds, but keep two; how many were dropped."""
+    dropped = 0
+    while len(window) > 2 and number(window[-1], "time") - number(window[0], "time") > WINDOW_S:
+        window.popleft()
+        dropped += 1
+    return dropped
 
 
 def step_time_s(records: Sequence[Record]) -> float | None:

@@ -1,7 +1,7 @@
 """The live view of a run: a panel that is redrawn on a terminal, a plain line now and then elsewhere.
 
 It is fed the records that the coordinator writes, one a step, and computes nothing of its own: the figures over the
-last `WINDOW_S` seconds come from `coordinator.records.rates`. Waiting for the run and reading its file is the business
+last seconds come from `coordinator.records.rates`. Waiting for the run and reading its file is the business
 of `node.commands.run`; the picture of a finished run is `node.watch.report`.
 """
 
@@ -29,7 +29,6 @@ from netem.units import format_size
 from node.config import Config
 from node.train.schedule import StepSchedule
 
-WINDOW_S = 20.0
 PLAIN_INTERVAL_S = 5.0
 REDRAW_INTERVAL_S = 0.25
 LEAST_BAR = 12
@@ -91,8 +90,7 @@ class View:
         """Take in one record, and show it if it is time to."""
         self._news = True
         self._window.append(record)
-        while len(self._window) > 2 and number(record, "time") - number(self._window[0], "time") > WINDOW_S:
-            self._window.popleft()
+        rates.drop_old(self._window)
         for name, values in rates.nodes_of(record).items():
             self._sent_bytes[name] = self._sent_bytes.get(name, 0.0) + number(values, "sent_wire_bytes")
         if isinstance(record.get("heldout_loss"), int | float):

@@ -11,7 +11,7 @@ import random
 from dataclasses import dataclass, field
 from typing import Any
 
-from coordinator.events import Action, Forget, PeerLost, Received, Tick
+from coordinator.events import Action, Finish, Forget, PeerLost, Received, Tick
 from coordinator.member import End, Member, State
 from coordinator.messages import Failed, Go, Leave, Ready, Roster, Saved, Suspect, Vote
 from coordinator.plan import TAKE
@@ -336,3 +336,14 @@ class FaultyWire(Wire):
         if isinstance(action, Forget):
             self.down[action.peer].clear()
         super()._do(action)
+
+
+def gone(world: FaultyWorld, seed: int) -> Finish:
+    """Let `world` go to its end; how its run ended. A violation is told with its seed and all that happened."""
+    try:
+        world.go()
+    except AssertionError as error:
+        raise AssertionError(f"seed {seed}: {error}\n" + "\n".join(world.happened)) from error
+    outcome = world.wire.outcome
+    assert outcome is not None
+    return outcome

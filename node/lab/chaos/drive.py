@@ -156,7 +156,6 @@ class Chaos:
         command = [sys.executable, "-m", "node.cli"]
         if name == COORDINATOR:
             command += ["coordinator", str(self._folder / CONFIG), f"--coordinator.address={self._address}"]
-            command += ["--run.resume=true"] if self.restarts[name] else []
         else:
             command += ["node", str(self._folder / CONFIG), "--join", self._address, "--name", name]
             command += ["--bind", f"tcp://127.0.0.1:{self._ports[name]}"]

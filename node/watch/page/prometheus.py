@@ -23,7 +23,7 @@ class _Run(Collector):
         self._state = state
 
     def collect(self) -> Iterable[GaugeMetricFamily]:
-        found = self._state.overview()
+        found = self._state.news(self._state.step)  # the present figures, without the charts
         yield from _header(found["header"])
         yield from _nodes(found["nodes"])
         yield from _links(found["links"])

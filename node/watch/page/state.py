@@ -24,7 +24,6 @@ from node.watch.view import subtitle, title
 
 Json = dict[str, Any]
 
-WINDOW_S = 20.0
 RECENT_STEPS = 500
 MOST_EVALUATIONS = 400
 MOST_MARKS = 500
@@ -95,8 +94,7 @@ class PageState:
         self.step = step
         self._window.append(record)
         self._links_s.add(record)
-        while len(self._window) > 2 and number(record, "time") - number(self._window[0], "time") > WINDOW_S:
-            self._window.popleft()
+        for _ in range(rates.drop_old(self._window)):
             self._links_s.drop_oldest()
         point = {
             "step": step,
