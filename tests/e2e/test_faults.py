@@ -11,8 +11,6 @@ from helpers.isthmus_runs import QUICK, await_end, await_records, children, isth
 
 from node.commands.run import MOST_RESTARTS
 
-pytestmark = pytest.mark.alone
-
 TINY = "configs/tiny.toml"
 LONG = ["--train.steps", "500", "--train.checkpoint_every", "3"]
 DEADLINE_S = 4.0 + 10.0  # heartbeat_timeout_s, and time to end

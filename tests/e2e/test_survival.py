@@ -36,7 +36,8 @@ def await_fault(run: Path, kind: str, timeout_s: float) -> dict[str, Any]:
 @pytest.mark.timeout(400)
 def test_kill_of_one_node_of_three_costs_time_and_nothing_else(tmp_path: Path, cache: Path) -> None:
     arguments = ["run", "configs/tiny.toml", *QUICK, *EXACT]
-    undisturbed = isthmus(cache, *arguments, "--run.outputs", tmp_path / "whole", timeout_s=240)
+    alone = ["--coordinator.nodes", "1"]
+    undisturbed = isthmus(cache, *arguments, *alone, "--run.outputs", tmp_path / "whole", timeout_s=240)
     assert undisturbed.returncode == 0, undisturbed.stderr
     with started(cache, tmp_path / "log", *arguments, "--run.outputs", tmp_path / "hurt") as process:
         run = tmp_path / "hurt" / "tiny"
