@@ -17,7 +17,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -58,6 +58,7 @@ HEADERS = {
     "Cache-Control": "no-store",
 }
 
+Handler = Callable[[Request], Awaitable[Response]]
 AskNetwork = Callable[[Change | None], Answer]
 """Asks the run's coordinator as an operator does (`coordinator.operator.ask`), and blocks meanwhile."""
 
@@ -74,13 +75,13 @@ class Page:
             Route("/", self.index),
             Mount("/static", StaticFiles(directory=STATIC)),
             Route("/api/login", self.log_in, methods=["POST"]),
-            Route("/api/run", self.run),
-            Route("/api/stream", self.stream),
-            Route("/api/trace", self.traces),
-            Route("/api/trace/{step:int}", self.one_trace),
-            Route("/api/network", self.show_network),
+            Route("/api/run", self._to_readers(self.run)),
+            Route("/api/stream", self._to_readers(self.stream)),
+            Route("/api/trace", self._to_readers(self.traces)),
+            Route("/api/trace/{step:int}", self._to_readers(self.one_trace)),
+            Route("/api/network", self._to_readers(self.show_network)),
             Route("/api/network", self.change_network, methods=["POST"]),
-            Route("/metrics", self.metrics),
+            Route("/metrics", self._to_readers(self.metrics)),
             Route("/healthz", self.health),
         ]
         errors = {TooManyWrong: _too_many_wrong, ConfigError: _mistake}
@@ -116,14 +117,10 @@ class Page:
         return response
 
     async def run(self, request: Request) -> Response:
-        if (refused := self._refuses(request)) is not None:
-            return refused
         session = self._access.session(request.cookies.get(self._cookie), time.monotonic())
         return JSONResponse(self._source.overview() | {"session": session and self._session(session)})
 
     async def stream(self, request: Request) -> Response:
-        if (refused := self._refuses(request)) is not None:
-            return refused
         step = _number(request.query_params.get("after", "0"))
         return EventSourceResponse(self._events(request, step), ping=int(STREAM_QUIET_S))
 
@@ -135,9 +132,7 @@ class Page:
                 step = news["header"]["step"]
                 yield {"event": "news", "data": json.dumps(news, allow_nan=False)}
 
-    async def traces(self, request: Request) -> Response:
-        if (refused := self._refuses(request)) is not None:
-            return refused
+    async def traces(self, _request: Request) -> Response:
         try:
             steps = await run_in_threadpool(read_steps, self._folder)
         except ConfigError:
@@ -145,17 +140,13 @@ class Page:
         return JSONResponse({"steps": sorted(steps)})
 
     async def one_trace(self, request: Request) -> Response:
-        if (refused := self._refuses(request)) is not None:
-            return refused
         steps = await run_in_threadpool(read_steps, self._folder)
         step = request.path_params["step"]
         if step not in steps:
             raise ConfigError(f"step {step} was not recorded")
         return JSONResponse(trace(steps[step], self._folder.name))
 
-    async def show_network(self, request: Request) -> Response:
-        if (refused := self._refuses(request)) is not None:
-            return refused
+    async def show_network(self, _request: Request) -> Response:
         return await self._answer(None)
 
     async def change_network(self, request: Request) -> Response:
@@ -172,20 +163,23 @@ class Page:
         answer = await run_in_threadpool(self._ask, change)
         return JSONResponse(msgspec.to_builtins(answer))
 
-    async def metrics(self, request: Request) -> Response:
-        if (refused := self._refuses(request)) is not None:
-            return refused
+    async def metrics(self, _request: Request) -> Response:
         return Response(exposition(self._source.state), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     async def health(self, _request: Request) -> Response:
         problem = self._source.problem
         return PlainTextResponse(problem or "ok", 503 if problem else 200)
 
-    def _refuses(self, request: Request) -> Response | None:
-        role = self._access.role(request.cookies.get(self._cookie), _bearer(request), time.monotonic())
-        if role >= Role.READER:
-            return None
-        return JSONResponse({"error": "a secret is needed: open the address that the run has printed"}, 401)
+    def _to_readers(self, handler: Handler) -> Handler:
+        """The same handler for those who may read the page; others get 401."""
+
+        async def guarded(request: Request) -> Response:
+            role = self._access.role(request.cookies.get(self._cookie), _bearer(request), time.monotonic())
+            if role < Role.READER:
+                return JSONResponse({"error": "a secret is needed: open the address that the run has printed"}, 401)
+            return await handler(request)
+
+        return guarded
 
     def _session(self, session: Session) -> dict[str, Any]:
         return {"controls": session.role is Role.OPERATOR and self._ask is not None, "csrf": session.csrf}
