@@ -58,11 +58,6 @@ class Assignment:
         owner = self.owner(chunk)
         return tuple(rank for rank, own in enumerate(self._chunks) if rank != owner and own[-1] > chunk)
 
-    def sources_of(self, rank: int) -> tuple[int, ...]:
-        """The chunks, rising, that `rank` reads and does not own: `rank in readers_of(chunk)`."""
-        last = self._chunks[rank][-1]
-        return tuple(chunk for chunk in range(last) if self._owner[chunk] != rank)
-
     def weights(self) -> list[float]:
         """Each rank's share of the chunks, and so of the tokens; they sum to 1. These weigh an average."""
         return [len(own) / self.n_chunks for own in self._chunks]

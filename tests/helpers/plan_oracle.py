@@ -16,6 +16,7 @@ from functools import partial
 import numpy as np
 import simpy
 
+from helpers.worlds import sources_of
 from node.exchange.routes import routes_for, span_of
 from node.lab.plan.costs import Costs
 from node.lab.plan.lines import Lines
@@ -113,7 +114,7 @@ class _Pass:
         self._clock, self._network, self._step, self._costs = clock, network, step, costs
         self._rank, self._number = rank, number
         assignment = step.assignment
-        self._own, self._sources = assignment.chunks(rank), assignment.sources_of(rank)
+        self._own, self._sources = assignment.chunks(rank), sources_of(assignment, rank)
         self._orders: dict[int, list[int]] = {}
         for index in range(len(step.layers)) if step.relays else ():
             for chunk in self._sources:

@@ -96,6 +96,11 @@ def full_spec(config: Config) -> PassSpec:
     return PassSpec(config.model.chunk_tokens, config.compress.compresses)
 
 
+def sources_of(assignment: Assignment, rank: int) -> list[int]:
+    """The chunks that `rank` reads and does not own."""
+    return [chunk for chunk in range(assignment.n_chunks) if rank in assignment.readers_of(chunk)]
+
+
 def exchange_of(config: Config, world: Sequence[Sequence[int]], rank: int, wire: ChunkWire | None) -> ChunkExchange:
     """One rank's exchange; a world of one has no wire."""
     return ChunkExchange(Assignment(world), rank, payload_format(config), wire if len(world) > 1 else None)

@@ -14,7 +14,7 @@ import pytest
 import torch
 from helpers.small import contexts, small_model
 from helpers.threads import ThreadWire, run_ranks
-from helpers.worlds import MODES, WORLDS, exchange_of, full_spec, tiny_config
+from helpers.worlds import MODES, WORLDS, exchange_of, full_spec, sources_of, tiny_config
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
@@ -212,7 +212,7 @@ def test_a_layer_keeps_its_input_its_attention_s_output_and_what_arrived(world: 
     kept, before = kept_by_layer(world, True, **compress), kept_by_layer(world, False, **compress)
     for rank, (found, whole) in enumerate(zip(kept, before, strict=True)):
         tokens = len(assignment.chunks(rank)) * model.chunk_tokens
-        arrived = len(assignment.sources_of(rank)) * payload.chunk_bytes(0, full_spec(config))
+        arrived = len(sources_of(assignment, rank)) * payload.chunk_bytes(0, full_spec(config))
         print(f"world {world}, rank {rank}: {whole / tokens:.0f} bytes a token and layer, {found / tokens:.0f} with")
         assert found == tokens * token_bytes + arrived
         assert found < whole / 3
