@@ -7,6 +7,8 @@ other that they are members is added to a roster as it leaves, so that nothing e
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import msgspec
 
 from coordinator.config import CoordinatorConfig
@@ -23,7 +25,8 @@ class Doorkeeper:
     def __init__(self, config: CoordinatorConfig, run_name: str) -> None:
         pair, keys = coordinator_keys(config)
         self._invited = keys.nodes if keys else None
-        self._shared = derived_secret(pair, f"members of {run_name}")
+        self.shared = derived_secret(pair, f"members of {run_name}")
+        """By this, members prove to each other that they are members."""
         self.operator_file: str | None = None
         """The operator's key as a file's text, if it was made here and nobody else has it."""
         if keys:
@@ -48,12 +51,23 @@ class Doorkeeper:
                 "on the coordinator's machine, or the operator's key with --key FILE or ISTHMUS_OPERATOR"
             )
         if isinstance(message, Join):
-            if not certifies(peer, message.key):
-                return f"{message.name} did not come with the key that it names"
-            if self._invited is not None and self._invited.get(message.name) != message.key:
-                return f"this invitation is not for the name {message.name}; leave --name out"
+            return self.imposture(peer, message.name, message.key)
         return None
+
+    def imposture(self, peer: str, name: str, key: str) -> str | None:
+        """Why the sender may not join under this name with this key; None where it may."""
+        if not certifies(peer, key):
+            return f"{name} did not come with the key that it names"
+        if self._invited is not None and self._invited.get(name) != key:
+            return f"this invitation is not for the name {name}; leave --name out"
+        return None
+
+    def welcome(self, name: str, key: str) -> None:
+        """Let one more in under this name, besides those that have an invitation."""
+        if self._invited is not None and self.access.invited is not None:
+            self._invited = {**self._invited, name: key}
+            self.access = replace(self.access, invited=self.access.invited | {key})
 
     def sealed(self, message: CoordinatorMessage) -> CoordinatorMessage:
         """The message as it leaves."""
-        return msgspec.structs.replace(message, secret=self._shared) if isinstance(message, Roster) else message
+        return msgspec.structs.replace(message, secret=self.shared) if isinstance(message, Roster) else message

@@ -134,10 +134,14 @@ def node_access(config: CoordinatorConfig, bind: str) -> tuple[Access, str]:
     guest = invitation(config)
     pair = pair_of(guest.secret) if guest else new_pair()
     lead = guest.coordinator if guest else derived_pair(config.token, COORDINATOR).public
-    encrypts = config.encryption == "always" or (
+    return Access(pair, encrypts(config, bind)), lead
+
+
+def encrypts(config: CoordinatorConfig, bind: str) -> bool:
+    """Whether callers of a node that listens at `bind` speak CURVE."""
+    return config.encryption == "always" or (
         config.encryption == "auto" and not is_loopback(parse_address(bind, "--bind"))
     )
-    return Access(pair, encrypts), lead
 
 
 def operator_pair(secret: str) -> KeyPair:

@@ -294,7 +294,7 @@ CoordinatorMessage = (
 Send = Callable[[bytes], None]
 
 
-def encode(message: NodeMessage | CoordinatorMessage) -> bytes:
+def encode(message: Message) -> bytes:
     """The body of a control message. Raises `ValueError` where it is too large, which is a fault on this side."""
     body: bytes = msgpack.packb(msgspec.to_builtins(message))
     if len(body) > MAX_BODY_BYTES:
@@ -304,13 +304,13 @@ def encode(message: NodeMessage | CoordinatorMessage) -> bytes:
 
 def decode_from_node(body: bytes | bytearray | memoryview, peer: str = "") -> NodeMessage:
     """Decode a message of a node. Raises `ProtocolError` naming `peer` and the field that is wrong."""
-    message: NodeMessage = _decode(body, NodeMessage, peer)
+    message: NodeMessage = decode(body, NodeMessage, peer)
     return message
 
 
 def decode_from_coordinator(body: bytes | bytearray | memoryview, peer: str = COORDINATOR) -> CoordinatorMessage:
     """Decode a message of the coordinator. Raises `ProtocolError` naming the field that is wrong."""
-    message: CoordinatorMessage = _decode(body, CoordinatorMessage, peer)
+    message: CoordinatorMessage = decode(body, CoordinatorMessage, peer)
     return message
 
 
@@ -332,7 +332,8 @@ def shorten(reason: str) -> str:
     return reason if len(reason) <= 4000 else reason[:3996] + " ..."
 
 
-def _decode(body: bytes | bytearray | memoryview, kinds: Any, peer: str) -> Any:
+def decode(body: bytes | bytearray | memoryview, kinds: Any, peer: str) -> Any:
+    """A message that must be one of `kinds`. Raises `ProtocolError` naming `peer` and the field that is wrong."""
     if len(body) > MAX_BODY_BYTES:
         raise ProtocolError(f"a control message of {len(body)} bytes exceeds {MAX_BODY_BYTES}", peer=peer)
     try:

@@ -61,12 +61,10 @@ from netem.names import plain
 
 log = logging.getLogger("isthmus.coordinator")
 
-log = logging.getLogger("isthmus.coordinator")
-
 _FLUSH_TIMEOUT_S = 2.0
 _TELL_EVERY_S = 10.0
 _MAX_BATCH = 10_000  # arrivals between two ticks; a flood must not stop the clock
-_LIMITS = Limits(
+LIMITS = Limits(
     max_strangers=64,
     max_stranger_bytes=64 << 10,
     max_open_messages=16,
@@ -75,6 +73,7 @@ _LIMITS = Limits(
     max_frame_bytes=URGENT_SEGMENT_BYTES,
     max_unread_frames=4,
 )
+"""Of an endpoint that takes control messages, also of strangers."""
 _STRANGER_BYTES = 16 << 10  # most bytes in one message of a stranger; a Join is far smaller
 _STRANGER_MESSAGES = 4  # most messages of one stranger that wait to be handled
 _STRANGERS_MESSAGES = 1024  # most messages of all strangers that wait to be handled
@@ -187,7 +186,7 @@ class CoordinatorServer:
             profile,
             self._inbox,
             bind=config.address,
-            limits=msgspec.structs.replace(_LIMITS, max_strangers=_LIMITS.max_strangers + config.nodes),
+            limits=msgspec.structs.replace(LIMITS, max_strangers=LIMITS.max_strangers + config.nodes),
             access=door.access,
             door=door.limits,
         )

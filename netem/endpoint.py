@@ -199,6 +199,10 @@ class Endpoint:
         """A copy of the totals of inbound connections; None if all may call."""
         return copy.copy(self._sockets.door)
 
+    def seen_from(self, peer: str) -> str:
+        """The IP address that this peer calls from; empty if it does not. Only the receiver's methods may call this."""
+        return self._sockets.seen_from(peer)
+
     def flush(self, timeout_s: float) -> bool:
         """Wait until all sent messages are acknowledged; False if that takes longer than `timeout_s`."""
         with self._settled:

@@ -188,6 +188,11 @@ class Porter:
         """ZeroMQ's number of the connection over which the peer has called last; None if it has not."""
         return self._routes.get(peer)
 
+    def seen_from(self, name: str) -> str:
+        """The IP address that this caller's latest connection comes from; empty if it has ended."""
+        number = self._routes.get(name)
+        return next((self._source(at) or "" for at, other in self._numbers.items() if other == number), "")
+
     def hang_up(self, name: str) -> None:
         """Close the latest connection of this caller."""
         number = self._routes.get(name)

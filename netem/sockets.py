@@ -135,6 +135,10 @@ class Sockets:
         refused, self._porter.refused = self._porter.refused, []
         return refused
 
+    def seen_from(self, peer: str) -> str:
+        """The IP address that this peer calls from; empty if it does not call, or may without a handshake."""
+        return "" if self._porter is None else self._porter.seen_from(peer)
+
     def hang_up(self, peer: str) -> None:
         """Close the connection by which this peer has called."""
         if self._porter is not None:
@@ -289,6 +293,21 @@ def parse_address(address: str, key: str, *, dial: bool = False) -> str:
             "such as tcp://127.0.0.1:5555"
         )
     return match["host"]
+
+
+def advertised(bound: str, place: str) -> str:
+    """The address for the peers: the bound one, or that of `place`, HOST or HOST:PORT (behind NAT, in a container).
+
+    Raises `ConfigError`, which names --advertise.
+    """
+    if not place:
+        return bound
+    address = f"tcp://{place}" if re.search(r":\d+$", place) else f"tcp://{place}:{bound.rpartition(':')[2]}"
+    try:
+        parse_address(address, "--advertise", dial=True)
+    except ConfigError:
+        raise ConfigError(f"--advertise {place!r}: expected HOST or HOST:PORT, such as 203.0.113.7:7071") from None
+    return address
 
 
 def check_host(host: str, key: str) -> None:

@@ -124,6 +124,23 @@ def _node(options: argparse.Namespace, overrides: list[str]) -> None:
     run_node(config, options.join, options.bind, options.advertise, options.name, options.rank)
 
 
+def _doctor(options: argparse.Namespace, overrides: list[str]) -> int:
+    from node.commands.doctor import Wish, doctor
+
+    wish = Wish(
+        has_config=options.config is not None,
+        listen=options.listen,
+        nodes=options.nodes,
+        join=options.join,
+        bind=options.bind,
+        advertise=options.advertise,
+        name=options.name,
+        wait_s=options.wait,
+        out=options.out,
+    )
+    return doctor(lambda settings: load(options, [*overrides, *settings]), wish)
+
+
 def _data(options: argparse.Namespace, overrides: list[str]) -> None:
     from node.commands.prepare import prepare
 
@@ -238,6 +255,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace, list[str]], int | None]] = {
     "coordinator": _coordinator,
     "node": _node,
     "data": _data,
+    "doctor": _doctor,
     "launch": _launch,
     "eval": _eval,
     "export": _export,

@@ -29,6 +29,14 @@ While `isthmus run configs/demo.toml` goes on in another terminal:
 Nothing in flight is lost. A cut only delays the run if it is shorter than the time that nodes may be silent.
 """
 
+DOCTOR = f"""\
+Before a run, on every machine that shall take part, all with the same ISTHMUS_TOKEN; the first one where the
+coordinator will run:
+  isthmus doctor run.toml --listen tcp://100.64.0.1:7070 --nodes 3
+  isthmus doctor run.toml --join tcp://100.64.0.1:7070
+{SETTINGS.rstrip()}
+"""
+
 DATA = """\
 A node that must first fetch and tokenise a large corpus joins too late. Run this on every machine before:
   isthmus data prepare configs/demo.toml

@@ -120,14 +120,14 @@ def await_host(host: str, limit_s: float) -> None:
         time.sleep(RETRY_S)
 
 
-def address_towards(host: str, port: int) -> str:
-    """The address of this machine from which `host` is reached. Nothing is sent."""
+def address_towards(host: str, port: int, key: str = MASTER) -> str:
+    """The address of this machine from which `host` is reached. Nothing is sent. Raises `ConfigError`, naming `key`."""
     family, kind, protocol, _, address = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_DGRAM)[0]
     with socket.socket(family, kind, protocol) as probe:
         try:
             probe.connect(address)
         except OSError as error:
-            raise ConfigError(f"{MASTER} = {host}: no way there from here ({error.strerror})") from None
+            raise ConfigError(f"{key} = {host}: no way there from here ({error.strerror})") from None
         own = str(probe.getsockname()[0])
     return f"[{own}]" if ":" in own else own
 

@@ -14,7 +14,7 @@ from typing import Any
 from netem.errors import ConfigError
 from node.epilogs import COMPLETION, OVERVIEW
 from node.options.common import add_command
-from node.options.job import add_data, add_keys, add_results, add_training
+from node.options.job import add_data, add_doctor, add_keys, add_results, add_training
 from node.options.lab import add_chaos, add_questions, add_study
 from node.options.network import add_net
 
@@ -75,6 +75,7 @@ def parser() -> argparse.ArgumentParser:
     add_net(commands)
     add_keys(commands)
     add_data(commands)
+    add_doctor(commands)
     add_questions(commands)
     add_chaos(commands)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from node.epilogs import DASHBOARD, DATA, EVAL, GENERATE, KEYS, LAUNCH, SETTINGS, TRACE, WATCH
-from node.options.common import Commands, add_command, add_config, add_key, add_print_config
+from node.epilogs import DASHBOARD, DATA, DOCTOR, EVAL, GENERATE, KEYS, LAUNCH, SETTINGS, TRACE, WATCH
+from node.options.common import Commands, add_command, add_config, add_key, add_preset, add_print_config
 
 
 def add_training(commands: Commands) -> None:
@@ -61,6 +61,42 @@ def add_keys(commands: Commands) -> None:
     keys.add_argument("folder", type=Path, metavar="FOLDER", help="the folder to write; it must be new or empty")
     keys.add_argument("--nodes", type=int, default=0, help="invitations to make, for node-0 and so on (default: 0)")
     keys.add_argument("--name", action="append", metavar="NAME", help="another invitation; several may be given")
+
+
+def add_doctor(commands: Commands) -> None:
+    """`isthmus doctor`."""
+    text = (
+        "machines that want to train together: what is wrong with them and the ways between them (0: nothing, 1: see)"
+    )
+    doctor = add_command(commands, "doctor", text, DOCTOR, takes_settings=True)
+    doctor.add_argument(
+        "config", type=Path, nargs="?", metavar="CONFIG", help="the run's TOML file, to plan the run on this network"
+    )
+    add_preset(doctor)
+    where = doctor.add_mutually_exclusive_group(required=True)
+    where.add_argument(
+        "--listen", default="", metavar="ADDRESS", help="on one machine: tcp://INTERFACE:PORT, as coordinator.address"
+    )
+    where.add_argument("--join", default="", metavar="ADDRESS", help="on the others: the first one's tcp://HOST:PORT")
+    doctor.add_argument("--nodes", type=int, help="with --listen: the number of machines, this one among them")
+    doctor.add_argument(
+        "--bind",
+        default="",
+        metavar="ADDRESS",
+        help="where the others reach this machine: tcp://INTERFACE:PORT (default: the way to the first machine)",
+    )
+    doctor.add_argument(
+        "--advertise", default="", metavar="HOST[:PORT]", help="where the others are told to reach it, behind NAT"
+    )
+    doctor.add_argument("--name", default="", help="this machine's name (default: its host's)")
+    doctor.add_argument(
+        "--wait",
+        type=float,
+        default=600.0,
+        metavar="SECONDS",
+        help="with --listen: wait so long (default: %(default)s)",
+    )
+    doctor.add_argument("--out", type=Path, metavar="FILE", help="write the network's profile to this file")
 
 
 def add_results(commands: Commands) -> None:

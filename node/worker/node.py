@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import sys
 import threading
 from collections.abc import Iterator
@@ -27,7 +26,7 @@ from netem.keys import Access
 from netem.limits import Limits
 from netem.profile import resolve_schedule
 from netem.schedule import Schedule, Timed
-from netem.sockets import parse_address
+from netem.sockets import advertised
 from node.config import Config, RunConfig
 from node.data import Task, open_data
 from node.data.task import check_room
@@ -115,7 +114,7 @@ def _take_part(
     network: Schedule,
     shortfall: Shortfall,
 ) -> None:
-    address = _advertised(endpoint.address, place.advertise)
+    address = advertised(endpoint.address, place.advertise)
     word_s = network.profile.link(COORDINATOR, place.name).latency_s
 
     def follow(heard: float, changes: tuple[Timed, ...]) -> None:
@@ -214,18 +213,6 @@ def _rosters(session: Session, place: Place) -> Iterator[tuple[int, Roster]]:
         yield from session.rosters()
     except ConfigError as error:
         raise ConfigError(f"--join {place.join}: {error}") from None
-
-
-def _advertised(bound: str, place: str) -> str:
-    """The address for the peers: the bound one, or that of `place`, HOST or HOST:PORT (behind NAT, in a container)."""
-    if not place:
-        return bound
-    address = f"tcp://{place}" if re.search(r":\d+$", place) else f"tcp://{place}:{bound.rpartition(':')[2]}"
-    try:
-        parse_address(address, "--advertise", dial=True)
-    except ConfigError:
-        raise ConfigError(f"--advertise {place!r}: expected HOST or HOST:PORT, such as 203.0.113.7:7071") from None
-    return address
 
 
 def warn_of_leak(config: Config) -> None:
