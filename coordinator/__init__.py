@@ -11,6 +11,8 @@ Reading order:
 6. `member`      the node's side of the same protocol; `diagram` draws both tables into docs/protocol.md
 7. `keyring`, `doorkeeper`   the run's keys, and who gets in
 8. `server`, `client`, `operator`   thin shells that add an endpoint, a clock and threads; `records` keeps the metrics
+9. `files`       checkpoints, brought together at the coordinator and given out again
+10. `survey`     machines that examine each other before a run (`isthmus doctor`)
 
 `config` is the section [coordinator]. What is public, for use from Python; all else may change without notice:
 

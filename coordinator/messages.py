@@ -19,7 +19,7 @@ from netem.errors import ProtocolError
 from netem.names import KeyText
 from netem.schedule import Timed
 
-PROTOCOL_VERSION = 5
+PROTOCOL_VERSION = 6
 COORDINATOR = "coordinator"  # the coordinator's name as an endpoint; no node may bear it
 RUN_ID = "isthmus"  # the same for all runs, so that a coordinator can tell a node that it has asked at the wrong run
 NODE_NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"

@@ -13,6 +13,7 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable
+from contextlib import suppress
 from typing import NamedTuple
 
 import msgspec
@@ -37,6 +38,8 @@ from coordinator.events import (
     Send,
     Tick,
 )
+from coordinator.files.collector import Collector, Reply
+from coordinator.files.messages import FileMessage, file_tag, read_file_tag
 from coordinator.messages import (
     CONTROL_TAG,
     COORDINATOR,
@@ -93,6 +96,12 @@ class _Arrival(NamedTuple):
     stranger: bool
 
 
+class _FileArrival(NamedTuple):
+    peer: str
+    message: FileMessage
+    data: memoryview
+
+
 class _Inbox:
     """The endpoint's receiver. It runs on the I/O thread, so it only checks sizes and puts messages on the queue.
 
@@ -100,7 +109,7 @@ class _Inbox:
     """
 
     def __init__(self) -> None:
-        self.queue: queue.SimpleQueue[_Arrival | Event] = queue.SimpleQueue()
+        self.queue: queue.SimpleQueue[_Arrival | _FileArrival | Event] = queue.SimpleQueue()
         self.members: frozenset[str] = frozenset()
         self._lock = threading.Lock()
         self._waiting: Counter[str] = Counter()  # messages of strangers, by peer
@@ -108,12 +117,17 @@ class _Inbox:
     def admit(self, peer: str, generation: int, tag: bytes, total_bytes: int) -> memoryview | None:
         if peer not in self.members and not self._hears(peer, total_bytes):
             return None
-        buffer = control_buffer(tag, total_bytes, peer)
-        if buffer is None:
-            raise ProtocolError("bulk sent to the coordinator, which takes control messages only", peer=peer)
-        return buffer
+        if tag == CONTROL_TAG:
+            return control_buffer(tag, total_bytes, peer)
+        if peer not in self.members:
+            raise ProtocolError("a stranger may send control messages only", peer=peer)
+        read_file_tag(tag, total_bytes, peer)
+        return memoryview(bytearray(total_bytes))
 
     def deliver(self, peer: str, generation: int, tag: bytes, buffer: memoryview) -> None:
+        if tag != CONTROL_TAG:
+            self.queue.put(_FileArrival(peer, read_file_tag(tag, len(buffer), peer), buffer))
+            return
         stranger = peer not in self.members
         if stranger:
             with self._lock:
@@ -146,7 +160,8 @@ class CoordinatorServer:
     `record`, `fault` and `checkpoint_complete`, which takes a step and the number of nodes that wrote it, are called on
     the serving thread; an `OSError` from them ends the run. `show` gives the records after a line's number to those who
     watch, with where the run is in words. `keep` puts the run's state on disk before anything that follows from it is
-    sent, and `state` is what an earlier coordinator has kept: this one goes on from it. Raises `ConfigError` where the
+    sent, and `state` is what an earlier coordinator has kept: this one goes on from it. `collector` takes and gives the
+    files of checkpoints. Raises `ConfigError` where the
     chunks cannot be assigned or the address cannot be bound.
     """
 
@@ -161,12 +176,14 @@ class CoordinatorServer:
         show: Callable[[int, str], Watched] | None = None,
         keep: Callable[[SavedState], None] = lambda state: None,
         state: SavedState | None = None,
+        collector: Collector | None = None,
     ) -> None:
         self._record = record
         self._fault = fault
         self._checkpoint_complete = checkpoint_complete
         self._show = show
         self._keep = keep
+        self._collector = collector
         self._kept: SavedState | None = None
         self._restarts_from = state
         self._epoch_s = time.time() - time.monotonic()
@@ -225,6 +242,7 @@ class CoordinatorServer:
         except queue.Empty:
             pass
         self._handle(Tick(), time.monotonic())
+        self._reply(self._collector.tick(time.monotonic()) if self._collector else [])
         self._tell_of_refusals(time.monotonic())
 
     def _tell_of_refusals(self, now_s: float) -> None:
@@ -235,7 +253,11 @@ class CoordinatorServer:
         self._told, self._tell_at_s = counters.refused, now_s + _TELL_EVERY_S
         log.warning("connections refused so far: %d (%s)", counters.refused, counters)
 
-    def _take(self, item: _Arrival | Event) -> None:
+    def _take(self, item: _Arrival | _FileArrival | Event) -> None:
+        if isinstance(item, _FileArrival):
+            if self._collector is not None and item.peer in self._run.membership:
+                self._reply(self._collector.receive(*item, time.monotonic()))
+            return
         if not isinstance(item, _Arrival):
             self._handle(item, time.monotonic())
             return
@@ -326,6 +348,8 @@ class CoordinatorServer:
                     return self._send(peer, message)
                 case Forget(peer):
                     self._endpoint.forget(peer)
+                    if self._collector is not None:
+                        self._collector.lose(peer)
                 case Follow(schedule, began_s):
                     self._endpoint.follow(schedule, began_s)
                 case Record():
@@ -344,6 +368,12 @@ class CoordinatorServer:
         except OSError as error:
             return Cancelled(f"the coordinator cannot write its files: {error}")
         return None
+
+    def _reply(self, replies: list[Reply]) -> None:
+        """Send what concerns files. A member that cannot be reached is found lost otherwise."""
+        for peer, message, data in replies:
+            with suppress(IsthmusError):
+                self._endpoint.send(peer, file_tag(message), [data] if data else [], urgent=True)
 
     def _send(self, peer: str, message: CoordinatorMessage) -> Event | None:
         try:

@@ -199,6 +199,11 @@ class Endpoint:
         """A copy of the totals of inbound connections; None if all may call."""
         return copy.copy(self._sockets.door)
 
+    def is_idle(self, most_messages: int) -> bool:
+        """Whether no bulk waits to be acknowledged, and fewer than so many messages in all."""
+        with self._settled:
+            return not self._queued_bytes and self._queued_messages < most_messages
+
     def seen_from(self, peer: str) -> str:
         """The IP address that this peer calls from; empty if it does not. Only the receiver's methods may call this."""
         return self._sockets.seen_from(peer)

@@ -11,6 +11,8 @@ from functools import partial
 from msgspec.structs import replace
 
 from coordinator.events import Record
+from coordinator.files.collector import Collector
+from coordinator.files.depot import Depot
 from coordinator.messages import Watched
 from coordinator.plan import RunPlan
 from coordinator.records.folder import (
@@ -142,6 +144,7 @@ def _serve(config: Config, page: PageWish | None, lease: Lease) -> None:
             show=show,
             keep=lambda state: kept.write(encode_state(state)),
             state=state,
+            collector=Collector(Depot(folder), config.train.steps) if config.train.collect else None,
         )
         if server.operator_file is not None:
             keep_secret(folder, server.operator_file)

@@ -91,6 +91,14 @@ class TrainConfig(Section, frozen=True, kw_only=True):
             ge=0,
         ),
     ] = 0
+    collect: Annotated[
+        bool,
+        Meta(
+            description="Whether nodes send their parts of a checkpoint to the coordinator, unless both write to the "
+            "same disk. They go when training leaves the line idle. A run can then be evaluated, exported and resumed "
+            "from the coordinator's folder. false: each part stays on its machine."
+        ),
+    ] = True
     eval_every: Annotated[
         int, Meta(description="Steps between held-out evaluations. 0: only at the start and the end.", ge=0)
     ] = 0

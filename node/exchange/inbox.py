@@ -18,7 +18,7 @@ from typing import NamedTuple, Protocol
 
 from coordinator import ring
 from coordinator.assignment import Assignment
-from coordinator.messages import COORDINATOR, control_buffer
+from coordinator.messages import CONTROL_TAG, COORDINATOR, control_buffer
 from netem.errors import (
     GenerationOver,
     IsthmusError,
@@ -99,6 +99,14 @@ class Transfers(Protocol):
     def deliver(self, peer: str, tag: TransferTag, buffer: memoryview) -> None: ...
 
 
+class Files(Protocol):
+    """Takes what the coordinator says about files (`coordinator.files.courier`). Neither call may block."""
+
+    def admit(self, tag: bytes, total_bytes: int) -> memoryview | None: ...
+
+    def deliver(self, tag: bytes, buffer: memoryview) -> None: ...
+
+
 class Inbox:
     """A `netem.endpoint.Receiver`: control messages go to the conversation, states to `transfers`, tensors wait here.
 
@@ -120,6 +128,7 @@ class Inbox:
         self._open: set[int] = set()
         self._failure: IsthmusError | None = None
         self.transfers: Transfers | None = None
+        self.files: Files | None = None
 
     def follow(self, conversation: Conversation) -> None:
         """Hand control messages to `conversation`. It ends every wait when a generation or the run is over."""
@@ -243,6 +252,8 @@ class Inbox:
 
     def admit(self, peer: str, generation: int, tag: bytes, total_bytes: int) -> memoryview | None:
         if peer == COORDINATOR:
+            if self.files is not None and tag != CONTROL_TAG:
+                return self.files.admit(tag, total_bytes)
             return control_buffer(tag, total_bytes, peer)
         if not self._is_member(peer):
             return None
@@ -269,7 +280,9 @@ class Inbox:
 
     def deliver(self, peer: str, generation: int, tag: bytes, buffer: memoryview) -> None:
         if peer == COORDINATOR:
-            if self._conversation:
+            if self.files is not None and tag != CONTROL_TAG:
+                self.files.deliver(tag, buffer)
+            elif self._conversation:
                 self._conversation.on_message(buffer)
             return
         named = decode_tag(tag, peer)

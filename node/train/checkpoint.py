@@ -8,16 +8,19 @@
                               (each node writes its own)
         COMPLETE.json         written last, by the coordinator, when every node has saved (`coordinator.records.folder`)
 
-Each node's file is enough for that node, so machines need not share a disk. The trainer's thread only copies the
-tensors (`Checkpoints.snapshot`); another one writes them (`node.train.writer`). `node.train.tensor_files` reads and
+Each node's file is enough for that node, so machines need not share a disk: where they do not, the files are handed in
+at the coordinator, and a node that lacks its own gets it from there. The trainer's thread only copies the tensors
+(`Checkpoints.snapshot`); another one writes them (`node.train.writer`). `node.train.tensor_files` reads and
 writes the files, and `node.train.parts` finds what a node goes on from where the number of nodes has changed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -36,6 +39,14 @@ from node.train.tensor_files import CORPUS, MODEL, read_sound, vocab_size_in, wr
 _OTHER_MODEL = "it was made with other [model] or [compress] settings"
 
 
+class Courier(Protocol):
+    """Takes files of checkpoints to the coordinator and back (`coordinator.files.courier`)."""
+
+    def hand_in(self, step: int, names: Sequence[str]) -> None: ...
+
+    def fetch(self, step: int, name: str) -> bool: ...
+
+
 @dataclass(frozen=True)
 class Snapshot:
     """One node's part of the checkpoint after `step` steps, as a copy that training does not change any more.
@@ -49,25 +60,33 @@ class Snapshot:
     run_folder: Path
     keep_from: int = 0
     """Checkpoints before this step are removed, to make room for this one."""
+    courier: Courier | None = None
 
     def write(self) -> None:
-        """Write the files, one after another. Raises `IsthmusError` where the disk fails."""
+        """Write the files, one after another, and hand them in. Raises `IsthmusError` where the disk fails, or the
+        coordinator does not take them."""
         drop_before(self.run_folder, self.keep_from)
         for path, tensors in self.files.items():
             write_tensors(tensors, path, self.about)
+        if self.courier is not None:
+            self.courier.hand_in(self.step, [path.name for path in self.files])
 
 
 class Checkpoints:
     """The checkpoints of one run, as one of its `nodes` sees them.
 
-    `corpus` is the fingerprint of the tokens that are trained on; empty where it is not compared.
+    `corpus` is the fingerprint of the tokens that are trained on; empty where it is not compared. `courier` takes parts
+    to the coordinator, and fetches from there those that are not on this machine.
     """
 
-    def __init__(self, run_folder: Path, rank: int, corpus: str = "", nodes: int = 1) -> None:
+    def __init__(
+        self, run_folder: Path, rank: int, corpus: str = "", nodes: int = 1, courier: Courier | None = None
+    ) -> None:
         self._run_folder = run_folder
         self._rank = rank
         self._corpus = corpus
         self._nodes = nodes
+        self._courier = courier
 
     def snapshot(
         self,
@@ -90,7 +109,8 @@ class Checkpoints:
         about = {"step": str(step), RANK: str(self._rank), NODES: str(self._nodes)}
         about |= {CORPUS: self._corpus} if self._corpus else {}
         files = {folder / MODEL: weights | (agreed.named() if agreed else {})} if self._rank == 0 else {}
-        return Snapshot(step, files | {folder / part_name(self._rank): part}, about, self._run_folder, keep_from)
+        files |= {folder / part_name(self._rank): part}
+        return Snapshot(step, files, about, self._run_folder, keep_from, self._courier)
 
     def save(
         self,
@@ -113,6 +133,8 @@ class Checkpoints:
         `ConfigError` where there is none, it is not sound, or it is of another step or corpus.
         """
         folder = checkpoint_folder(self._run_folder, step)
+        if self._courier is not None:
+            fetch_parts(self._courier, step, self._rank, self._nodes)
         tensors, own = read_part(folder, self._rank, self._nodes, self._corpus)
         load_weights(model, tensors)
         _load_optimizer(model, optimizer, tensors)
@@ -121,6 +143,16 @@ class Checkpoints:
             if not own:
                 agreed.impose()
         return _running_moments(model, tensors)
+
+
+def fetch_parts(courier: Courier, step: int, rank: int, nodes: int) -> None:
+    """Get what rank `rank` of `nodes` goes on from, as far as the coordinator has it: the parts of the old ranks that
+    are dealt to it (`node.train.parts`), or where there are none, any part."""
+    for old in itertools.count(rank, nodes):
+        if not courier.fetch(step, part_name(old)):
+            if old == rank:
+                courier.fetch(step, part_name(0))
+            return
 
 
 def shared_state(

@@ -29,6 +29,7 @@ MAY_CHANGE = (
     *("run.trace", "run.profile", "run.tracker"),
     "model.init",  # the weights are those of the checkpoint
     *("train.steps", "train.eval_every", "train.eval_batches", "train.checkpoint_every", "train.keep_last"),
+    "train.collect",
     *("train.lr", "train.nonfinite"),
 )
 """Keys, and sections with their dot, that a resumed run may have otherwise."""

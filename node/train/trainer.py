@@ -43,7 +43,7 @@ from node.train.schedule import (
     StepSchedule,
 )
 from node.train.world import World
-from node.train.writer import Writer
+from node.train.writer import LIMIT_S, Writer
 
 
 class StepSession(Protocol):
@@ -153,8 +153,8 @@ class Trainer:
         args = (self.done, self.model, self.optimizer, self._running.total, self._agreed, self._keep_from)
         said = partial(session.saved, generation=world.members.generation)
         self._writer.write(world.checkpoints.snapshot(*args), said)
-        if self.done == self._config.train.steps:
-            self._writer.wait()
+        if self.done == self._config.train.steps:  # over narrow lines, the last one may take as long as a step may
+            self._writer.wait(max(LIMIT_S, self._config.coordinator.step_timeout_s))
         if "weights" not in self._digests:  # an averaging of weights has just taken it
             self._digests["weights"] = digest([self._common_weights()])
 

@@ -16,7 +16,7 @@ from node.exchange.inbox import Members
 from node.exchange.payload import PayloadFormat
 from node.measure.spans import Spans
 from node.train.averaging import Averager, ShardWire, VotingSession
-from node.train.checkpoint import Checkpoints
+from node.train.checkpoint import Checkpoints, Courier
 
 
 class WorldWire(ChunkWire, ShardWire, Protocol):
@@ -57,14 +57,15 @@ def build_world(
     run_folder: Path,
     corpus: str = "",
     recorder: Spans | None = None,
+    courier: Courier | None = None,
 ) -> World:
     """The world of `members`. `wire` reaches the others; a node that is alone has none. Checkpoints hold the corpus's
-    fingerprint `corpus`. `recorder` is told where the time goes."""
+    fingerprint `corpus`, and are handed in with `courier`. `recorder` is told where the time goes."""
     recorder = recorder or Spans()
     assignment, rank = members.assignment, members.rank
     return World(
         members=members,
         exchange=ChunkExchange(assignment, rank, payload, wire, recorder),
         averager=Averager(rank, assignment.n_ranks, wire, session, recorder),
-        checkpoints=Checkpoints(run_folder, rank, corpus, assignment.n_ranks),
+        checkpoints=Checkpoints(run_folder, rank, corpus, assignment.n_ranks, courier),
     )

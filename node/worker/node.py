@@ -17,6 +17,8 @@ from dataclasses import dataclass
 import torch
 
 from coordinator.client import Session, sender
+from coordinator.files.courier import Courier
+from coordinator.files.depot import Depot
 from coordinator.keyring import node_access
 from coordinator.messages import COORDINATOR, RUN_ID, Roster
 from netem.door import DoorLimits
@@ -142,6 +144,8 @@ def _take_part(
         spec = schedule.pass_spec(step)
         return step_flops(config.model, config.compress, config.train.batch, own, spec, task.vocab_size)
 
+    courier = Courier(endpoint, Depot(config.run.folder), inbox.raise_if_over) if config.train.collect else None
+    inbox.files = courier
     builder = WorldBuilder(
         endpoint,
         inbox,
@@ -153,6 +157,7 @@ def _take_part(
         machine,
         flops,
         judges=config.train.nonfinite == "stop",
+        courier=courier,
     )
     trainer = Trainer(config, task, model)
     arrival = Arrival(Handover(endpoint, inbox), network.profile, place.name, _state_cap_bytes(model), shortfall)

@@ -14,6 +14,7 @@ from node.exchange.payload import PayloadFormat
 from node.exchange.wire import Wire
 from node.measure.spans import Spans
 from node.train.averaging import Averager, VotingSession
+from node.train.checkpoint import Courier
 from node.train.world import World, build_world
 from node.worker.machine import Machine, share_cores
 from node.worker.meter import Meter, Plan
@@ -24,7 +25,7 @@ class WorldBuilder:
 
     `timeout_s` is how long a world's wire waits for anything; `corpus` is the fingerprint that checkpoints hold;
     `machine` is what this node computes on, and `flops` gives the model's FLOPs of a step of a node with these chunks;
-    `judges` is as in `Wire`.
+    `judges` is as in `Wire`, and `courier` takes checkpoints to the coordinator.
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class WorldBuilder:
         machine: Machine,
         flops: Callable[[tuple[int, ...], int], float],
         judges: bool = True,
+        courier: Courier | None = None,
     ) -> None:
         self._endpoint = endpoint
         self._inbox = inbox
@@ -50,6 +52,7 @@ class WorldBuilder:
         self._machine = machine
         self._flops = flops
         self._judges = judges
+        self._courier = courier
         self._spans = Spans()
         self._dialled: Mapping[str, RosterEntry] = {}
         self._averager: Averager | None = None  # of the world that was built last
@@ -73,7 +76,8 @@ class WorldBuilder:
         spans, folder = self._spans, self._config.folder
         alone = len(peers) == 1
         wire = None if alone else self._wire(members)
-        world = build_world(members, self._payload, wire, self._session, folder, self._corpus, spans)
+        courier = self._courier
+        world = build_world(members, self._payload, wire, self._session, folder, self._corpus, spans, courier)
         self._averager = world.averager
         traced, profiled = frozenset(self._config.traced()), frozenset(self._config.profiled())
         plan = Plan(partial(self._flops, world.exchange.own), traced, folder, profiled)

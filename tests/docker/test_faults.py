@@ -6,9 +6,11 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
+from typing import Any
 
 import pytest
-from helpers.containers import Project, docker
+from helpers.containers import Project, docker, logs_of
 
 NODES = 3
 CONFIG = """
@@ -49,14 +51,14 @@ def training(project: Project) -> Project:
     return project
 
 
-def go_on(project: Project, what: str) -> int:
-    """Wait until the others have done further steps in a later generation; the generation."""
-    before = project.records("faults")[-1]
+def go_on(project: Project, what: str, before: Mapping[str, Any] | None = None) -> int:
+    """Wait until further steps have been done in a later generation than that of a record, or now; the generation."""
+    before = before or project.records("faults")[-1]
     began_s = time.monotonic()
     while True:
         last = project.records("faults")[-1]
         if last["generation"] > before["generation"] and last["step"] > before["step"]:
-            print(f"\n{what}: the others went on after {time.monotonic() - began_s:.1f} s")
+            print(f"\n{what}: training went on after {time.monotonic() - began_s:.1f} s")
             return int(last["generation"])
         assert time.monotonic() - began_s < STILL_S, project.compose("logs", "--tail", "30", token=None)
         time.sleep(0.25)
@@ -82,8 +84,7 @@ def test_a_frozen_node_is_left_behind_and_says_so_when_it_wakes(training: Projec
     docker("unpause", victim)
     training.await_end(300)
     assert training.records("faults")[-1]["step"] == 400
-    logs = docker("logs", victim)
-    assert "generation" in logs or "evicted" in logs or "lost" in logs, logs
+    assert "the others go on without this node" in logs_of(victim)
 
 
 @pytest.mark.timeout(600)
@@ -97,3 +98,17 @@ def test_a_node_that_is_cut_off_is_left_behind(training: Project) -> None:
     docker("kill", victim)
     codes = training.await_end(300)
     assert sorted(codes.values()) == [0, 0, 0, 137]
+
+
+@pytest.mark.timeout(600)
+def test_a_coordinator_that_is_killed_and_started_again_goes_on_with_its_nodes(training: Project) -> None:
+    (coordinator,) = training.containers("coordinator")
+    before = training.records("faults")[-1]
+    docker("kill", coordinator)
+    docker("start", coordinator)
+    go_on(training, "docker kill and start of the coordinator", before)
+    assert set(training.await_end(300).values()) == {0}
+    records = training.records("faults")
+    assert [record["step"] for record in records] == list(range(1, 401))
+    assert len(records[-1]["nodes"]) == NODES
+    assert "an earlier coordinator was lost" in logs_of(coordinator)

@@ -24,6 +24,13 @@ def docker(*words: str, timeout_s: float = STEP_S) -> str:
     return done.stdout
 
 
+def logs_of(container: str) -> str:
+    """What a container has printed, on both streams."""
+    done = subprocess.run(["docker", "logs", container], capture_output=True, text=True, timeout=STEP_S)
+    assert done.returncode == 0, done.stderr
+    return done.stdout + done.stderr
+
+
 def inside(container: str, *words: str) -> str:
     """What a command of this machine prints in a container's network namespace."""
     pid = docker("inspect", "--format", "{{.State.Pid}}", container).strip()

@@ -175,7 +175,7 @@ def blocked(made: Lan) -> None:
 def lossy(made: Lan) -> None:
     """One in twelve of the packets that ben sends to dan is lost."""
     lose = ("-m", "statistic", "--mode", "random", "--probability", "0.08", "-j", "DROP")
-    iproute(*made.hosts[1].prefix, "iptables", "-A", "OUTPUT", "-d", made.hosts[3].address, "-p", "tcp", *lose)
+    iproute(*made.hosts[3].prefix, "iptables", "-A", "INPUT", "-s", made.hosts[1].address, "-p", "tcp", *lose)
 
 
 @pytest.mark.slow

@@ -12,11 +12,12 @@ from helpers.worlds import tiny_config
 from coordinator.messages import Roster, RosterEntry
 from netem.counters import LinkCounters
 from netem.errors import ConfigError, GenerationOver, PeerLate, ProtocolError, RunAborted
+from netem.sockets import advertised
 from node.exchange.inbox import Inbox
 from node.train.from_config import payload_format
 from node.train.ring_formats import FLOAT32
 from node.worker.machine import Machine, share_cores
-from node.worker.node import Place, _advertised, _train
+from node.worker.node import Place, _train
 from node.worker.world_builder import WorldBuilder
 
 PLACE = Place("tcp://127.0.0.1:1", "tcp://127.0.0.1:0", "", "node-0", -1)
@@ -235,10 +236,10 @@ def test_nodes_on_the_same_cores_share_them_out(monkeypatch: pytest.MonkeyPatch,
     ],
 )
 def test_peers_are_told_a_host_and_where_it_is_given_another_port(place: str, address: str) -> None:
-    assert _advertised("tcp://10.0.0.7:5151", place) == address
+    assert advertised("tcp://10.0.0.7:5151", place) == address
 
 
 @pytest.mark.parametrize("place", ["tcp://a:1", "a:0", "a:70000", "*", "0.0.0.0:4", "two words", "2001:db8::7"])
 def test_an_address_that_nobody_can_dial_is_refused(place: str) -> None:
     with pytest.raises(ConfigError, match=r"--advertise .*expected HOST or HOST:PORT"):
-        _advertised("tcp://10.0.0.7:5151", place)
+        advertised("tcp://10.0.0.7:5151", place)
