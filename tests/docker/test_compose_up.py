@@ -3,7 +3,10 @@
 import re
 from pathlib import Path
 
+import pytest
 from helpers.containers import Project, docker
+
+pytestmark = pytest.mark.timeout(1500)  # the image is built first
 
 
 def test_a_run_trains_to_its_end_and_its_outputs_are_copied_out(project: Project, tmp_path: Path) -> None:
@@ -18,6 +21,7 @@ def test_a_run_trains_to_its_end_and_its_outputs_are_copied_out(project: Project
     assert set(records[-1]["nodes"]) == set(records[0]["nodes"])
     assert len(records[-1]["nodes"]) == 4
     assert records[-1]["loss"] < records[0]["loss"] - 1
+    print(f"\nfour nodes by docker compose up: {1e3 * project.step_s('four', 20):.0f} ms a step of configs/tiny.toml")
 
     (coordinator,) = project.containers("coordinator")
     docker("cp", f"{coordinator}:/isthmus/outputs", str(tmp_path / "outputs"))

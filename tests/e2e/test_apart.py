@@ -19,6 +19,7 @@ def train(folder: Path, cache: Path, nodes: int, outputs: list[str], *settings: 
     """A coordinator and nodes, each with a folder of its own; what they printed."""
     shared = [TINY, *QUICK, "--train.sync_every", "1", "--train.checkpoint_every", "3"]
     shared += ["--run.name", "apart", "--coordinator.nodes", str(nodes), *settings]
+    (folder / "lead" / "apart" / "coordinator.address").unlink(missing_ok=True)  # of a run before
     with ExitStack() as stack:
         lead = ["coordinator", *shared, "--run.outputs", str(folder / "lead")]
         processes = [stack.enter_context(started(cache, folder / "lead.log", *lead, token=TOKEN))]

@@ -9,6 +9,7 @@ import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from helpers import ROOT
@@ -116,6 +117,10 @@ class Project:
                 return
             assert time.monotonic() < deadline_s, self.compose("logs", "--tail", "20", token=None)
             time.sleep(0.5)
+
+    def step_s(self, run: str, after: int) -> float:
+        """The median duration of the steps after the first `after`."""
+        return median(record["step_s"] for record in self.records(run) if record["step"] > after)
 
     def records(self, run: str) -> list[Mapping[str, Any]]:
         """What the coordinator has recorded of a run so far, whether it goes on or has ended."""
