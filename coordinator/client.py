@@ -11,18 +11,16 @@ generation (`Session.rosters`).
 from __future__ import annotations
 
 import logging
-import os
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 
 from coordinator.config import CoordinatorConfig
+from coordinator.introduction import introduce, without_data
 from coordinator.member import End, Member, State
 from coordinator.messages import (
     CONTROL_TAG,
     COORDINATOR,
-    PROTOCOL_VERSION,
     Alter,
     Changed,
     Commit,
@@ -44,7 +42,6 @@ from coordinator.messages import (
     encode,
     shorten,
 )
-from netem import cores
 from netem.endpoint import Endpoint
 from netem.errors import ConfigError, GenerationOver, IsthmusError, NotAdmitted, ProtocolError, RunAborted
 from netem.keys import Access
@@ -65,11 +62,7 @@ or in coordinator.keys an invitation to this run"""
 
 def sender(endpoint: Endpoint) -> Send:
     """A `send` for a session, over a node's endpoint that is connected to the peer `COORDINATOR`."""
-
-    def send(body: bytes) -> None:
-        endpoint.send(COORDINATOR, CONTROL_TAG, [body], urgent=True)
-
-    return send
+    return lambda body: endpoint.send(COORDINATOR, CONTROL_TAG, [body], urgent=True)
 
 
 class Session:
@@ -99,19 +92,7 @@ class Session:
         self._config = config
         self._on_network = on_network
         self._wire = send
-        self._join = Join(
-            name=name,
-            key=access.pair.public if access else "",
-            encrypted=bool(access and access.encrypts),
-            version=PROTOCOL_VERSION,
-            run=run,
-            config_digest=config_digest,
-            address=address,
-            host=socket.gethostname(),
-            pid=os.getpid(),
-            cores=cores.name(),
-            rank=rank,
-        )
+        self._join = introduce(run, name, address, config_digest, access, rank)
         self._member = Member(config)
         self._changed = threading.Condition()
         self._generation = 0  # of the roster that the trainer's thread knows
@@ -156,17 +137,27 @@ class Session:
         """
         # The coordinator ends a rendezvous by itself. This limit is for one that is alive and sends no roster.
         limit_s = 2 * self._config.join_timeout_s + self._config.heartbeat_timeout_s + self._config.progress_timeout_s
-        self._ask_to_join(limit_s)
-        while (pause_s := self._ask_again_s) > 0:  # a process of this name is about to be found lost
-            self._pause(pause_s)
-            self._ask_to_join(limit_s)
+        if self._member.state in (State.NEW, State.DONE):
+            self._ask_to_join(self._join, limit_s)
+        self._wait_while((State.WAITING,), limit_s)
+        self._check_let_in()
+        return self._newest()
+
+    def enter(self, has_data: Callable[[], bool]) -> None:
+        """Join before this node has its data. `has_data` is called until it says so; `join` follows. Raises as that."""
+        self._ask_to_join(without_data(self._join), self._config.join_timeout_s)
+        self._check_let_in()
+        while not has_data():
+            self._check_let_in()
+        self._say(self._join)
+
+    def _check_let_in(self) -> None:
         if (ending := self._member.ending) is not None:
             if ending.how is End.REFUSED:
                 raise ConfigError(f"the coordinator refuses this node: {ending.reason}")
             if ending.how is End.UNREACHABLE:
                 raise ConfigError(f"{ending.reason}; is it running, and is its address right?")
             raise RunAborted(ending.reason)
-        return self._newest()
 
     def ready(
         self, step: int, metrics: Mapping[str, float] | None = None, digests: Mapping[str, str] | None = None
@@ -290,15 +281,20 @@ class Session:
             out = self._member.send(message, time.monotonic())
         self._put(out)
 
-    def _ask_to_join(self, limit_s: float) -> None:
-        with self._changed:
-            self.raise_if_over()
-            out = self._member.send(self._join, time.monotonic())
-            self._ask_again_s = 0.0
-        self._put(out)
-        if not self._timer.is_alive():
-            self._timer.start()
-        self._wait_while((State.JOINING, State.WAITING), limit_s)
+    def _ask_to_join(self, join: Join, limit_s: float) -> None:
+        """Ask until the coordinator has answered; again where a process of this name is about to be found lost."""
+        while True:
+            with self._changed:
+                self.raise_if_over()
+                out = self._member.send(join, time.monotonic())
+                self._ask_again_s = 0.0
+            self._put(out)
+            if not self._timer.is_alive():
+                self._timer.start()
+            self._wait_while((State.JOINING,), limit_s)
+            if (pause_s := self._ask_again_s) <= 0:
+                return
+            self._pause(pause_s)
 
     def _pause(self, seconds: float) -> None:
         """Wait, unless this node leaves meanwhile. The member then starts over."""

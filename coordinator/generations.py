@@ -58,7 +58,8 @@ class Generations:
     def guests(self, now_s: float) -> list[str]:
         """Those who wait for the next generation and may take part in it."""
         waiting = [peer for peer in self._membership.peers if peer not in self.members]
-        return [peer for peer in waiting if not self._membership.is_held_off(peer, now_s)]
+        ready = [peer for peer in waiting if not self._membership.is_preparing(peer)]
+        return [peer for peer in ready if not self._membership.is_held_off(peer, now_s)]
 
     def is_enough(self, now_s: float) -> bool:
         """Whether a generation can begin: somebody has the weights, and there are as many nodes as the user wants."""

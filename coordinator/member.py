@@ -183,7 +183,7 @@ class Member:
             return []
         return [msgspec.structs.replace(message, generation=self.roster.generation)]
 
-    def _pass(self, message: Changed, now_s: float) -> list[NodeMessage]:
+    def _pass(self, message: Changed | Join, now_s: float) -> list[NodeMessage]:
         return [message]
 
     def _go_away(self, message: Leave | Failed, now_s: float) -> list[NodeMessage]:
@@ -339,6 +339,7 @@ RemoteMove = Callable[[Member, Any, float], None]
 
 LOCAL: Final[Table[State, LocalMove]] = {
     **{(state, Join): row(Member._ask, State.JOINING) for state in (State.NEW, State.DONE)},
+    (State.WAITING, Join): row(Member._pass, State.WAITING),
     (State.RUNNING, Ready): row(Member._report, State.READY),
     (State.RUNNING, Vote): row(Member._cast, State.VOTED),
     **{(state, kind): row(Member._stamped, state) for state in _IN_WORLD for kind in (Saved, Suspect)},

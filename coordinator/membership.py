@@ -64,15 +64,26 @@ class Membership:
         return [plain(peer) for peer in self.peers]
 
     @property
-    def complete(self) -> bool:
+    def full(self) -> bool:
         """Whether all expected nodes have joined."""
         return len(self._seats) == self._config.nodes
 
+    @property
+    def complete(self) -> bool:
+        """Whether all have joined, and have their data."""
+        return self.full and not any(map(self.is_preparing, self._seats))
+
+    def is_preparing(self, peer: str) -> bool:
+        """Whether a member still prepares its data."""
+        return self._seats[peer].join.preparing
+
     def refusal(self, peer: str, join: Join) -> str | None:
-        """Why this node may not join, for a person to read; None where it may.
+        """Why this node may not join, for a person to read; None where it may, or has joined.
 
         Nodes that do not have the run's token or an invitation do not come this far (`doorkeeper`).
         """
+        if peer in self._seats:
+            return None
         if (reason := self.refusal_to_talk(join.name, join)) is not None:
             return reason
         if not _is_peer(peer) or plain(peer) != join.name or join.name == COORDINATOR:
@@ -106,12 +117,17 @@ class Membership:
                 return max(self._config.heartbeat_timeout_s - unheard_s, 0.0) + self._config.heartbeat_interval_s
         return 0.0
 
-    def admit(self, peer: str, join: Join, now_s: float) -> None:
-        """Make a node a member. `refusal` must have returned None for it."""
-        assert peer not in self._seats
-        assert not self.complete
+    def admit(self, peer: str, join: Join, now_s: float) -> bool:
+        """Make a node a member, for which `refusal` must have returned None; or note that a member has its data now.
+        False where it has only repeated its request."""
+        if peer in self._seats:
+            is_new = self.is_preparing(peer) and not join.preparing
+            self._seats[peer].join = join if is_new else self._seats[peer].join
+            return is_new
+        assert not self.full
         self._seats[peer] = Seat(join, now_s)
         self.generation += 1
+        return True
 
     def remove(self, peer: str, now_s: float) -> None:
         """Remove a member that left or was lost."""
@@ -189,7 +205,9 @@ class Membership:
         """How many nodes have joined: ``2 of 4 nodes joined: node-0, node-2; still waiting for 2 more``."""
         here = f": {', '.join(self.names)}" if self._seats else ""
         count = f"{len(self._seats)} of {self._config.nodes} nodes joined"
-        return f"{count}{here}; still waiting for {self._missing()}"
+        awaited = "" if self.full else f"; still waiting for {self._missing()}"
+        preparing = ", ".join(plain(peer) for peer in self.peers if self.is_preparing(peer))
+        return f"{count}{here}{awaited}" + (f"; still preparing data: {preparing}" if preparing else "")
 
     def _clash(self, join: Join) -> str | None:
         nodes = self._config.nodes
@@ -207,7 +225,7 @@ class Membership:
                 return f"rank {join.rank} is taken by {member.name}; give {join.name} another rank, or none"
         if join.rank >= nodes:
             return f"rank {join.rank} is not in a world of {nodes}; ask for 0 to {nodes - 1}, or for none"
-        if self.complete:
+        if self.full:
             return f"the run is full: it has its {nodes} nodes ({', '.join(self.names)})"
         return None
 

@@ -66,6 +66,8 @@ class Join(Message, frozen=True, kw_only=True):
     pid: Count = 0
     cores: Text = ""
     rank: Annotated[int, msgspec.Meta(ge=-1, le=1 << 20)] = -1
+    preparing: bool = False
+    """Whether it still prepares its data. No generation with it begins before it has asked again without this."""
 
 
 class Ready(Message, frozen=True, kw_only=True):

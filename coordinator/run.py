@@ -104,8 +104,6 @@ class Run:
                 self.membership.hear(peer, now_s)
                 if self._generations.is_stale(peer, subject):
                     return []
-        elif isinstance(subject, Join) and peer in self.membership:
-            return []  # it repeated its request because our answer was slow
         before, kind = self.phase, type(subject)
         if (before, kind) not in TABLE:
             raise ProtocolError(f"{kind.__name__} while {before.value}", peer=peer)
@@ -138,10 +136,10 @@ class Run:
     # The moves. Each takes the peer, the event's subject and the time, and returns actions.
 
     def _join(self, peer: str, join: Join, now_s: float) -> list[Action]:
-        reason = self.membership.refusal(peer, join)
-        if reason is not None:
+        if (reason := self.membership.refusal(peer, join)) is not None:
             return [Send(peer, Refused(reason=shorten(reason), address=join.address))]
-        self.membership.admit(peer, join, now_s)
+        if not self.membership.admit(peer, join, now_s):
+            return []  # it repeated its request because our answer was slow
         actions: list[Action] = [Send(peer, self.membership.welcome(join))]
         return actions + (self._begin(now_s) if self.membership.complete else [])
 
@@ -150,14 +148,16 @@ class Run:
         if (reason := self.membership.refusal(peer, join)) is not None:
             again_s = self.membership.again_s(join, now_s)
             return [Send(peer, Refused(reason=shorten(reason), address=join.address, again_s=again_s))]
-        self.membership.admit(peer, join, now_s)
+        if not self.membership.admit(peer, join, now_s):
+            return []
         self._generations.forgive(peer)
         actions: list[Action] = [Send(peer, self.membership.welcome(join))]
         return actions + (self._recovered(self._recovery.begin(now_s), now_s) if self.phase is Phase.PAUSED else [])
 
     def _join_late(self, peer: str, join: Join, now_s: float) -> list[Action]:
-        reason = self.membership.refusal(peer, join)
-        if reason is None:
+        if peer in self.membership:
+            return []
+        if (reason := self.membership.refusal(peer, join)) is None:
             reason = f"{self.phase.value} at step {self.step}; nobody can join any more"
         return [Send(peer, Refused(reason=shorten(reason), address=join.address))]
 
@@ -255,8 +255,10 @@ class Run:
         actions = self._beat(now_s)
         for silent in self.membership.silent(now_s):
             actions += self._drop(silent, now_s)
-        if now_s > self._deadline_s:
-            waited_s = self._config.join_timeout_s
+        # Those that are all here may take as long to prepare their data as steps may take.
+        more_s = self._config.progress_timeout_s if self.membership.full else 0.0
+        if now_s > self._deadline_s + more_s:
+            waited_s = self._config.join_timeout_s + more_s
             actions += self._end(False, f"after {waited_s:g} s {self.membership.waiting_text()}", now_s)
         return actions
 

@@ -38,7 +38,7 @@ coordinator will run:
 """
 
 DATA = """\
-A node that must first fetch and tokenise a large corpus joins too late. Run this on every machine before:
+The others wait for a node that must first fetch and tokenise a large corpus. Run this on every machine before:
   isthmus data prepare configs/demo.toml
 """
 

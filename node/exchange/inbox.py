@@ -113,10 +113,10 @@ class Inbox:
     A peer may be as many passes ahead of this node as may be in flight.
     """
 
-    def __init__(self, payload: PayloadFormat, ring_cap_bytes: int) -> None:
+    def __init__(self, payload: PayloadFormat, ring_cap_bytes: int = 0) -> None:
         self._payload = payload
         self._conversation: Conversation | None = None
-        self._ring_cap_bytes = ring_cap_bytes
+        self.ring_cap_bytes = ring_cap_bytes
         self._ring_held_bytes = 0
         self._changed = threading.Condition()
         self._held: dict[Key, _Held] = {}
@@ -360,8 +360,8 @@ class Inbox:
             raise ProtocolError("sent a ring shard, and is not the node before this one in the ring", peer=peer)
         if not 0 < total_bytes <= MAX_RING_MESSAGE_BYTES:
             raise ProtocolError(f"a ring shard of {total_bytes} bytes", peer=peer)
-        if self._ring_held_bytes + total_bytes > self._ring_cap_bytes:
-            raise ProtocolError(f"more than {self._ring_cap_bytes} bytes of ring shards unasked for", peer=peer)
+        if self._ring_held_bytes + total_bytes > self.ring_cap_bytes:
+            raise ProtocolError(f"more than {self.ring_cap_bytes} bytes of ring shards unasked for", peer=peer)
         return RingKey(tag.round_id, tag.hop, tag.bucket)
 
     def _admit_chunk(self, tag: ChunkTag, total_bytes: int, peer: str) -> Key | None:

@@ -51,7 +51,7 @@ def add_data(commands: Commands) -> None:
     """`isthmus data` and its commands."""
     data = commands.add_parser("data", help="the tokens of a corpus, made ahead of a run", allow_abbrev=False)
     parts = data.add_subparsers(dest="data_command", required=True, metavar="COMMAND")
-    text = "tokenise the corpus of a config now, so that a node joins at once later"
+    text = "tokenise the corpus of a config now, so that no node has to when the run begins"
     add_config(add_command(parts, "prepare", text, DATA, takes_settings=True))
 
 

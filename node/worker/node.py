@@ -13,6 +13,8 @@ import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
 
 import torch
 
@@ -42,6 +44,7 @@ from node.train.trainer import Trainer
 from node.worker.arrival import ENOUGH, Arrival, Shortfall
 from node.worker.handover import Handover
 from node.worker.machine import Machine
+from node.worker.opening import HEAD_START_S, Opening
 from node.worker.world_builder import WorldBuilder
 
 log = logging.getLogger("isthmus.node")
@@ -76,13 +79,11 @@ def run_node(config: Config, place: Place, shortfall: Shortfall = ENOUGH) -> Non
     `shortfall` is asked where this node takes over chunks of others.
     """
     device = choose_device(config.run)
-    task = open_data(config.data)
-    log.info("corpus: %s", task.summary)
-    check_room(task, config.model.context, config.train.batch)
+    opening = Opening(partial(_open, config))
+    opening.wait(HEAD_START_S)
     warn_of_leak(config)
     payload = payload_format(config)
-    model = first_model(config, task.vocab_size, payload.ranks).to(device)
-    inbox = Inbox(payload, ring_cap_bytes=_ring_cap_bytes(model))
+    inbox = Inbox(payload)
     network = resolve_schedule(config.net)
     access, lead = node_access(config.coordinator, place.bind)
     endpoint = Endpoint(
@@ -96,19 +97,64 @@ def run_node(config: Config, place: Place, shortfall: Shortfall = ENOUGH) -> Non
         door=DoorLimits(most_new=64 + 2 * config.coordinator.nodes, most_new_of_a_source=32 + config.coordinator.nodes),
     )
     try:
-        _take_part(config, place, task, payload, model, inbox, endpoint, access, lead, network, shortfall)
+        _take_part(config, place, device, opening, payload, inbox, endpoint, access, lead, network, shortfall)
     finally:
         if (door := endpoint.door()) is not None and door.refused:
             log.warning("connections refused: %d (%s)", door.refused, door)
         endpoint.close()
 
 
+def _open(config: Config) -> Task:
+    task = open_data(config.data)
+    check_room(task, config.model.context, config.train.batch)
+    log.info("corpus: %s", task.summary)
+    return task
+
+
+class _Made(NamedTuple):
+    """What is made once the corpus is there."""
+
+    trainer: Trainer
+    builder: WorldBuilder
+    arrival: Arrival
+
+
+def _builder(
+    config: Config,
+    task: Task,
+    endpoint: Endpoint,
+    inbox: Inbox,
+    payload: PayloadFormat,
+    session: Session,
+    courier: Courier | None,
+) -> WorldBuilder:
+    schedule = StepSchedule(config.model, config.compress, config.train)
+
+    def flops(own: tuple[int, ...], step: int) -> float:
+        spec = schedule.pass_spec(step)
+        return step_flops(config.model, config.compress, config.train.batch, own, spec, task.vocab_size)
+
+    return WorldBuilder(
+        endpoint,
+        inbox,
+        payload,
+        session,
+        config.coordinator.step_timeout_s,
+        config.run,
+        task.fingerprint,
+        Machine(torch.device(config.run.device)),
+        flops,
+        judges=config.train.nonfinite == "stop",
+        courier=courier,
+    )
+
+
 def _take_part(
     config: Config,
     place: Place,
-    task: Task,
+    device: torch.device,
+    opening: Opening,
     payload: PayloadFormat,
-    model: ExchangedLlama,
     inbox: Inbox,
     endpoint: Endpoint,
     access: Access,
@@ -135,45 +181,31 @@ def _take_part(
         on_network=follow,
     )
     inbox.follow(session)
-    timeout_s = config.coordinator.step_timeout_s
-    machine = Machine(torch.device(config.run.device))
-
-    schedule = StepSchedule(config.model, config.compress, config.train)
-
-    def flops(own: tuple[int, ...], step: int) -> float:
-        spec = schedule.pass_spec(step)
-        return step_flops(config.model, config.compress, config.train.batch, own, spec, task.vocab_size)
-
     courier = Courier(endpoint, Depot(config.run.folder), inbox.raise_if_over) if config.train.collect else None
     inbox.files = courier
-    builder = WorldBuilder(
-        endpoint,
-        inbox,
-        payload,
-        session,
-        timeout_s,
-        config.run,
-        task.fingerprint,
-        machine,
-        flops,
-        judges=config.train.nonfinite == "stop",
-        courier=courier,
-    )
-    trainer = Trainer(config, task, model)
-    arrival = Arrival(Handover(endpoint, inbox), network.profile, place.name, _state_cap_bytes(model), shortfall)
+    made: _Made | None = None
     try:
         endpoint.connect(COORDINATOR, place.join, answers_only=True, key=lead)
-        _train(trainer, session, builder, arrival, place)
+        task = opening.take(session)
+        model = first_model(config, task.vocab_size, payload.ranks).to(device)
+        inbox.ring_cap_bytes = _ring_cap_bytes(model)
+        builder = _builder(config, task, endpoint, inbox, payload, session, courier)
+        handover, cap_bytes = Handover(endpoint, inbox), _state_cap_bytes(model)
+        arrival = Arrival(handover, network.profile, place.name, cap_bytes, shortfall)
+        made = _Made(Trainer(config, task, model), builder, arrival)
+        _train(made.trainer, session, made.builder, made.arrival, place)
     except Exception as error:  # also a fault of our own: the others say then what it was
         # A step that no node may take, or settings with which none can go on, end the run; all else only this node.
         ends_run = isinstance(error, RunAborted | ConfigError) and session.abort_reason is None
         session.fail(str(error) if isinstance(error, IsthmusError) else repr(error), ends_run)
         raise
     finally:
-        trainer.close(FAREWELL_S)
+        if made is not None:
+            made.trainer.close(FAREWELL_S)
         session.leave()
-        arrival.close()
-        builder.close()
+        if made is not None:
+            made.arrival.close()
+            made.builder.close()
         for peer in endpoint.counters():
             if peer != COORDINATOR:
                 endpoint.forget(peer)  # the run is over: what a member has not acknowledged, it does not need

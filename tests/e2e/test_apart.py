@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import re
 import time
 from contextlib import ExitStack
@@ -91,3 +92,31 @@ def test_on_a_shared_folder_nothing_is_sent(tmp_path: Path, cache: Path) -> None
     logs = "".join(path.read_text() for path in (tmp_path / "one" / "logs").iterdir())
     assert "bytes were sent" not in logs
     assert "node-1.safetensors" in files(tmp_path / "one" / "checkpoint" / "step-000006")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_node_that_must_tokenise_first_joins_meanwhile(tmp_path: Path) -> None:
+    """Tokenising takes longer than the rendezvous waits. The others do not begin without it."""
+    draw = random.Random(0)
+    words = ["".join(draw.choices("abcdefghijklmnopqrstuvwxyz", k=draw.randint(2, 9))) for _ in range(20_000)]
+    corpus = tmp_path / "corpus.txt"
+    corpus.write_text("\n\n".join(" ".join(draw.choices(words, k=2000)) for _ in range(6000)))
+    shared = [TINY, *QUICK, "--run.name", "late", "--coordinator.nodes", "2", "--coordinator.join_timeout_s", "25"]
+    shared += ["--data.corpus", str(corpus), "--data.tokenizer", "gpt2", "--data.max_tokens", "0"]
+    done = isthmus(tmp_path / "ready", "data", "prepare", *shared, timeout_s=300)
+    assert done.returncode == 0, done.stderr
+    with ExitStack() as stack:
+        lead = ["coordinator", *shared, "--run.outputs", str(tmp_path / "lead")]
+        processes = [stack.enter_context(started(tmp_path / "ready", tmp_path / "lead.log", *lead, token=TOKEN))]
+        address = _address(tmp_path / "lead" / "late")
+        for name in ("ready", "empty"):
+            node = ["node", *shared, "--join", address, "--name", name, "--run.outputs", str(tmp_path / name)]
+            processes.append(
+                stack.enter_context(started(tmp_path / name, tmp_path / f"{name}.log", *node, token=TOKEN))
+            )
+        codes = [await_end(process, 300) for process in processes]
+    late = (tmp_path / "empty.log").read_text()
+    assert codes == [0, 0, 0], late
+    assert "the corpus is still being prepared; joining meanwhile" in late
+    assert "joining meanwhile" not in (tmp_path / "ready.log").read_text()

@@ -126,6 +126,27 @@ def test_a_step_by_the_book(script: MakeScript) -> None:
     assert join.pid > 0
 
 
+def test_a_node_without_data_joins_first_and_asks_again_when_it_has_them(script: MakeScript) -> None:
+    one = script({Join: [WELCOME]})
+    asked = []
+
+    def has_data() -> bool:
+        asked.append(len(one.said))
+        one.answers[Join] = [WELCOME, ROSTER]
+        return len(asked) == 3
+
+    one.session.enter(has_data)
+    assert next(one.session.rosters()) == (0, ROSTER)
+    assert [message.preparing for message in one.said if isinstance(message, Join)] == [True, False]
+    assert asked == [1, 1, 1], "it has been let in before"
+
+
+def test_a_run_that_ends_while_a_node_has_no_data_ends_there_too(script: MakeScript) -> None:
+    one = script({Join: [WELCOME, Stop(ok=False, reason="a full disk")]})
+    with pytest.raises(RunAborted, match="a full disk"):
+        one.session.enter(lambda: False)
+
+
 def test_rosters_come_one_after_another_until_the_run_is_over(script: MakeScript) -> None:
     one = script(BY_THE_BOOK)
     announced: list[int] = []
