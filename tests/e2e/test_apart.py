@@ -78,6 +78,7 @@ def test_it_is_evaluated_and_resumed_from_the_coordinators_folder(tmp_path: Path
 
 
 @pytest.mark.timeout(200)
+@pytest.mark.slow
 def test_by_setting_each_part_stays_on_its_machine(tmp_path: Path, cache: Path) -> None:
     train(tmp_path, cache, 2, ["a", "b"], "--train.steps", "3", "--train.collect", "false")
     assert files(tmp_path / "lead" / "apart" / "checkpoint" / "step-000003") == ["COMPLETE.json"]
@@ -85,6 +86,7 @@ def test_by_setting_each_part_stays_on_its_machine(tmp_path: Path, cache: Path) 
 
 
 @pytest.mark.timeout(200)
+@pytest.mark.slow
 def test_on_a_shared_folder_nothing_is_sent(tmp_path: Path, cache: Path) -> None:
     run = ["run", TINY, *QUICK, "--run.outputs", tmp_path, "--run.name", "one"]
     done = isthmus(cache, *run)

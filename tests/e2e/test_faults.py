@@ -31,19 +31,9 @@ def test_where_a_loss_ends_the_run_kill_of_one_node_ends_all_and_names_it(tmp_pa
     shown = (tmp_path / "log").read_text()
     assert "node-1 ended with signal SIGKILL" in shown
     assert "Traceback" not in shown
-    # The last checkpoint resumes.
-    steps = ["--train.steps", "500"]
-    done = isthmus(cache, "eval", run, "--batches", "1")
-    assert done.returncode == 0, done.stderr
-    before = len(records(run))
-    arguments = ["run", TINY, *QUICK, *LONG, *steps, "--run.outputs", tmp_path, "--run.resume", "true"]
-    with started(cache, tmp_path / "log2", *arguments) as process:
-        await_records(run, before + 3, process)
-        assert records(run)[before]["step"] % 3 == 1
-        process.send_signal(signal.SIGINT)
-        await_end(process, DEADLINE_S)
 
 
+@pytest.mark.slow
 def test_a_namesake_with_the_wrong_token_ends_nothing(tmp_path: Path, cache: Path) -> None:
     run = tmp_path / "tiny"
     with started(cache, tmp_path / "log", "run", TINY, *QUICK, *LONG, "--run.outputs", tmp_path) as process:
@@ -61,6 +51,7 @@ def test_a_namesake_with_the_wrong_token_ends_nothing(tmp_path: Path, cache: Pat
     assert "stopped by SIGTERM" in (run / "logs" / "node-1.log").read_text().splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_a_coordinator_that_is_killed_again_and_again_ends_all(tmp_path: Path, cache: Path) -> None:
     run = tmp_path / "tiny"
     with started(cache, tmp_path / "log", "run", TINY, *QUICK, *LONG, "--run.outputs", tmp_path) as process:
