@@ -17,7 +17,7 @@ import msgspec
 
 from coordinator.keyring import encrypts, invitation, node_access
 from coordinator.messages import COORDINATOR, NODE_NAME
-from coordinator.survey.messages import Verdict
+from coordinator.survey.messages import MOST_GUESTS, Verdict
 from coordinator.survey.serve import Attendance, HostServer, attend
 from netem.errors import ConfigError
 from netem.keys import Access, new_pair
@@ -29,6 +29,8 @@ from node.lab.doctor.page import judge
 
 WRONG = 1
 """The exit code where something is wrong."""
+
+MOST_WAIT_S = 1e6
 
 
 @dataclass(frozen=True)
@@ -61,8 +63,8 @@ def doctor(load: Callable[[list[str]], Config], wish: Wish) -> int:
         access, lead = node_access(config.coordinator, _bind(wish, wish.join))
         verdict = attend(_attendance(config, wish, wish.join, access, lead), _tell)
     else:
-        verdict = _host(load([f"--coordinator.address={wish.listen}", *_nodes(wish)]), wish)
-    print(verdict.text)
+        verdict = _host(_for_all(load([f"--coordinator.address={wish.listen}"]), wish), wish)
+    print(printable(verdict.text))
     if wish.out is not None and verdict.profile:
         wish.out.write_text(verdict.profile, encoding="utf-8")
     return WRONG if verdict.wrong else 0
@@ -70,8 +72,10 @@ def doctor(load: Callable[[list[str]], Config], wish: Wish) -> int:
 
 def _host(config: Config, wish: Wish) -> Verdict:
     """Serve the survey, and take part in it."""
-    if config.coordinator.nodes < 2:
-        raise ConfigError("--nodes: give the number of machines, this one among them; at least 2")
+    if not 2 <= config.coordinator.nodes <= MOST_GUESTS:
+        raise ConfigError(f"--nodes: give the number of machines, this one among them: 2 to {MOST_GUESTS}")
+    if not 0 < wish.wait_s < MOST_WAIT_S:
+        raise ConfigError(f"--wait {wish.wait_s:g}: expected more than 0 and less than {MOST_WAIT_S:g} seconds")
     pair = new_pair()
     judged = partial(judge, config=config if wish.has_config else None)
     server = HostServer(config.coordinator, config.run.name, wish.wait_s, (_name(config, wish), pair.public), judged)
@@ -81,8 +85,10 @@ def _host(config: Config, wish: Wish) -> Verdict:
         return attend(_attendance(config, wish, server.address, access, server.key), _tell)
 
 
-def _nodes(wish: Wish) -> list[str]:
-    return [] if wish.nodes is None else [f"--coordinator.nodes={wish.nodes}"]
+def _for_all(config: Config, wish: Wish) -> Config:
+    """The config for as many machines as are expected. Whether they can train it, the result says."""
+    nodes = config.coordinator.nodes if wish.nodes is None else wish.nodes
+    return msgspec.structs.replace(config, coordinator=msgspec.structs.replace(config.coordinator, nodes=nodes))
 
 
 def _bind(wish: Wish, join: str) -> str:
@@ -122,5 +128,10 @@ def _digest(config: Config) -> str:
     return msgspec.structs.replace(config, coordinator=same).digest()
 
 
+def printable(text: str) -> str:
+    """The text without what could steer a terminal: parts of it come from other machines."""
+    return "".join(letter for letter in text if letter.isprintable() or letter == "\n")
+
+
 def _tell(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    print(printable(text), file=sys.stderr, flush=True)

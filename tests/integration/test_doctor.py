@@ -109,6 +109,22 @@ def test_a_wrong_token_is_refused_at_once_and_the_right_one_still_gets_in(tmp_pa
         assert made[0].end()[0] in (0, 1)
 
 
+def test_invitations_take_the_place_of_a_token(tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    made_keys = subprocess.run(command("keys", keys, "--name", "ben"), cwd=ROOT, capture_output=True, timeout=WAIT_S)
+    assert made_keys.returncode == 0
+    with doctors(tmp_path) as made:
+        own = ("--coordinator.keys", str(keys / "coordinator.toml"))
+        words = ("--listen", "tcp://127.0.0.1:0", "--nodes", "2", "--name", "anna", *own)
+        made.append(Doctor(tmp_path / "anna", *words, token=""))
+        invited = ("--coordinator.keys", str(keys / "ben.toml"))
+        made.append(Doctor(tmp_path / "ben", "--join", made[0].address(), *invited, token=""))
+        for code, text in (one.end() for one in made):
+            assert code in (0, 1), text
+            assert "| ben " in text
+            assert "cannot reach" not in text
+
+
 def test_where_nobody_listens_it_says_so_within_its_limit(tmp_path: Path) -> None:
     with doctors(tmp_path) as made:
         made.append(Doctor(tmp_path / "ben", "--join", "tcp://127.0.0.1:9"))
