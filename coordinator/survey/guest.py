@@ -34,6 +34,7 @@ HOST_SILENT_S = 60.0
 PATIENCE_S = 8.0
 """How long after the end of a turn answers may come."""
 _IDLE_S = 0.25
+MOST_LATENCY_S = 3600.0
 
 
 class Say(NamedTuple):
@@ -244,8 +245,8 @@ class Guest:
             sent=calm.sent,
             echoed=calm.echoed,
             heard=self._heard[peer],
-            latency_s=calm.latency_s if answered else 0.0,
-            jitter_s=calm.jitter_s,
+            latency_s=min(calm.latency_s, MOST_LATENCY_S) if answered else 0.0,
+            jitter_s=min(calm.jitter_s, MOST_LATENCY_S),
             ahead_s=calm.ahead_s,
             segments=max(0, now[0] - before[0]),
             repeated=max(0, now[1] - before[1]),

@@ -16,7 +16,8 @@ from coordinator.messages import Address, Count, Digest, Message, Name, Peer, Re
 from netem.names import KeyText
 
 Seconds = Annotated[float, Meta(ge=-1e12, le=1e12)]
-Bps = Annotated[float, Meta(ge=0, le=1e18)]
+Latency = Annotated[float, Meta(ge=0, le=3600)]
+Bps = Annotated[float, Meta(ge=0, le=1e15)]
 
 MOST_GUESTS = 64
 
@@ -72,8 +73,8 @@ class Link(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     echoed: Count = 0
     heard: Count = 0
     """Probes that came from `peer`."""
-    latency_s: Seconds = 0.0
-    jitter_s: Seconds = 0.0
+    latency_s: Latency = 0.0
+    jitter_s: Latency = 0.0
     ahead_s: Seconds = 0.0
     """By how much the peer's clock is ahead."""
     segments: Count = 0

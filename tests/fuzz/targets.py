@@ -37,6 +37,7 @@ from coordinator.messages import (
 )
 from coordinator.plan import RunPlan
 from coordinator.run import Phase, Run
+from fuzz import surroundings
 from netem import frames
 from netem.assembly import Assembler
 from netem.errors import IsthmusError, ProtocolError
@@ -293,6 +294,7 @@ def _examples() -> dict[str, list[bytes]]:
         "coordinator": [joined(said), joined(said[::-1])],
         "member": [joined([encode(word) for word in answers])],
         "tensor_tag": _tensor_examples(),
+        **{name: [joined(parts) for parts in found] for name, found in surroundings.examples().items()},
     }
 
 
@@ -304,6 +306,9 @@ TARGETS: dict[str, Target] = {
     "coordinator": coordinator,
     "member": member,
     "tensor_tag": tensor_tag,
+    "survey": lambda data: surroundings.survey(list(pieces(data))),
+    "guest": lambda data: surroundings.guest(list(pieces(data))),
+    "files": lambda data: surroundings.files(list(pieces(data))),
 }
 EXAMPLES: dict[str, list[bytes]] = _examples()
 
