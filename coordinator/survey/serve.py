@@ -131,6 +131,7 @@ def attend(attendance: Attendance, tell: Callable[[str], None]) -> Verdict:
     """
     access = attendance.access
     line = Line(attendance.name, attendance.bind, access, Limits(max_strangers=0), _DOOR, probes=True)
+    own_address = _split(line.endpoint.address)[0].strip("[]")  # an interface has been resolved by now
     try:
         arrive = Arrive(
             version=PROTOCOL_VERSION,
@@ -139,7 +140,7 @@ def attend(attendance: Attendance, tell: Callable[[str], None]) -> Verdict:
             encrypted=access.encrypts,
             address=attendance.advertise(line.endpoint.address),
             config_digest=attendance.config_digest,
-            facts=attendance.facts,
+            facts=msgspec.structs.replace(attendance.facts, own_address=own_address),
         )
         line.endpoint.connect(COORDINATOR, attendance.join, answers_only=True, key=attendance.lead)
         return _Attendant(line, Guest(line.endpoint.name, arrive, JOIN_S, clock_s()), tell).attend(attendance)
@@ -250,7 +251,7 @@ def trouble_with(address: str) -> str:
     host, port = _split(address)
     try:
         with socket.create_connection((host.strip("[]"), port), timeout=CONNECT_S) as connection:
-            greeting = connection.recv(1)
+            return "" if _greets(connection) else f"another program listens at {host}:{port}"
     except socket.gaierror:
         return f"the host {host} has no address here"
     except ConnectionRefusedError:
@@ -259,7 +260,14 @@ def trouble_with(address: str) -> str:
         return f"{host}:{port} does not answer within {CONNECT_S:g} s: a firewall, or a port that is not forwarded"
     except OSError as error:
         return f"there is no way to {host}:{port} ({error.strerror or error})"
-    return "" if greeting == b"\xff" else f"another program listens at {host}:{port}"
+
+
+def _greets(connection: socket.socket) -> bool:
+    """Whether the other end sends the first byte of ZeroMQ's greeting."""
+    try:
+        return connection.recv(1) == b"\xff"
+    except OSError:
+        return False
 
 
 def _split(address: str) -> tuple[str, int]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import socket
 import subprocess
+import sys
 import time
 import tomllib
 from collections.abc import Iterator
@@ -18,10 +20,12 @@ from helpers.isthmus_runs import command, environment
 from coordinator.config import CoordinatorConfig
 from coordinator.keyring import node_access
 from coordinator.messages import CONTROL_TAG, COORDINATOR, RUN_ID
+from coordinator.survey import serve
 from netem.config import convert
 from netem.endpoint import Endpoint, unique
 from netem.network import UNSHAPED
 from netem.profile import ProfileConfig
+from netem.retransmissions import segments_to
 from netem.verify.kernel import iproute, shape, unavailable
 from netem.verify.lan import Lan, lan
 
@@ -222,3 +226,28 @@ def test_the_faulty_link_of_four_machines_is_found(four: Lan, tmp_path: Path, fa
     for pattern in said:
         assert any(re.match(pattern, line) for line in found), text
     assert all("ben" in line and "dan" in line for line in found), text
+
+
+def test_why_no_connection_can_be_opened_is_said_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serve, "CONNECT_S", 0.3)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        assert serve.trouble_with(f"tcp://127.0.0.1:{port}") == f"another program listens at 127.0.0.1:{port}"
+    assert "nothing listens at" in serve.trouble_with(f"tcp://127.0.0.1:{port}")
+    assert "has no address here" in serve.trouble_with("tcp://no-such-host.invalid:7070")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells")
+def test_segments_of_a_connection_are_counted() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        assert segments_to("127.0.0.1", port) is None
+        with socket.create_connection(("127.0.0.1", port)) as client, server.accept()[0] as other:
+            for _ in range(10):
+                client.sendall(b"x" * 100)
+                other.recv(100)
+            found = segments_to("127.0.0.1", port)
+            assert found is not None
+            assert found.sent == 10
+            assert found.repeated == 0
+    assert segments_to("no-such-host.invalid", 1) is None

@@ -49,7 +49,6 @@ def facts_of(config: Config, host: str) -> Facts:
         driver=driver[:50],
         cuda=cuda if torch.cuda.is_available() else "",
         interface=_interface(host),
-        own_address=host.strip("[]"),
         short_token=bool(token) and len(token) < SHORT_TOKEN,
     )
 
