@@ -62,23 +62,28 @@ class Callee:
         self._met = False
         self._failures = 0
         self._since = 0.0
+        self._speaks = False  # it has been asked, and speaks ZeroMQ's protocol
 
     def refuses(self, succeeded: bool, now: float) -> bool:
         """Note the outcome of a handshake. True, once, for a peer that has never let this endpoint in and goes on so.
 
         A peer that did let it in has its key, and is only away. So is one in whose place something else answers, such
-        as a container's proxy; ZeroMQ says no more than that the handshake failed, so this is tried here.
+        as a container's proxy; ZeroMQ says no more than that the handshake failed, so this is tried here. The failures
+        before may be the proxy's, and the peer may have come meanwhile; so one more counts.
         """
         if succeeded or self._met:
             self._met = True
             return False
+        if self._speaks:
+            self._speaks = False
+            return True
         if not self._failures:
             self._since = now
         self._failures += 1
-        if self._failures < _FAILURES or now - self._since < _FAILING_S:
-            return False
-        self._failures = 0
-        return _speaks_zmtp(self._address)
+        if self._failures >= _FAILURES and now - self._since >= _FAILING_S:
+            self._failures = 0
+            self._speaks = _speaks_zmtp(self._address)
+        return False
 
 
 class Porter:
