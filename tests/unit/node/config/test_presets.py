@@ -60,7 +60,8 @@ def test_the_paper_preset_is_the_papers_setting() -> None:
 def test_the_other_presets_keep_what_they_promise() -> None:
     exact, home, datacenter = (load_config(None, (), name) for name in ("exact", "home", "datacenter"))
     assert (exact.compress.mode, exact.compress.format, exact.train.sync_every) == ("dense", "float32", 1)
-    assert (len(home.compressed), home.compress.format) == (home.model.layers, "bfloat16")
+    assert len(home.compressed) == home.model.layers
+    assert (home.compress.format, home.compress.grad_format) == ("int8", "int8")
     line = resolve(home.net)
     assert line.scope == "nic"
     assert line.rate_bps is not None
@@ -95,7 +96,7 @@ def test_a_file_may_name_its_preset_and_the_saved_config_holds_the_values(tmp_pa
     path, saved = tmp_path / "a.toml", tmp_path / "saved.toml"
     path.write_text('preset = "home"\n[train]\nsync_every = 5\n')
     config = load_config(path)
-    assert (config.compress.format, config.train.sync_every) == ("bfloat16", 5)
+    assert (config.compress.format, config.train.sync_every) == ("int8", 5)
     save_config(config, saved)
     assert "preset" not in tomllib.loads(saved.read_text())
     assert load_config(saved) == config
