@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from coordinator.assignment import Mode
+from coordinator.layout import Layout
 from netem.config import Section
 from netem.errors import ConfigError
 
@@ -33,6 +34,24 @@ class CoordinatorConfig(Section, frozen=True, kw_only=True):
         msgspec.Meta(description="Where the coordinator listens, tcp://INTERFACE:PORT; port 0 takes a free one."),
     ] = "tcp://127.0.0.1:0"
     nodes: Annotated[int, msgspec.Meta(ge=1, le=1000, description="Number of nodes.")] = 1
+    stages: Annotated[
+        int,
+        msgspec.Meta(
+            ge=1,
+            le=1000,
+            description="Pipeline stages of each node, where a node is a site of several processes that torchrun "
+            "starts. isthmus plan knows them; a run takes 1.",
+        ),
+    ] = 1
+    shards: Annotated[
+        int,
+        msgspec.Meta(
+            ge=1,
+            le=1000,
+            description="Processes over which each node shards its weights (FSDP2), where a node is a site that "
+            "torchrun starts. Each of them computes its part of a step's contexts.",
+        ),
+    ] = 1
     min_nodes: Annotated[
         int,
         msgspec.Meta(
@@ -183,6 +202,11 @@ class CoordinatorConfig(Section, frozen=True, kw_only=True):
                 f'{path}assignment = "{self.assignment}": {path}chunks_per_node gives contiguous runs; '
                 'set assignment = "contiguous" or leave chunks_per_node out'
             )
+
+    @property
+    def layout(self) -> Layout:
+        """Where the run's processes stand: each node is a site of stages × shards."""
+        return Layout(self.nodes, self.stages, self.shards)
 
     @property
     def relays(self) -> bool:

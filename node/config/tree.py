@@ -55,6 +55,12 @@ class Config(Section, frozen=True, kw_only=True):
                 f"compress.remote_last_layers = {self.compress.remote_last_layers}: expected at most "
                 f"model.layers = {self.model.layers}, or 0 for all"
             )
+        passes = owners.shards * self.train.micro_batches
+        if owners.shards > 1 and self.train.batch % passes:
+            raise ConfigError(
+                f"train.batch = {self.train.batch}: expected a multiple of coordinator.shards × train.micro_batches = "
+                f"{passes}, so that all processes of a site compute equally many contexts"
+            )
         if self.train.sync_fragments > self.model.layers:
             raise ConfigError(
                 f"train.sync_fragments = {self.train.sync_fragments}: expected at most model.layers = "

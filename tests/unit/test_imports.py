@@ -37,6 +37,7 @@ PURE_MODULES = [
     "coordinator.assignment",
     "coordinator.barrier",
     "coordinator.events",
+    "coordinator.layout",
     "coordinator.live",
     "coordinator.member",
     "coordinator.membership",

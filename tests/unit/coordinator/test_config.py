@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from coordinator.config import CoordinatorConfig
+from coordinator.layout import Layout
 from netem.config import convert, describe, dump_toml
 from netem.errors import ConfigError
 
@@ -67,6 +68,11 @@ def test_what_is_fine(tree: dict[str, Any]) -> None:
     for key, value in tree.items():
         got = getattr(section, key)
         assert (list(got) if isinstance(got, tuple) else got) == value
+
+
+def test_nodes_are_sites_of_stages_and_shards() -> None:
+    assert made().layout == Layout(1, 1, 1)
+    assert made(nodes=8, stages=4, shards=2).layout == Layout(8, 4, 2)
 
 
 def test_it_survives_toml() -> None:

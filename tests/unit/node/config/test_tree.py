@@ -131,6 +131,10 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ),
     ({"coordinator": {"nodes": 5}}, "coordinator.nodes = 5: more nodes than chunks (4)"),
     (
+        {"coordinator": {"shards": 2}, "train": {"batch": 6, "micro_batches": 2}},
+        "train.batch = 6: expected a multiple of coordinator.shards × train.micro_batches = 4",
+    ),
+    (
         {"coordinator": {"nodes": 2, "chunks_per_node": [3, 2]}},
         "coordinator.chunks_per_node = [3, 2]: expected 2 counts of at least 1 that sum to the 4 chunks",
     ),
