@@ -10,10 +10,10 @@ Shapes: C own chunks, B batch, n tokens of a chunk, d width, H query heads, G ke
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -27,8 +27,11 @@ from node.model.key_value import Decode, KeyValueCodecs, Probe, Whole, key_value
 from node.model.llama import Attention, Layer, Llama, Step
 from node.model.recompute import Forgotten
 from node.model.rectangles import Grid, Rectangles, far_rectangles, local_rectangles, own_squares
+from node.model.turns import in_turns
 from node.subspace.codec import Codec, Key
 from node.subspace.ranks import RankTable, rank_table
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -155,9 +158,40 @@ def _grid(handle: Pass, batch: int) -> Grid:
     return grid
 
 
+class ExchangedLayer(Layer):
+    """A layer whose attention is exchanged. `number` is its place among the layers."""
+
+    number: int
+
+    def through(self, x_CBnd: Tensor, step: ChunkStep, forgets: bool) -> Generator[None, None, Tensor]:
+        """This layer of one pass, in two steps: the yield is a time at which payloads travel. With `forgets` its
+        activations are computed again in the backward."""
+        attention = self.self_attn
+        assert isinstance(attention, ExchangedAttention)
+        merged = Merged()
+        saving: Callable[[], AbstractContextManager[object]] = nullcontext
+        if forgets:
+            step.handle.keep(self.number)
+            x = x_CBnd.detach().requires_grad_(x_CBnd.requires_grad)
+            saving = Forgotten(_Again(self, self.number, x, step, merged), x.device.type).saving
+        with saving():
+            begun = attention.begin(self.input_layernorm(x_CBnd), step, merged)
+        yield
+        with saving():
+            return self.after_attention(x_CBnd, attention.finish(begun, step))
+
+    def together(self, x_CBnd: Sequence[Tensor], steps: Sequence[ChunkStep], forgets: bool) -> list[Tensor]:
+        """This layer of several passes, which take turns. Where the model is sharded, this is the layer's forward."""
+        return in_turns([self.through(x, step, forgets) for x, step in zip(x_CBnd, steps, strict=True)])
+
+
 class ExchangedLlama(Llama):
     """The model that a config describes, over exchanged chunks. Weights are drawn from `run.seed`, the same on every
     node. Its codecs read their ranks from `ranks`; without it, from the table that the config gives."""
+
+    layer_type = ExchangedLayer
+    sharded = False
+    """Whether each process of a site holds only its shard of the weights (`node.site.sharding`)."""
 
     def __init__(
         self,
@@ -175,6 +209,9 @@ class ExchangedLlama(Llama):
             return ExchangedAttention(model, layer, codecs, projects_own)
 
         super().__init__(model, vocab_size, run.seed, attention)
+        for index, layer in enumerate(self.layers):
+            assert isinstance(layer, ExchangedLayer)
+            layer.number = index
         self.ranks = table
         self._recompute = run.recompute
 
@@ -196,23 +233,27 @@ class ExchangedLlama(Llama):
         """
         x_CBnd = self.embed_tokens(tokens_CBn)
         step = self._step(tokens_CBn, handle, probe)
-        forgets = self._recompute and torch.is_grad_enabled()
-        for index, layer in enumerate(self.layers):
-            assert isinstance(layer, Layer)
-            attention = layer.self_attn
-            assert isinstance(attention, ExchangedAttention)
-            merged = Merged()
-            saving: Callable[[], AbstractContextManager[object]] = nullcontext
-            if forgets:
-                handle.keep(index)
-                x = x_CBnd.detach().requires_grad_(x_CBnd.requires_grad)
-                saving = Forgotten(_Again(layer, index, x, step, merged), x.device.type).saving
-            with saving():
-                begun = attention.begin(layer.input_layernorm(x_CBnd), step, merged)
-            yield
-            with saving():
-                x_CBnd = layer.after_attention(x_CBnd, attention.finish(begun, step))
+        for layer in self.layers:
+            assert isinstance(layer, ExchangedLayer)
+            x_CBnd = yield from layer.through(x_CBnd, step, self._forgets)
         return self.norm(x_CBnd)  # type: ignore[no-any-return]
+
+    def hidden_together(self, passes: Sequence[tuple[Tensor, Pass]], probe: Probe | None = None) -> list[Tensor]:
+        """`hidden` of several passes, given as (tokens [C, B, n], handle), one layer of all after another."""
+        x_CBnd = [self.embed_tokens(tokens_CBn) for tokens_CBn, _ in passes]
+        steps = [self._step(tokens_CBn, handle, probe) for tokens_CBn, handle in passes]
+        for layer in self.layers:
+            assert isinstance(layer, ExchangedLayer)
+            x_CBnd = layer.together(x_CBnd, steps, self._forgets)
+        return [self.norm(x) for x in x_CBnd]
+
+    def whole(self, work: Callable[[], T]) -> T:
+        """Call `work`, for which embedding, last norm and head are there whole. Layers are gathered one by one."""
+        return work()
+
+    @property
+    def _forgets(self) -> bool:
+        return self._recompute and torch.is_grad_enabled()
 
     def logits(self, tokens_CBn: Tensor, handle: Pass, probe: Probe | None = None) -> Tensor:
         """Logits [C, B, n, vocab] of the own chunks' tokens."""

@@ -105,6 +105,8 @@ class Layer(nn.Module):
 class Llama(nn.Module):
     """The decoder. Weights are drawn from `seed`; `attention` makes each layer's attention."""
 
+    layer_type: type[Layer] = Layer
+
     def __init__(
         self, model: ModelConfig, vocab_size: int, seed: int, attention: Callable[[int], Attention] | None = None
     ) -> None:
@@ -113,7 +115,7 @@ class Llama(nn.Module):
         self._rope: Rope | None = None
         self.embed_tokens = nn.Embedding(vocab_size, model.d_model)
         self.layers = nn.ModuleList(
-            Layer(model, attention(index) if attention else Attention(model)) for index in range(model.layers)
+            self.layer_type(model, attention(index) if attention else Attention(model)) for index in range(model.layers)
         )
         self.norm = RMSNorm(model.d_model, model.norm_eps)
         self.lm_head = nn.Linear(model.d_model, vocab_size, bias=False)

@@ -8,7 +8,7 @@ but the exchange's payloads travels.
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
-from typing import TypeVar
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,14 +16,13 @@ from torch import Tensor
 
 from node.data.batches import Contexts
 from node.data.task import asked, begins, read
-from node.exchange.chunks import ChunkExchange
+from node.exchange.chunks import ChunkExchange, Pass
 from node.exchange.documents import Documents
 from node.exchange.passes import PassSpec
 from node.model.exchanged import ExchangedLlama
 from node.model.key_value import Probe
+from node.model.turns import in_turns
 from node.train.head import head_loss
-
-T = TypeVar("T")
 
 
 def own_tokens(contexts: Contexts, own: tuple[int, ...], spec: PassSpec, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -46,17 +45,42 @@ def loss_sum(
 
     The contexts are dealt to passes of `PayloadFormat.batch` contexts each, which are in flight together: one computes
     while the payloads of another travel, forward and, where gradients are enabled, backward. `draw` is as in
-    `ChunkExchange.begin`; the passes of one call have streams of their own.
+    `ChunkExchange.begin`; the passes of one call have streams of their own. Where the model is sharded over a site, all
+    processes of the site must call this together.
     """
     device = model.embed_tokens.weight.device
     parts = np.split(contexts, len(contexts) // exchange.payload.batch)
+    draws = [(*draw, index) if index else draw for index in range(len(parts))]
     with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-        begun = [
-            _pass(model, exchange, part, spec, probe, (*draw, index) if index else draw)
-            for index, part in enumerate(parts)
-        ]
-        losses = in_turns(begun)
+        if model.sharded:
+            losses = model.whole(lambda: _layer_by_layer(model, exchange, parts, spec, probe, draws))
+        else:
+            passes = zip(parts, draws, strict=True)
+            losses = in_turns([_pass(model, exchange, part, spec, probe, name) for part, name in passes])
     return torch.stack(losses).sum() if len(losses) > 1 else losses[0]
+
+
+class _Begun(NamedTuple):
+    """A pass under way, with what goes in and what is asked for, [C, B, n]."""
+
+    handle: Pass
+    inputs_CBn: Tensor
+    targets_CBn: Tensor
+
+
+def _begin(
+    model: ExchangedLlama, exchange: ChunkExchange, contexts: Contexts, spec: PassSpec, draw: tuple[int, ...]
+) -> _Begun:
+    documents = Documents(begins(contexts[:, :-1]), spec.tokens) if exchange.payload.documents else None
+    handle = exchange.begin(spec, trains=torch.is_grad_enabled(), draw=draw, documents=documents)
+    return _Begun(handle, *own_tokens(contexts, exchange.own, spec, model.embed_tokens.weight.device))
+
+
+def _end(model: ExchangedLlama, begun: _Begun, hidden_CBnd: Tensor) -> Tensor:
+    """The loss of a pass."""
+    if not begun.handle.key.trains:
+        begun.handle.finish_forward()
+    return head_loss(hidden_CBnd.flatten(0, 2), model.lm_head.weight, begun.targets_CBn.flatten())
 
 
 def _pass(
@@ -68,24 +92,20 @@ def _pass(
     draw: tuple[int, ...],
 ) -> Generator[None, None, Tensor]:
     """One pass, in steps as `ExchangedLlama.overlapped`; its loss."""
-    trains = torch.is_grad_enabled()
-    documents = Documents(begins(contexts[:, :-1]), spec.tokens) if exchange.payload.documents else None
-    handle = exchange.begin(spec, trains=trains, draw=draw, documents=documents)
-    inputs_CBn, targets_CBn = own_tokens(contexts, exchange.own, spec, model.embed_tokens.weight.device)
-    hidden_CBnd = yield from model.overlapped(inputs_CBn, handle, probe)
-    if not trains:
-        handle.finish_forward()
-    return head_loss(hidden_CBnd.flatten(0, 2), model.lm_head.weight, targets_CBn.flatten())
+    begun = _begin(model, exchange, contexts, spec, draw)
+    hidden_CBnd = yield from model.overlapped(begun.inputs_CBn, begun.handle, probe)
+    return _end(model, begun, hidden_CBnd)
 
 
-def in_turns(works: Sequence[Generator[None, None, T]]) -> list[T]:
-    """Run generators to their ends, a step of each in turn; their results in order."""
-    results: dict[int, T] = {}
-    while len(results) < len(works):
-        for index, work in enumerate(works):
-            if index not in results:
-                try:
-                    next(work)
-                except StopIteration as end:
-                    results[index] = end.value
-    return [results[index] for index in range(len(works))]
+def _layer_by_layer(
+    model: ExchangedLlama,
+    exchange: ChunkExchange,
+    parts: Sequence[Contexts],
+    spec: PassSpec,
+    probe: Probe | None,
+    draws: Sequence[tuple[int, ...]],
+) -> list[Tensor]:
+    """The losses of all passes, which go through each layer together: a layer's weights are gathered once for all."""
+    begun = [_begin(model, exchange, part, spec, draw) for part, draw in zip(parts, draws, strict=True)]
+    hidden = model.hidden_together([(one.inputs_CBn, one.handle) for one in begun], probe)
+    return [_end(model, one, hidden_CBnd) for one, hidden_CBnd in zip(begun, hidden, strict=True)]
