@@ -7,6 +7,7 @@ not how long a step takes. `run` uses it; `rounds` shares `differing`.
 from __future__ import annotations
 
 import enum
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -32,11 +33,16 @@ class Disagreement(NamedTuple):
 
 
 class Barrier:
-    """Waits for all of `peers` to have done `step` steps."""
+    """Waits for all of `peers` to have done `step` steps.
 
-    def __init__(self, peers: Iterable[str], step: int, timeout_s: float) -> None:
+    Where nodes are sites of several processes, `peers` are site by site, and only those of one of the `columns` must
+    agree: each column has a part of the weights of its own.
+    """
+
+    def __init__(self, peers: Iterable[str], step: int, timeout_s: float, columns: int = 1) -> None:
         self.step = step
         self._peers = list(peers)
+        self._columns = columns
         self._timeout_s = timeout_s
         self._first = ""
         self._deadline_s = float("inf")
@@ -69,17 +75,23 @@ class Barrier:
     def disagreement(self) -> Disagreement | None:
         """The first key whose digests differ; None where all of them agree."""
         keys = sorted({key for message in self._ready.values() for key in message.digests})
-        for key in keys:
-            told = {peer: m.digests[key] for peer, m in self._ready.items() if key in m.digests}
+        for key, column in itertools.product(keys, by_column(self._peers, self._columns)):
+            ready = {peer: self._ready[peer].digests for peer in column if peer in self._ready}
+            told = {peer: digests[key] for peer, digests in ready.items() if key in digests}
             text = differing({plain(peer): value for peer, value in told.items()})
             if text is not None:
                 reason = f"step {self.step}: {key} is not the same on all nodes: {text}"
-                return Disagreement(reason, outvoted(told, len(self._peers)))
+                return Disagreement(reason, outvoted(told, len(column)))
         return None
 
     def metrics(self) -> dict[str, dict[str, float]]:
         """The members' metrics, by name; members without metrics are left out."""
         return {plain(peer): self._ready[peer].metrics for peer in self._peers if self._ready[peer].metrics}
+
+
+def by_column(peers: Sequence[str], columns: int) -> list[Sequence[str]]:
+    """Members, given site by site, by column."""
+    return [peers[column::columns] for column in range(columns)]
 
 
 def outvoted(told: Mapping[str, str], members: int) -> list[str]:

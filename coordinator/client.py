@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 from coordinator.config import CoordinatorConfig
 from coordinator.introduction import introduce, without_data
+from coordinator.layout import PLAIN, SitePlace
 from coordinator.member import End, Member, State
 from coordinator.messages import (
     CONTROL_TAG,
@@ -73,7 +74,7 @@ class Session:
 
     `run` is the run's name, `name` the node's plain name, `address` the address at which its endpoint listens, and
     `access` that of its endpoint; `rank` is the rank that the node asks for, −1 for none. `on_network` is called on the
-    I/O thread when a roster comes, and when the network is changed.
+    I/O thread when a roster comes, and when the network is changed. `place` is this process's in its site.
     """
 
     def __init__(
@@ -88,11 +89,12 @@ class Session:
         access: Access | None = None,
         rank: int = -1,
         on_network: OnNetwork | None = None,
+        place: SitePlace = PLAIN,
     ) -> None:
         self._config = config
         self._on_network = on_network
         self._wire = send
-        self._join = introduce(run, name, address, config_digest, access, rank)
+        self._join = introduce(run, name, address, config_digest, access, rank, place)
         self._member = Member(config)
         self._changed = threading.Condition()
         self._generation = 0  # of the roster that the trainer's thread knows
@@ -103,8 +105,6 @@ class Session:
         self._on_generation: list[Callable[[int], None]] = []
         self._closed = threading.Event()
         self._timer = threading.Thread(target=self._keep_time, name=f"{name}-heartbeat", daemon=True)
-
-    # The trainer's thread.
 
     def rosters(self) -> Iterator[tuple[int, Roster]]:
         """Join, then give this node's rank and the roster of each generation, one after another.
@@ -210,8 +210,6 @@ class Session:
         goes_on = ending is None or ending.how in (End.FINISHED, End.EVICTED) or self._ask_again_s > 0
         return None if goes_on or ending is None else ending.reason
 
-    # Any thread.
-
     def saved(self, step: int, reason: str = "", generation: int | None = None) -> None:
         """Say that this node's part of the checkpoint after `step` steps is on disk, or why it is not.
 
@@ -272,8 +270,6 @@ class Session:
             else:
                 self._member.lose(str(error))
         self._settle()
-
-    # Inside.
 
     def _say(self, message: NodeMessage) -> None:
         with self._changed:

@@ -40,7 +40,7 @@ class Doorkeeper:
         invited = None if keys is None else frozenset({*keys.nodes.values(), keys.operator})
         self.access = Access(pair, encrypts=True, invited=invited)
         # Every node may dial at the same time.
-        nodes = config.nodes
+        nodes = config.layout.processes
         self.limits = DoorLimits(most_new=64 + 2 * nodes, most_new_of_a_source=32 + 2 * nodes, most=128 + 4 * nodes)
 
     def refusal(self, peer: str, message: NodeMessage) -> str | None:

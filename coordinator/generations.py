@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import msgspec
+
 from coordinator.assignment import Assignment, share_out
 from coordinator.config import CoordinatorConfig
 from coordinator.membership import Membership
-from coordinator.messages import Evicted, Ready, Roster, Saved, Suspect, Vote, shorten
+from coordinator.messages import Evicted, Ready, Roster, RosterEntry, Saved, Suspect, Vote, shorten
 from coordinator.steps import Steps
-from netem.errors import ProtocolError
-from netem.names import plain
+from netem.errors import ConfigError, ProtocolError
 
 _MOST_GONE = 1000
 MOST_SAVED_GONE, MOST_SAVED_CHARACTERS = 64, 200
@@ -24,16 +25,22 @@ class Generations:
     """The generations of one run. `whole` are the chunks of each place, where all nodes are there.
 
     `roster` is that of the newest generation, None before the first; `members` are its members by rank, without those
-    that were lost since. It `is_open` until the run pauses.
+    that were lost since. It `is_open` until the run pauses. Where nodes are sites of several processes, `roster` is
+    that of the first column, and `members` are site by site; a site is there as a whole, or not at all.
     """
 
     def __init__(self, config: CoordinatorConfig, membership: Membership, steps: Steps, whole: Assignment) -> None:
+        if config.stages > 1:
+            raise ConfigError(
+                f"coordinator.stages = {config.stages}: expected 1; isthmus plan knows pipelines, no run has them yet"
+            )
         self.roster: Roster | None = None
         self.members: list[str] = []
         self.assignment = whole
         self._whole = whole
         self._config = config
         self._relays = config.relays
+        self._columns = config.layout.columns
         self._membership = membership
         self._steps = steps
         self._lacking: set[str] = set()  # members that joined and have not said yet that they have the weights
@@ -56,14 +63,20 @@ class Generations:
         self._lacking.discard(peer)
 
     def guests(self, now_s: float) -> list[str]:
-        """Those who wait for the next generation and may take part in it."""
+        """Those who wait for the next generation and may take part in it, whole sites only."""
         waiting = [peer for peer in self._membership.peers if peer not in self.members]
-        ready = [peer for peer in waiting if not self._membership.is_preparing(peer)]
-        return [peer for peer in ready if not self._membership.is_held_off(peer, now_s)]
+        held_off = {self._membership.site(peer) for peer in waiting if self._membership.is_held_off(peer, now_s)}
+        whole = [peer for peer in waiting if self._membership.is_whole(peer)]
+        return [peer for peer in whole if self._membership.site(peer) not in held_off]
+
+    @property
+    def nodes(self) -> int:
+        """How many nodes are in this generation. One that is a site of several processes counts once."""
+        return len(self.members) // self._columns
 
     def is_enough(self, now_s: float) -> bool:
         """Whether a generation can begin: somebody has the weights, and there are as many nodes as the user wants."""
-        count = len(self.members) + len(self.guests(now_s))
+        count = self.nodes + len(self.guests(now_s)) // self._columns
         return (self.roster is None or self.has_weights) and count >= self._config.min_nodes
 
     def begin(self, elapsed_s: float, now_s: float) -> Roster:
@@ -72,21 +85,31 @@ class Generations:
         guests = self.guests(now_s)
         self._lacking = set() if first else (self._lacking & set(self.members)) | set(guests)
         self.members = self._membership.seat([*self.members, *guests])
-        places = [self._membership.place(peer) for peer in self.members]
+        places = [self._membership.place(peer) for peer in self.members[:: self._columns]]
         self.assignment = share_out(self._whole, self._config.assignment, places)
         self.roster = Roster(
             generation=self._membership.next_generation() if not first else self._membership.generation,
             start_step=self._steps.step,
             elapsed_s=elapsed_s,
-            members=self._membership.entries(self.members, self._lacking),
+            members=self._column(0),
             assignment=self.assignment.to_lists(),
             relays=self._relays,
         )
         config = self._config
         timeout_s = config.progress_timeout_s if self._lacking else config.step_timeout_s
-        self._steps.begin(self.members, self.assignment.weights(), self.roster.generation, timeout_s)
+        weights, generation = self.assignment.weights(), self.roster.generation
+        self._steps.begin(self.members, weights, generation, timeout_s, self._columns)
         self.is_open = True
         return self.roster
+
+    def rosters(self) -> list[tuple[str, Roster]]:
+        """What to tell each member of this generation: the roster of its column."""
+        assert self.roster is not None
+        columns = [msgspec.structs.replace(self.roster, members=self._column(c)) for c in range(self._columns)]
+        return [(peer, columns[place % self._columns]) for place, peer in enumerate(self.members)]
+
+    def _column(self, column: int) -> list[RosterEntry]:
+        return self._membership.entries(self.members[column :: self._columns], self._lacking)
 
     @property
     def lacking(self) -> list[str]:
@@ -106,7 +129,7 @@ class Generations:
         self.roster = Roster(
             generation=self._membership.generation,
             start_step=self._steps.step,
-            members=self._membership.entries(self.members),
+            members=self._membership.entries(self.members[:: self._columns]),
             assignment=self.assignment.to_lists(),
         )
 
@@ -156,7 +179,7 @@ class Generations:
 
     def describe(self) -> str:
         """Who goes on, in words: ``generation 4 has 2 nodes (node-0, node-2) with 2/2 chunks``."""
-        count = len(self.members)
-        names = ", ".join(plain(peer) for peer in self.members)
+        count = self.nodes
+        names = ", ".join(self._membership.site(peer) for peer in self.members[:: self._columns])
         chunks = "/".join(str(len(own)) for own in self.assignment.to_lists())
         return f"generation {self.number} has {count} node{'s' if count > 1 else ''} ({names}) with {chunks} chunks"

@@ -7,12 +7,15 @@ import socket
 
 import msgspec
 
+from coordinator.layout import SitePlace
 from coordinator.messages import PROTOCOL_VERSION, Join
 from netem import cores
 from netem.keys import Access
 
 
-def introduce(run: str, name: str, address: str, config_digest: str, access: Access | None, rank: int) -> Join:
+def introduce(
+    run: str, name: str, address: str, config_digest: str, access: Access | None, rank: int, place: SitePlace
+) -> Join:
     """The request of this process to join the run `run` (`coordinator.messages.Join`)."""
     return Join(
         name=name,
@@ -26,6 +29,9 @@ def introduce(run: str, name: str, address: str, config_digest: str, access: Acc
         pid=os.getpid(),
         cores=cores.name(),
         rank=rank,
+        site=place.site,
+        local_rank=place.local_rank,
+        processes=place.processes,
     )
 
 

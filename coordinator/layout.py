@@ -25,6 +25,18 @@ class Spot(NamedTuple):
     shard: int
 
 
+class SitePlace(NamedTuple):
+    """One process of a site, as it says of itself: the name of the site, its local rank, and how many there are."""
+
+    site: str = ""
+    local_rank: int = 0
+    processes: int = 1
+
+
+PLAIN = SitePlace()
+"""A plain node: a site of its own, whose name is the node's."""
+
+
 @dataclass(frozen=True)
 class Layout:
     """N sites of S stages × G shards each. Raises `ConfigError` for a count below 1."""

@@ -5,6 +5,9 @@ joins a run that goes on is a guest until the next generation begins; `run` know
 place, a number below the number of nodes that the run began with. When the first roster is made, members get the
 places that they asked for, the rest follow in name order, so they do not depend on the order of joining; one that comes
 later gets a free one. Ranks are in the order of places. It sends nothing; `run` does.
+
+Where nodes are sites of several processes (`coordinator.layout`), each process is a member, and a site has one place.
+It may take part once all of its processes are here, and leaves as a whole.
 """
 
 from __future__ import annotations
@@ -30,6 +33,11 @@ class Seat:
     heard_s: float
     place: int = -1
 
+    @property
+    def site(self) -> str:
+        """The name of the member's site; a plain node is a site of its own."""
+        return _site(self.join)
+
 
 class Membership:
     """The members of one run, identified by the names of their endpoints, which are unique (`netem.names`).
@@ -41,6 +49,7 @@ class Membership:
 
     def __init__(self, config: CoordinatorConfig, run_name: str, config_digest: str) -> None:
         self._config = config
+        self._layout = config.layout
         self._run_name = run_name
         self._config_digest = config_digest
         self._seats: dict[str, Seat] = {}
@@ -66,7 +75,17 @@ class Membership:
     @property
     def full(self) -> bool:
         """Whether all expected nodes have joined."""
-        return len(self._seats) == self._config.nodes
+        return len(self._seats) == self._layout.processes
+
+    def mates(self, peers: Iterable[str]) -> list[str]:
+        """All members of these members' sites, themselves among them, in name order."""
+        sites = {self._seats[peer].site for peer in peers}
+        return [peer for peer in self.peers if self._seats[peer].site in sites]
+
+    def is_whole(self, peer: str) -> bool:
+        """Whether all processes of this member's site are here, and have their data."""
+        mates = self.mates([peer])
+        return len(mates) == self._layout.columns and not any(map(self.is_preparing, mates))
 
     @property
     def complete(self) -> bool:
@@ -167,18 +186,22 @@ class Membership:
         )
 
     def seat(self, peers: Sequence[str]) -> list[str]:
-        """Give places to those that have none yet; all of `peers` in the order of their places."""
-        free = set(range(self._config.nodes)) - {seat.place for seat in self._seats.values()}
-        new = [peer for peer in self.peers if peer in peers and self._seats[peer].place < 0]
-        for peer in new:
-            if (asked := self._seats[peer].join.rank) in free:
-                self._seats[peer].place = asked
-                free.remove(asked)
-        for peer in new:
-            if self._seats[peer].place < 0:
-                self._seats[peer].place = min(free)
-                free.remove(self._seats[peer].place)
-        return sorted(peers, key=self.place)
+        """Give places to the sites of those that have none yet; all of `peers` in the order of their places, and within
+        a site by local rank."""
+        places = {seat.site: seat.place for seat in self._seats.values() if seat.place >= 0}
+        free = set(range(self._config.nodes)) - set(places.values())
+        new = [self._seats[peer] for peer in self.peers if peer in peers and self._seats[peer].site not in places]
+        for seat in new:
+            if seat.join.rank in free:
+                places[seat.site] = seat.join.rank
+                free.remove(seat.join.rank)
+        for seat in new:
+            if seat.site not in places:
+                places[seat.site] = min(free)
+                free.remove(places[seat.site])
+        for peer in peers:
+            self._seats[peer].place = places[self._seats[peer].site]
+        return sorted(peers, key=lambda peer: (self.place(peer), self._seats[peer].join.local_rank))
 
     def seats(self) -> list[SavedSeat]:
         """All members, for the coordinator's state on disk."""
@@ -190,8 +213,12 @@ class Membership:
         self.generation = generation
 
     def place(self, peer: str) -> int:
-        """The place of a member that has one."""
+        """The place of the site of a member that has one."""
         return self._seats[peer].place
+
+    def site(self, peer: str) -> str:
+        """The name of a member's site."""
+        return self._seats[peer].site
 
     def entries(self, peers: Sequence[str], joins: Container[str] = ()) -> list[RosterEntry]:
         """The roster's members, by rank; those of `joins` were none before."""
@@ -204,14 +231,21 @@ class Membership:
     def waiting_text(self) -> str:
         """How many nodes have joined: ``2 of 4 nodes joined: node-0, node-2; still waiting for 2 more``."""
         here = f": {', '.join(self.names)}" if self._seats else ""
-        count = f"{len(self._seats)} of {self._config.nodes} nodes joined"
         awaited = "" if self.full else f"; still waiting for {self._missing()}"
         preparing = ", ".join(plain(peer) for peer in self.peers if self.is_preparing(peer))
-        return f"{count}{here}{awaited}" + (f"; still preparing data: {preparing}" if preparing else "")
+        told = f"; still preparing data: {preparing}" if preparing else ""
+        return f"{self.count_text()} joined{here}{awaited}{told}"
+
+    def count_text(self) -> str:
+        """How many of the run's processes are members: ``2 of 4 nodes``."""
+        what = "nodes" if self._layout.columns == 1 else f"processes of {self._config.nodes} sites"
+        return f"{len(self._seats)} of {self._layout.processes} {what}"
 
     def _clash(self, join: Join) -> str | None:
         nodes = self._config.nodes
         members = [seat.join for seat in self._seats.values()]
+        if (reason := self._unequal(join)) is not None:
+            return reason
         for member in members:
             if member.name == join.name:
                 return (
@@ -221,20 +255,37 @@ class Membership:
         for member in members:
             if member.address == join.address:
                 return f"{member.name} already listens at {join.address}; give {join.name} an address of its own"
-            if member.rank == join.rank >= 0:
+            if _site(member) == _site(join):
+                if member.local_rank == join.local_rank:
+                    return f"process {join.local_rank} of site {join.site} is already here ({_describe(member)})"
+            elif member.rank == join.rank >= 0:
                 return f"rank {join.rank} is taken by {member.name}; give {join.name} another rank, or none"
         if join.rank >= nodes:
             return f"rank {join.rank} is not in a world of {nodes}; ask for 0 to {nodes - 1}, or for none"
-        if self.full:
-            return f"the run is full: it has its {nodes} nodes ({', '.join(self.names)})"
+        sites = list(dict.fromkeys(_site(member) for member in members))
+        if _site(join) not in sites and len(sites) == nodes:
+            what = f"{nodes} nodes ({', '.join(sorted(sites, key=name_order))})"
+            return f"the run is full: it has its {what}"
         return None
+
+    def _unequal(self, join: Join) -> str | None:
+        """Why a process of a site of another shape may not join: columns are across equal sites."""
+        layout = self._layout
+        if join.processes == layout.columns and join.local_rank < join.processes:
+            return None
+        has = f"{join.processes} process{'es' if join.processes > 1 else ''}"
+        return (
+            f"{join.name} is process {join.local_rank} of a site of {has}, and the sites of this run have "
+            f"{layout.stages} stages × {layout.shards} shards; start each one by torchrun with {layout.columns} "
+            "processes, or change coordinator.shards"
+        )
 
     def _missing(self) -> str:
         """The names of the missing nodes where all names are the usual ``node-0`` to ``node-N``, else their number."""
         usual = [f"node-{number}" for number in range(self._config.nodes)]
-        if all(name in usual for name in self.names):
+        if self._layout.columns == 1 and all(name in usual for name in self.names):
             return ", ".join(name for name in usual if name not in self.names)
-        return f"{self._config.nodes - len(self._seats)} more"
+        return f"{self._layout.processes - len(self._seats)} more"
 
 
 def name_order(name: str) -> tuple[tuple[int, int, str], ...]:
@@ -261,6 +312,10 @@ def _describe(join: Join) -> str:
     where = f"on {join.host}" if join.host else ""
     detail = " ".join(part for part in (process, where) if part)
     return f"{join.name} ({detail})" if detail else join.name
+
+
+def _site(join: Join) -> str:
+    return join.site or join.name
 
 
 def _is_peer(name: str) -> bool:

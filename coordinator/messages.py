@@ -19,7 +19,7 @@ from netem.errors import ProtocolError
 from netem.names import KeyText
 from netem.schedule import Timed
 
-PROTOCOL_VERSION = 6
+PROTOCOL_VERSION = 7
 COORDINATOR = "coordinator"  # the coordinator's name as an endpoint; no node may bear it
 RUN_ID = "isthmus"  # the same for all runs, so that a coordinator can tell a node that it has asked at the wrong run
 NODE_NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"
@@ -52,7 +52,8 @@ class Join(Message, frozen=True, kw_only=True):
 
     `config_digest` covers all settings that must be equal on all nodes. `name` is the plain part of the name of the
     sender's endpoint (`netem.names`), `key` its public key, and `encrypted` says whether its callers speak CURVE.
-    `cores` names the CPU cores that it runs on (`netem.cores`).
+    `cores` names the CPU cores that it runs on (`netem.cores`). Where a node is a site of several `processes`, `site`
+    is its name, `local_rank` this process's place in it (`coordinator.layout`), and `rank` what the site asks for.
     """
 
     name: Name
@@ -66,6 +67,9 @@ class Join(Message, frozen=True, kw_only=True):
     pid: Count = 0
     cores: Text = ""
     rank: Annotated[int, msgspec.Meta(ge=-1, le=1 << 20)] = -1
+    site: Annotated[str, msgspec.Meta(pattern=NODE_NAME + "|^$")] = ""
+    local_rank: Annotated[int, msgspec.Meta(ge=0, le=1 << 20)] = 0
+    processes: Annotated[int, msgspec.Meta(ge=1, le=1 << 20)] = 1
     preparing: bool = False
     """Whether it still prepares its data. No generation with it begins before it has asked again without this."""
 
@@ -208,6 +212,7 @@ class RosterEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
 class Roster(Message, frozen=True, kw_only=True):
     """A generation begins: its members by rank, the chunks of each rank, and whether keys and values are passed on.
+    Where nodes are sites of several processes, the members are those of the receiver's column.
 
     All members have taken `start_step` steps: one that holds the last of them takes it, and whatever else was under way
     is dropped. In the first generation of a resumed run each goes on from its own part of that checkpoint. `elapsed_s`

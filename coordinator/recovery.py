@@ -52,9 +52,11 @@ class Recovery:
         self._reason = ""  # of the last fault
 
     def lose(self, peers: Sequence[str], kind: str, reason: str, now_s: float) -> list[Action]:
-        """These have left, failed or were lost; they are members no more. Where they were only guests, the others go on
-        as if they had never come."""
+        """These have left, failed or were lost; they are members no more, and neither are the other processes of their
+        sites. Where they were only guests, the others go on as if they had never come."""
         unseen_s = max(self._membership.unheard_s(peer, now_s) for peer in peers)
+        mates = self._others(peers)
+        reason += self._as_a_whole(peers) if mates else ""
         for peer in peers:
             self._membership.remove(peer, now_s)
         actions: list[Action] = []
@@ -62,7 +64,11 @@ class Recovery:
             for peer in peers:
                 self._generations.remember(peer, reason)
             actions += [Forget(peer) for peer in peers]
-        return actions + self._without(peers, kind, reason, unseen_s, now_s)
+        return (
+            actions
+            + self._tell_to_go(mates, reason, now_s)
+            + self._without([*peers, *mates], kind, reason, unseen_s, now_s)
+        )
 
     def lose_silent(self, peers: Sequence[str], now_s: float) -> list[Action]:
         """These were not heard for the heartbeat timeout."""
@@ -72,12 +78,10 @@ class Recovery:
 
     def evict(self, peers: Sequence[str], why: str, now_s: float) -> list[Action]:
         """These members live, and the others cannot go on with them. They are told, and may join anew."""
+        mates = [*peers, *self._others(peers)]
         reason = f"{self._membership.describe(peers)} had to go: {why}"
-        actions: list[Action] = []
-        for peer in peers:
-            self._membership.remove(peer, now_s)
-            actions.append(Send(peer, self._generations.remember(peer, reason)))
-        return actions + self._without(peers, events.EVICTED, reason, 0.0, now_s)
+        reason += self._as_a_whole(peers) if len(mates) > len(peers) else ""
+        return self._tell_to_go(mates, reason, now_s) + self._without(mates, events.EVICTED, reason, 0.0, now_s)
 
     def heal(self, found: Disagreement, now_s: float) -> list[Action]:
         """Members differ in what they must have in common. The minority goes, and comes back for what the others have.
@@ -113,7 +117,7 @@ class Recovery:
         self.saves.drop_parts()
         changes = self._live.changes()
         new = [peer for peer in self._generations.members if peer not in known]
-        actions: list[Action] = [Send(peer, roster) for peer in self._generations.members]
+        actions: list[Action] = [Send(peer, own) for peer, own in self._generations.rosters()]
         return actions + [Send(peer, change) for peer in new for change in changes]
 
     def tell_faults(self, done: str, now_s: float) -> list[Action]:
@@ -126,12 +130,27 @@ class Recovery:
         return []
 
     def _pause(self, now_s: float) -> list[Action]:
-        left, wanted = len(self._generations.members), self._config.min_nodes
+        left, wanted = self._generations.nodes, self._config.min_nodes
         self._reason = f"{self._reason}; {left} of at least {wanted} nodes are left (coordinator.min_nodes)"
         told = self.tell_faults("the run pauses", now_s)
         pause = Pause(generation=self._generations.pause(), reason=shorten(self._reason))
         say = Say(f"{self._reason}; waiting {self._config.join_timeout_s:g} s for nodes to come back")
         return [*told, say, *(Send(peer, pause) for peer in self._generations.members)]
+
+    def _others(self, peers: Sequence[str]) -> list[str]:
+        """The other processes of these members' sites."""
+        return [mate for mate in self._membership.mates(peers) if mate not in peers]
+
+    def _tell_to_go(self, peers: Sequence[str], reason: str, now_s: float) -> list[Action]:
+        """These live, and are members no more."""
+        for peer in peers:
+            self._membership.remove(peer, now_s)
+        return [Send(peer, self._generations.remember(peer, reason)) for peer in peers]
+
+    def _as_a_whole(self, peers: Sequence[str]) -> str:
+        sites = list(dict.fromkeys(self._membership.site(peer) for peer in peers))
+        one = len(sites) == 1
+        return f"; {'site' if one else 'sites'} {', '.join(sites)} {'leaves' if one else 'leave'} as a whole"
 
     def _without(self, peers: Sequence[str], kind: str, reason: str, unseen_s: float, now_s: float) -> list[Action]:
         if not self._generations.lose(peers):

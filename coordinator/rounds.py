@@ -14,7 +14,7 @@ import enum
 from collections import deque
 from collections.abc import Iterable, Sequence
 
-from coordinator.barrier import differing
+from coordinator.barrier import by_column, differing
 from coordinator.messages import Round, Vote
 from netem.errors import ProtocolError
 from netem.names import plain
@@ -29,14 +29,16 @@ class RoundState(enum.Enum):
 
 
 class Ballot:
-    """The votes of `peers` on one round. All must vote within `timeout_s` of the first vote."""
+    """The votes of `peers` on one round. All must vote within `timeout_s` of the first vote. `columns` are as in
+    `Barrier`: those of one column must have the same result."""
 
-    def __init__(self, peers: Iterable[str], round_: Round, step: int, timeout_s: float) -> None:
+    def __init__(self, peers: Iterable[str], round_: Round, step: int, timeout_s: float, columns: int = 1) -> None:
         self.round = round_
         self.state = RoundState.OPEN
         self.reason = ""
         self._where = f"step {step}, averaging of {round_.kind}"
         self._peers = list(peers)
+        self._columns = columns
         self._timeout_s = timeout_s
         self._deadline_s = float("inf")
         self._votes: dict[str, Vote] = {}
@@ -64,11 +66,12 @@ class Ballot:
         return late, f"{self._where}: no vote within {self._timeout_s:g} s of the first"
 
     def _close(self) -> None:
-        text = differing({plain(peer): vote.digest for peer, vote in self._votes.items()})
-        if text is None:
-            self.state = RoundState.COMMITTED
-        else:
-            self._abort(f"the results differ: {text}")
+        for column in by_column(self._peers, self._columns):
+            text = differing({plain(peer): self._votes[peer].digest for peer in column})
+            if text is not None:
+                self._abort(f"the results differ: {text}")
+                return
+        self.state = RoundState.COMMITTED
 
     def _abort(self, why: str) -> None:
         self.state = RoundState.ABORTED
@@ -128,7 +131,8 @@ class StepRounds:
         self.next_id += len(rounds)
         return rounds
 
-    def open_next(self, peers: Iterable[str], step: int) -> bool:
+    def open_next(self, peers: Iterable[str], step: int, columns: int = 1) -> bool:
         """Open the next round of `step`. False where none is left."""
-        self.ballot = Ballot(peers, self._waiting.popleft(), step, self._timeout_s) if self._waiting else None
+        ballot = Ballot(peers, self._waiting.popleft(), step, self._timeout_s, columns) if self._waiting else None
+        self.ballot = ballot
         return self.ballot is not None

@@ -68,7 +68,7 @@ from netem.names import plain
 
 class Run:
     """One run, from the first node that joins to the last that leaves. Times are seconds of a monotonic clock. Raises
-    `ConfigError` where the chunks cannot be assigned."""
+    `ConfigError` where the chunks cannot be assigned, or sites have stages."""
 
     def __init__(self, config: CoordinatorConfig, plan: RunPlan, now_s: float) -> None:
         whole = assign(plan.chunks, config.nodes, config.assignment, config.chunks_per_node)
@@ -205,7 +205,7 @@ class Run:
             return [CheckpointFailed(saved.step, f"{plain(peer)}: {saved.reason}")]
         members = self._generations.members
         complete = self._recovery.saves.note(peer, saved.step, members)
-        return [CheckpointComplete(saved.step, len(members))] if complete else []
+        return [CheckpointComplete(saved.step, self._generations.nodes)] if complete else []
 
     def _suspect(self, peer: str, suspect: Suspect, now_s: float) -> list[Action]:
         if suspect.peer in self._generations.members and suspect.peer != peer:

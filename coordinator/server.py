@@ -194,7 +194,6 @@ class CoordinatorServer:
         self._inbox = _Inbox()
         self._generation = 0
         self._told, self._tell_at_s = 0, 0.0  # refusals at the door
-        self._nodes = config.nodes
         self._outcome: RunOutcome | None = None
         profile = plan.schedule.profile
         self._endpoint = Endpoint(
@@ -203,7 +202,7 @@ class CoordinatorServer:
             profile,
             self._inbox,
             bind=config.address,
-            limits=msgspec.structs.replace(LIMITS, max_strangers=LIMITS.max_strangers + config.nodes),
+            limits=msgspec.structs.replace(LIMITS, max_strangers=LIMITS.max_strangers + config.layout.processes),
             access=door.access,
             door=door.limits,
         )
@@ -334,11 +333,10 @@ class CoordinatorServer:
             before, self._inbox.members = self._inbox.members, frozenset(membership.peers)
             for peer in self._inbox.members - before:
                 self._endpoint.trust(peer)
-                here = f"{len(membership)} of {self._nodes} nodes are here"
-                log.info("%s joined; %s", membership.describe([peer]), here)
+                log.info("%s joined; %s are here", membership.describe([peer]), membership.count_text())
             if self._run.phase not in (Phase.STOPPING, Phase.FINISHED):
                 for peer in before - self._inbox.members:
-                    log.info("%s has gone; %d of %d nodes are here", plain(peer), len(membership), self._nodes)
+                    log.info("%s has gone; %s are here", plain(peer), membership.count_text())
 
     def _carry_out(self, action: Action) -> Event | None:
         """Carry out one action. Returns an event where that fails."""

@@ -27,6 +27,7 @@ class Steps:
         self._timeout_s = timeout_s
         self._members: list[str] = []
         self._weights: list[float] = []
+        self._columns = 1
         self._generation = 0
         self._doing = self.step  # the steps before the one that was begun last
         self._under_way = False
@@ -67,13 +68,16 @@ class Steps:
         owed = self._tail is not None and (bool(self._tail) or self.rounds.ballot is not None)
         return self._plan.lost_with(self.step - 1) + 1 if owed else self._plan.lost_with(self.step)
 
-    def begin(self, members: Sequence[str], weights: Sequence[float], generation: int, timeout_s: float) -> None:
-        """A generation begins: its members and their weights in an average by rank. They are ready within `timeout_s`
-        of each other."""
+    def begin(
+        self, members: Sequence[str], weights: Sequence[float], generation: int, timeout_s: float, columns: int = 1
+    ) -> None:
+        """A generation begins: its members, site by site where these have several `columns`, and the weights of nodes
+        in an average by rank. They are ready within `timeout_s` of each other."""
         self._members, self._weights, self._generation = list(members), list(weights), generation
+        self._columns = columns
         self.rounds.drop()
         self._under_way = False
-        self.barrier = Barrier(members, self.step, timeout_s)
+        self.barrier = Barrier(members, self.step, timeout_s, columns)
 
     def ready(self, peer: str, ready: Ready, now_s: float) -> bool:
         """Note that a member is ready; whether all are. Raises `ProtocolError` as `Barrier.ready` does."""
@@ -143,6 +147,6 @@ class Steps:
 
     def _open(self) -> None:
         """Open the step's next round; where none is left, wait for the barrier after the step."""
-        if not self.rounds.open_next(self._members, self._doing):
+        if not self.rounds.open_next(self._members, self._doing, self._columns):
             number = self.step if self._tail is not None else self.step + 1
-            self.barrier = Barrier(self._members, number, self._timeout_s)
+            self.barrier = Barrier(self._members, number, self._timeout_s, self._columns)

@@ -21,7 +21,7 @@ PIECE_BYTES = 48 << 10
 MOST_FILE_BYTES = 1 << 42
 MOST_TAG_BYTES = 256
 
-FileName = Annotated[str, Meta(pattern=r"^(model|node-[0-9]{1,4})\.safetensors$")]
+FileName = Annotated[str, Meta(pattern=r"^(model|node-[0-9]{1,4}(\.[0-9]{1,4})?)\.safetensors$")]
 Step = Annotated[int, Meta(ge=0, le=10**12)]
 Offset = Annotated[int, Meta(ge=0, lt=MOST_FILE_BYTES)]
 

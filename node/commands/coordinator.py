@@ -130,7 +130,7 @@ def _serve(config: Config, page: PageWish | None, lease: Lease) -> None:
     with (
         tracker,
         Recorder(folder, done=done, dilation=network.profile.dilation) as recorder,
-        StateFile(folder / STATE, slot_bytes(config.coordinator.nodes)) as kept,
+        StateFile(folder / STATE, slot_bytes(config.coordinator.layout.processes)) as kept,
         view,
     ):
         if recorder.missing:

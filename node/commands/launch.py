@@ -86,6 +86,11 @@ def launch(command: Command, load: Callable[[Sequence[str]], Config], spot: Spot
 
     settings = settings_of(spot, load([f"--coordinator.nodes={spot.world}"]))
     config = load(settings)
+    if config.coordinator.shards > 1:
+        raise ConfigError(
+            f"coordinator.shards = {config.coordinator.shards}: isthmus launch makes each process a node; start "
+            "isthmus coordinator, and each site by torchrun -m node.cli node"
+        )
     join = f"tcp://{spot.master}:{port}"
     parse_address(join, MASTER, dial=True)
     await_host(spot.master, config.coordinator.join_timeout_s)

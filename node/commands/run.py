@@ -11,6 +11,7 @@ import logging
 import os
 import secrets
 import signal
+import socket
 import sys
 import time
 from collections.abc import Iterator
@@ -180,7 +181,9 @@ class Swarm:
                 self._children, self._folder, self._page, self._folder / LOGS / "dashboard.log", self._environment
             )
         for rank in range(self._config.coordinator.nodes):
-            self._nodes.append(self._spawn(f"node-{rank}", "node", config_path, "--join", address, "--rank", str(rank)))
+            command = ("node", config_path, "--join", address, "--rank", str(rank))
+            for name, environment in self._processes(f"node-{rank}"):
+                self._nodes.append(self._spawn(name, *command, environment=environment))
 
     def follow(self, view: View) -> None:
         """Show what the coordinator records until all have ended. Raises `RunAborted` where the run fails."""
@@ -233,7 +236,8 @@ class Swarm:
         if failed and self._has_begun and not alone:
             self._warn_of_failed()
             return False
-        return (alone and now - max(ends_s) > GRACE_S) or (failed and now - min(ends_s) > patience_s)
+        late = failed and not self._has_begun and now - min(ends_s) > patience_s
+        return late or (alone and now - max(ends_s) > GRACE_S)
 
     def _bring_back(self) -> None:
         """Start the coordinator again where it was killed: it goes on with the nodes, which wait for it."""
@@ -255,10 +259,19 @@ class Swarm:
     def _all(self) -> list[Child]:
         return [*self._nodes, *([self._coordinator] if self._coordinator else [])]
 
-    def _spawn(self, name: str, *arguments: str) -> Child:
+    def _processes(self, node: str) -> list[tuple[str, dict[str, str]]]:
+        """The names of a node's processes, and what torchrun would set in the environment of each."""
+        size = self._config.coordinator.layout.columns
+        if size == 1:
+            return [(node, {})]
+        common = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+        return [(f"{node}.{rank}", common | {"RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in range(size)]
+
+    def _spawn(self, name: str, *arguments: str, environment: dict[str, str] | None = None) -> Child:
         command = [sys.executable, "-m", "node.cli", *arguments]
         log_path = self._folder / LOGS / f"{name}.log"
-        return self._children.start(name, command, log_path=log_path, environment=self._environment)
+        whole = self._environment | (environment or {})
+        return self._children.start(name, command, log_path=log_path, environment=whole)
 
     def _await_address(self, coordinator: Child) -> str:
         path = self._folder / ADDRESS
@@ -292,3 +305,9 @@ class Swarm:
         if lines := culprit.tail():
             log.error("the last lines of %s:%s", culprit.log_path, "".join(f"\n    {line}" for line in lines))
         raise RunAborted(f"{culprit.describe()}; logs are in {logs}")
+
+
+def _free_port() -> int:
+    """A port of this machine that nobody listens at now."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])

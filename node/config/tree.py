@@ -55,6 +55,11 @@ class Config(Section, frozen=True, kw_only=True):
                 f"compress.remote_last_layers = {self.compress.remote_last_layers}: expected at most "
                 f"model.layers = {self.model.layers}, or 0 for all"
             )
+        if owners.shards > 1 and owners.keys:
+            raise ConfigError(
+                f"coordinator.keys = {owners.keys!r}: expected a token (ISTHMUS_TOKEN) where coordinator.shards = "
+                f"{owners.shards}, since the processes of a site are started alike and each would need a key"
+            )
         passes = owners.shards * self.train.micro_batches
         if owners.shards > 1 and self.train.batch % passes:
             raise ConfigError(

@@ -192,6 +192,8 @@ class ExchangedLlama(Llama):
     layer_type = ExchangedLayer
     sharded = False
     """Whether each process of a site holds only its shard of the weights (`node.site.sharding`)."""
+    has_run = False
+    """Whether `whole` has been called."""
 
     def __init__(
         self,
@@ -249,6 +251,7 @@ class ExchangedLlama(Llama):
 
     def whole(self, work: Callable[[], T]) -> T:
         """Call `work`, for which embedding, last norm and head are there whole. Layers are gathered one by one."""
+        self.has_run = True
         return work()
 
     @property

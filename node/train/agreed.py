@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from coordinator.messages import Round
 from netem.errors import ConfigError
 from node.config import TrainConfig
+from node.site.sharding import is_sharded, own_parameters, rows_of
 from node.subspace.basis import digest
 from node.train.averaging import Averager, Flight, flatten, unflatten_into
 from node.train.finite import require_finite
@@ -38,7 +39,7 @@ OWN_SHARE = 0.5
 class _Part:
     """Some of the weights: the tensors, and their place in the flat vectors."""
 
-    tensors: list[nn.Parameter]
+    tensors: list[Tensor]
     place: slice
 
 
@@ -51,7 +52,8 @@ class _Begun:
 
 
 class AgreedWeights:
-    """One node's copy of what all agree on. `vector` holds the agreed weights, [parameters] in float32."""
+    """One node's copy of what all agree on. `vector` holds the agreed weights, [parameters] in float32; where the model
+    is sharded over a site, those of this process's shard, on which its column agrees."""
 
     vector: Tensor
 
@@ -59,7 +61,8 @@ class AgreedWeights:
         self.outer = OuterStep(train)
         self.residual: Tensor | None = None
         self._train, self._schedule = train, schedule
-        self._named = dict(model.named_parameters())
+        self._parameters = dict(model.named_parameters())
+        self._named = own_parameters(model)
         self._begun: _Begun | None = None
         self.restart()
 
@@ -122,19 +125,27 @@ class AgreedWeights:
         self._begun = None
 
     def state(self) -> dict[str, Tensor]:
-        """What a checkpoint holds beside the own weights."""
+        """What a checkpoint holds beside the own weights. Where the model is sharded, by the weights' names, so that
+        the rows of all processes can be put together."""
         assert self._begun is None, "no fragment is under way at a checkpoint"
         found = {_VELOCITY: self.outer.velocity, RESIDUAL: self.residual}
         found |= {_AGREED: self.vector} if self._train.streams else {}
-        return {name: tensor for name, tensor in found.items() if tensor is not None}
+        flat = {key: tensor for key, tensor in found.items() if tensor is not None}
+        if not any(is_sharded(parameter) for parameter in self._parameters.values()):
+            return flat
+        return {f"{key}.{name}": rows for key, vector in flat.items() for name, rows in self._by_name(vector).items()}
 
     def named(self) -> dict[str, Tensor]:
         """The agreed weights by name, where the own may be others."""
         if self._train.sync_every == 1:
             return {}
-        whole = [torch.empty_like(self._named[name], device="cpu") for name in self._order]
-        unflatten_into(self.vector, whole)
-        return dict(zip(self._order, whole, strict=True))
+        return self._by_name(self.vector)
+
+    def _by_name(self, vector: Tensor) -> dict[str, Tensor]:
+        """A flat vector, in the order of `vector`, as the weights' own tensors."""
+        found = {name: torch.empty_like(self._named[name], device="cpu") for name in self._order}
+        unflatten_into(vector, found.values())
+        return found
 
     def load(self, tensors: dict[str, Tensor]) -> None:
         """Take what `state` gave, after the own weights were loaded. Raises `ConfigError` where it is not there or does
@@ -144,7 +155,7 @@ class AgreedWeights:
             self.outer.velocity = self._saved(tensors, _VELOCITY, "train.outer_momentum")
         if self._train.streams:
             self.vector = self._saved(tensors, _AGREED, "train.sync_fragments")
-        if RESIDUAL in tensors:
+        if any(name.startswith(RESIDUAL) for name in tensors):
             self.residual = self._saved(tensors, RESIDUAL, "train.sync_format")
 
     def momentum(self) -> dict[str, Tensor]:
@@ -164,11 +175,28 @@ class AgreedWeights:
             unflatten_into(self.vector, self._parts[WEIGHTS].tensors)
 
     def _saved(self, tensors: dict[str, Tensor], name: str, key: str) -> Tensor:
-        saved, wanted = tensors.get(name), tuple(self.vector.shape)
+        saved, wanted = self._flat(tensors, name), tuple(self.vector.shape)
         if saved is None or tuple(saved.shape) != wanted:
             found = "missing" if saved is None else tuple(saved.shape)
             raise ConfigError(f"checkpoint: {name} is {found}, {key} wants ({wanted[0]},)")
         return saved
+
+    def _flat(self, tensors: dict[str, Tensor], key: str) -> Tensor | None:
+        """What was saved under `key`, flat in the order of `vector`; None where there is nothing. It may be of another
+        layout: flat and whole, or by the weights' names."""
+        vector, names = tensors.get(key), list(self._parameters)
+        if vector is not None and vector.shape != self.vector.shape:
+            sizes = {name: parameter.numel() for name, parameter in self._parameters.items()}
+            order = [name for names in cut(sizes, self._train.sync_fragments) for name in names]
+            if len(vector) != sum(sizes.values()):
+                return vector
+            parts = zip(order, vector.split([sizes[name] for name in order]), strict=True)
+            found = {name: part.view(self._parameters[name].shape) for name, part in parts}
+        elif all(f"{key}.{name}" in tensors for name in names):
+            found = {name: tensors[f"{key}.{name}"] for name in names}
+        else:
+            return vector
+        return flatten(rows_of(self._parameters[name], found[name]) for name in self._order)
 
     def _change(self, rank: int, entry: Round) -> Tensor:
         """This node's weighted change since the last agreement."""

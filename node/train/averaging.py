@@ -22,6 +22,7 @@ from torch import Tensor
 from coordinator import ring
 from node.exchange.formats import TensorSpec
 from node.measure.spans import ROUND, Spans
+from node.site.site import ALONE, Site
 from node.subspace.basis import digest
 from node.train.ring_formats import FLOAT32, RingFormat
 
@@ -69,7 +70,10 @@ class Flight(NamedTuple):
 
 
 class Averager:
-    """One node's part in the rounds of one generation. `recorder` is told for how long they hold the trainer up."""
+    """One node's part in the rounds of one generation. `recorder` is told for how long they hold the trainer up.
+
+    The processes of a site take part together, each in its column's ring: where one fails, all raise.
+    """
 
     def __init__(
         self,
@@ -78,8 +82,10 @@ class Averager:
         wire: ShardWire | None,
         session: VotingSession,
         recorder: Spans | None = None,
+        site: Site = ALONE,
     ) -> None:
         self._spans = recorder or Spans()
+        self._site = site
         self.rank = rank
         self._world_size = world_size
         self._wire = wire
@@ -95,14 +101,14 @@ class Averager:
 
     def sum(self, round_id: int, vector: Tensor, form: RingFormat, residual: Tensor | None = None) -> RingSum:
         """As `total`, in the format `form`. `residual` is what this node has left out of the sums before."""
-        with self._spans.span(ROUND):
+        with self._spans.span(ROUND), self._site.together():
             result = all_reduce(vector, self.rank, self._world_size, self._wire, round_id, form, residual)
             self._vote(round_id, digest([result.total]))
         return result
 
     def agree(self, round_id: int) -> None:
         """A round without data. Returns once all nodes have come to it."""
-        with self._spans.span(ROUND):
+        with self._spans.span(ROUND), self._site.together():
             self._vote(round_id, "")
 
     def begin(self, round_id: int, vector: Tensor, form: RingFormat, residual: Tensor | None = None) -> Flight:
@@ -116,7 +122,7 @@ class Averager:
     def finish(self, round_id: int, flight: Flight) -> RingSum:
         """Wait for a round that was begun, and agree on its result. Raises what went wrong under way too."""
         self._flights.remove(flight)
-        with self._spans.span(ROUND):
+        with self._spans.span(ROUND), self._site.together():
             result = flight.land()
             self._vote(round_id, digest([result.total]))
         return result

@@ -13,16 +13,18 @@ much as the subspace has moved. `node.subspace.basis.align` keeps the coordinate
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from node.data.task import Sampler
 from node.exchange.chunks import ChunkExchange
 from node.exchange.passes import PassSpec
 from node.exchange.payload import PayloadFormat
 from node.model.exchanged import ExchangedLlama
+from node.site.sharding import whole
+from node.site.site import ALONE, Site
 from node.subspace.basis import SUM, MomentProbe, Moments, digest, group_moments, kept_energy
 from node.subspace.learned import CentredCodec
 from node.subspace.ranks import choose_ranks, spectrum
@@ -36,15 +38,21 @@ def weight_moments(model: ExchangedLlama) -> Moments:
     for (layer, kind), groups in model.ranks.groups.items():
         projection = model.get_submodule(f"layers.{layer}.self_attn.{kind}_proj")
         assert isinstance(projection, nn.Linear)
-        moments[layer, kind] = group_moments(projection.weight.detach().float().mT, groups)
+        moments[layer, kind] = group_moments(whole(projection.weight).detach().float().mT, groups)
     return moments
 
 
 def activation_moments(
-    model: ExchangedLlama, exchange: ChunkExchange, sampler: Sampler, cursor: int, batches: int, sums: bool = False
+    model: ExchangedLlama,
+    exchange: ChunkExchange,
+    sampler: Sampler,
+    cursor: int,
+    batches: int,
+    sums: bool = False,
+    site: Site = ALONE,
 ) -> Moments:
     """ΣzᵀZ of this node's K and V over the calibration batches that begin at `cursor`, uncompressed; with `sums`, Σz
-    too.
+    too. Of a site each process has those of its contexts.
 
     `sampler` draws other contexts than those of training: a basis fitted to what the next steps train on would look
     better than it is.
@@ -54,16 +62,21 @@ def activation_moments(
     with torch.no_grad():
         for _ in range(batches):
             probe, contexts = MomentProbe(model.ranks.groups, sums), sampler.contexts(cursor)
-            loss_sum(model, exchange, contexts, spec, probe)
+            loss_sum(model, exchange, site.part(contexts), spec, probe)
             cursor += len(contexts)
             total = {key: total[key] + moment if total else moment for key, moment in probe.moments.items()}
     return total
 
 
-def sum_moments(moments: Moments, averager: Averager, round_id: int) -> None:
-    """Replace each moment by its sum over nodes."""
+def sum_moments(moments: Moments, averager: Averager, round_id: int, site: Site = ALONE) -> None:
+    """Replace each moment by its sum over the site and over nodes."""
     keys = sorted(moments)
-    unflatten_into(averager.total(round_id, flatten(moments[key] for key in keys)), [moments[key] for key in keys])
+    held = [moments[key] for key in keys]
+    unflatten_into(averager.total(round_id, _summed_over(site, held)), held)
+
+
+def _summed_over(site: Site, held: Sequence[Tensor]) -> Tensor:
+    return site.sum(torch.cat([tensor.reshape(-1) for tensor in held])) if site.several else flatten(held)
 
 
 def centre(moments: Moments, tokens: int) -> Moments:
@@ -87,8 +100,10 @@ def share_ranks(
     rank: int,
     averager: Averager,
     round_id: int,
+    site: Site = ALONE,
 ) -> None:
-    """Choose ranks for the budget from the spectra of `moments`, rank 0's for all, and enter them in the rank table."""
+    """Choose ranks for the budget from the spectra of `moments`, rank 0's for all, and enter them in the rank table.
+    Of a site the first process chooses."""
     codecs = dict(model.codecs())
     own = torch.zeros(len(codecs))
     if rank == 0:
@@ -100,6 +115,7 @@ def share_ranks(
         )
         own = torch.tensor([float(found[key]) for key in codecs])
     shared = averager.total(round_id, own)
+    shared = site.share(shared)
     model.ranks.choose({key: int(chosen) for key, chosen in zip(codecs, shared.tolist(), strict=True)})
 
 
@@ -111,9 +127,10 @@ def share_basis(
     round_id: int,
     refresh: bool = False,
     means: Moments | None = None,
+    site: Site = ALONE,
 ) -> None:
     """Set every codec's basis from `moments`, and replace it by rank 0's: all others add zeros. At a refresh it is
-    aligned to the basis that the codec has."""
+    aligned to the basis that the codec has. The processes of a site take that of its first one."""
     codecs = dict(model.codecs())
     for key, codec in codecs.items():
         codec.set_moments(moments[key], codec.leading.clone() if refresh else None)
@@ -123,6 +140,7 @@ def share_basis(
     held = [tensor for codec in codecs.values() for tensor in codec.shared()]
     own = flatten(held)
     shared = averager.total(round_id, own if rank == 0 else torch.zeros_like(own))
+    shared = site.share(shared)
     with torch.no_grad():
         unflatten_into(shared, held)
     restore_basis(model)

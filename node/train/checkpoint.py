@@ -8,6 +8,9 @@
                               (each node writes its own)
         COMPLETE.json         written last, by the coordinator, when every node has saved (`coordinator.records.folder`)
 
+Where a node is a site of several processes, each of them writes its shard (node-0.1.safetensors is that of process 1):
+its rows of every weight, and of what belongs to a weight. Those of all processes, one under another, are the whole.
+
 Each node's file is enough for that node, so machines need not share a disk: where they do not, the files are handed in
 at the coordinator, and a node that lacks its own gets it from there. The trainer's thread only copies the tensors
 (`Checkpoints.snapshot`); another one writes them (`node.train.writer`). `node.train.tensor_files` reads and
@@ -19,6 +22,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -28,12 +32,15 @@ from torch import Tensor
 from coordinator.records.folder import checkpoint_folder, drop_before
 from netem.errors import ConfigError
 from node.model.exchanged import ExchangedLlama
+from node.site.sharding import own, own_parameters, rows_of, whole_rows, with_rows
+from node.site.site import ALONE, Site
 from node.subspace.basis import Moments
 from node.subspace.codec import Codec
 from node.train.agreed import AgreedWeights
 from node.train.basis import restore_basis
 from node.train.finite import require_finite
-from node.train.parts import NODES, RANK, RUNNING, part_name, read_part
+from node.train.parts import PartKey, read_part, shard_files
+from node.train.shards import RUNNING
 from node.train.tensor_files import CORPUS, MODEL, read_sound, vocab_size_in, write_tensors
 
 _OTHER_MODEL = "it was made with other [model] or [compress] settings"
@@ -76,17 +83,24 @@ class Checkpoints:
     """The checkpoints of one run, as one of its `nodes` sees them.
 
     `corpus` is the fingerprint of the tokens that are trained on; empty where it is not compared. `courier` takes parts
-    to the coordinator, and fetches from there those that are not on this machine.
+    to the coordinator, and fetches from there those that are not on this machine. `site` are the processes of this
+    node.
     """
 
     def __init__(
-        self, run_folder: Path, rank: int, corpus: str = "", nodes: int = 1, courier: Courier | None = None
+        self,
+        run_folder: Path,
+        rank: int,
+        corpus: str = "",
+        nodes: int = 1,
+        courier: Courier | None = None,
+        site: Site = ALONE,
     ) -> None:
-        self._run_folder = run_folder
-        self._rank = rank
-        self._corpus = corpus
-        self._nodes = nodes
+        self._part = PartKey(rank, nodes, site.rank, site.size)
+        self._site = site
         self._courier = courier
+        self._run_folder = run_folder
+        self._corpus = corpus
 
     def snapshot(
         self,
@@ -98,7 +112,8 @@ class Checkpoints:
         keep_from: int = 0,
     ) -> Snapshot:
         """Copy this node's part of the checkpoint after `step` steps, whose writing will remove those before step
-        `keep_from`. Raises `RunAborted` where a tensor is not finite: nothing is to be written then."""
+        `keep_from`. All processes of a site call this together. Raises `RunAborted` where a tensor is not finite:
+        nothing is to be written then."""
         folder = checkpoint_folder(self._run_folder, step)
         weights = _copies(_weights(model))
         rest = _optimizer_tensors(model, optimizer)
@@ -106,10 +121,12 @@ class Checkpoints:
         rest |= agreed.state() if agreed is not None else {}
         part = weights | _copies(rest)
         require_finite(part, f"step {step}: no checkpoint")
-        about = {"step": str(step), RANK: str(self._rank), NODES: str(self._nodes)}
+        about = {"step": str(step)} | self._part.about()
         about |= {CORPUS: self._corpus} if self._corpus else {}
-        files = {folder / MODEL: weights | (agreed.named() if agreed else {})} if self._rank == 0 else {}
-        files |= {folder / part_name(self._rank): part}
+        files = {folder / self._part.file: part}
+        if self._part.rank == 0:
+            model_file = whole_rows(model, weights | (agreed.named() if agreed else {}))
+            files = ({folder / MODEL: model_file} if self._part.column == 0 else {}) | files
         return Snapshot(step, files, about, self._run_folder, keep_from, self._courier)
 
     def save(
@@ -134,13 +151,15 @@ class Checkpoints:
         """
         folder = checkpoint_folder(self._run_folder, step)
         if self._courier is not None:
-            fetch_parts(self._courier, step, self._rank, self._nodes)
-        tensors, own = read_part(folder, self._rank, self._nodes, self._corpus)
+            with self._site.together():  # one process of a machine fetches for all of them
+                if self._site.local_rank == 0:
+                    fetch_parts(self._courier, step, self._part.rank, self._part.nodes)
+        tensors, is_own = read_part(folder, self._part, self._corpus)
         load_weights(model, tensors)
         _load_optimizer(model, optimizer, tensors)
         if agreed is not None:
             agreed.load(tensors)
-            if not own:
+            if not is_own:
                 agreed.impose()
         return _running_moments(model, tensors)
 
@@ -149,10 +168,17 @@ def fetch_parts(courier: Courier, step: int, rank: int, nodes: int) -> None:
     """Get what rank `rank` of `nodes` goes on from, as far as the coordinator has it: the parts of the old ranks that
     are dealt to it (`node.train.parts`), or where there are none, any part."""
     for old in itertools.count(rank, nodes):
-        if not courier.fetch(step, part_name(old)):
+        if not _fetch_node(courier, step, old):
             if old == rank:
-                courier.fetch(step, part_name(0))
+                _fetch_node(courier, step, 0)
             return
+
+
+def _fetch_node(courier: Courier, step: int, rank: int) -> bool:
+    """Get the file of one node, or those of all its processes; whether there is one."""
+    if courier.fetch(step, PartKey(rank).file):
+        return True
+    return sum(1 for _ in itertools.takewhile(partial(courier.fetch, step), shard_files(rank))) > 0
 
 
 def shared_state(
@@ -179,16 +205,18 @@ def join_state(
 def load_weights(model: ExchangedLlama, tensors: dict[str, Tensor]) -> None:
     """Put saved weights and basis into the model. Raises `ConfigError` where they are of another model."""
     _take_ranks(model, tensors)
-    own = _weights(model)
+    weights = _weights(model)
+    parameters = dict(model.named_parameters())
+    tensors = {name: rows_of(parameters[name], t) if name in parameters else t for name, t in tensors.items()}
     # Codecs may be left aside: a compressed model can be looked at as a dense one.
     strays = [
         name
-        for name in tensors.keys() - own.keys()
+        for name in tensors.keys() - weights.keys()
         if not name.startswith(("optimizer.", "outer.", RUNNING)) and "codecs" not in name
     ]
     if strays:
         raise ConfigError(f"checkpoint: {min(strays)} is in it and not in the model: {_OTHER_MODEL}")
-    for name, tensor in own.items():
+    for name, tensor in weights.items():
         if name not in tensors or tensors[name].shape != tensor.shape:
             found = tuple(tensors[name].shape) if name in tensors else "missing"
             raise ConfigError(f"checkpoint: {name} is {found}, the model wants {tuple(tensor.shape)}: {_OTHER_MODEL}")
@@ -228,8 +256,7 @@ def vocab_size_of(folder: Path) -> int:
 
 def _weights(model: ExchangedLlama) -> dict[str, Tensor]:
     """Parameters and basis by name; a tied head is the embedding, and is written once."""
-    state = dict(model.named_parameters())
-    return state | dict(model.named_buffers())
+    return own_parameters(model) | dict(model.named_buffers())
 
 
 def _copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -244,7 +271,7 @@ def _optimizer_tensors(model: ExchangedLlama, optimizer: torch.optim.Optimizer) 
     tensors: dict[str, Tensor] = {}
     for name, parameter in model.named_parameters():
         for key, value in optimizer.state.get(parameter, {}).items():
-            tensors[f"optimizer.{key}.{name}"] = torch.as_tensor(value)
+            tensors[f"optimizer.{key}.{name}"] = own(value) if isinstance(value, Tensor) else torch.as_tensor(value)
     return tensors
 
 
@@ -253,10 +280,10 @@ def _load_optimizer(model: ExchangedLlama, optimizer: torch.optim.Optimizer, ten
         for key in ("step", "exp_avg", "exp_avg_sq"):
             saved = tensors.get(f"optimizer.{key}.{name}")
             if saved is not None:
-                if key != "step" and saved.shape != parameter.shape:
+                saved = rows_of(parameter, saved)
+                if key != "step" and saved.shape != own(parameter).shape:
                     raise ConfigError(f"checkpoint: optimizer.{key}.{name} is {tuple(saved.shape)}: {_OTHER_MODEL}")
-                place = torch.device("cpu") if key == "step" else parameter.device
-                optimizer.state[parameter][key] = saved.to(place)
+                optimizer.state[parameter][key] = saved if key == "step" else with_rows(parameter, saved)
 
 
 def _running_moments(model: ExchangedLlama, tensors: dict[str, Tensor]) -> Moments:

@@ -8,6 +8,7 @@ from node.data.task import Task, count_asked, heldout_batches
 from node.exchange.chunks import ChunkExchange
 from node.exchange.passes import PassSpec
 from node.model.exchanged import ExchangedLlama
+from node.site.site import ALONE, Site
 from node.subspace.energy import EnergyReport
 from node.train.passes import loss_sum
 
@@ -20,8 +21,10 @@ def heldout_loss(
     batch: int,
     batches: int,
     report: EnergyReport | None = None,
+    site: Site = ALONE,
 ) -> tuple[float, int]:
-    """(sum of losses in nats, number of target tokens) of the own chunks over the walk's first `batches` batches.
+    """(sum of losses in nats, number of target tokens) of the own chunks over the walk's first `batches` batches, and
+    of a site's contexts those of this process.
 
     `report`, if given, sees what the subspaces keep. The walk may be shorter; a last batch that is not full is left
     out, so that payloads keep their shape. Raises `ConfigError` where no batch is full.
@@ -34,7 +37,7 @@ def heldout_loss(
     try:
         with torch.no_grad():
             for index in range(min(batches, available)):
-                contexts = task.heldout_contexts(context, index * batch, batch)
+                contexts = site.part(task.heldout_contexts(context, index * batch, batch))
                 total += float(loss_sum(model, exchange, contexts, spec, report))
                 starts = [chunk * spec.tokens for chunk in exchange.own]
                 count += sum(count_asked(contexts[:, start : start + spec.tokens + 1]) for start in starts)

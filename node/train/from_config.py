@@ -5,6 +5,8 @@ Below this, nothing knows the whole tree: a codec, a payload or a model takes th
 
 from __future__ import annotations
 
+from msgspec.structs import replace
+
 from netem.config import user_path
 from node.config import Config
 from node.exchange.payload import PayloadFormat
@@ -14,8 +16,10 @@ from node.subspace.ranks import RankTable
 
 
 def payload_format(config: Config, ranks: RankTable | None = None) -> PayloadFormat:
-    """What chunks send, with ranks from `ranks`, or from a table of its own."""
-    sections = config.model, config.compress, config.train
+    """What chunks send, with ranks from `ranks`, or from a table of its own. Of a site's processes each sends for its
+    part of a step's contexts."""
+    train = replace(config.train, batch=config.train.batch // config.coordinator.shards)
+    sections = config.model, config.compress, train
     return PayloadFormat(*sections, config.run.seed, ranks, documents=config.data.document_masking)
 
 

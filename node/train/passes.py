@@ -22,6 +22,7 @@ from node.exchange.passes import PassSpec
 from node.model.exchanged import ExchangedLlama
 from node.model.key_value import Probe
 from node.model.turns import in_turns
+from node.site.sharding import forget_pass
 from node.train.head import head_loss
 
 
@@ -51,9 +52,13 @@ def loss_sum(
     device = model.embed_tokens.weight.device
     parts = np.split(contexts, len(contexts) // exchange.payload.batch)
     draws = [(*draw, index) if index else draw for index in range(len(parts))]
-    with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+    # Where weights come and go, autocast must not keep copies of them.
+    caches = not model.sharded
+    with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda", cache_enabled=caches):
         if model.sharded:
             losses = model.whole(lambda: _layer_by_layer(model, exchange, parts, spec, probe, draws))
+            if not torch.is_grad_enabled():
+                forget_pass(model)
         else:
             passes = zip(parts, draws, strict=True)
             losses = in_turns([_pass(model, exchange, part, spec, probe, name) for part, name in passes])

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from netem.errors import ProtocolError
 from node.train.agreed import RESIDUAL
-from node.train.parts import RUNNING
+from node.train.shards import RUNNING
 from node.train.tensor_files import TYPES
 from node.train.transfer import PIECE_BYTES, Catalogue, Entry, digest_of_piece
 

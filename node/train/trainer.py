@@ -22,6 +22,8 @@ from node.data import Task
 from node.data.task import Sampler, count_asked
 from node.measure.spans import BACKWARD, EVALUATE, FORWARD, GO, OPTIMIZER, SAVE
 from node.model.exchanged import ExchangedLlama
+from node.site.sharding import forget_pass, own_gradients, own_parameters, sum_replicated
+from node.site.site import ALONE, Site
 from node.subspace.basis import MomentProbe, Moments, digest
 from node.subspace.energy import EnergyReport
 from node.train import basis
@@ -66,15 +68,16 @@ class Meter(Protocol):
 
 class Trainer:
     """One node's training, through all generations. `done` is the number of steps that its weights have taken; one more
-    may be under way, or be held."""
+    may be under way, or be held. Where the node is a site of several processes, each has a trainer, with the model's
+    shard; they do everything together."""
 
-    def __init__(self, config: Config, task: Task, model: ExchangedLlama) -> None:
+    def __init__(self, config: Config, task: Task, model: ExchangedLlama, site: Site = ALONE) -> None:
         self.model = model
+        self._site = site
         self.optimizer = make_optimizer(model, config.train)
         self.done = 0
         self._config = config
         self._task = task
-        self._parameters = list(model.parameters())
         self._schedule = StepSchedule(config.model, config.compress, config.train)
         self._agreed = AgreedWeights(config.train, self._schedule, model)
         self._guard = StepGuard(config.train)
@@ -109,6 +112,7 @@ class Trainer:
             self.done, self._taken = steps, attempt.metrics
         else:
             attempt.drop()
+            forget_pass(self.model)
 
     def run(self, world: World, session: StepSession, meter: Meter) -> None:
         """Train in `world`, from `done` on, until the coordinator ends the run.
@@ -134,7 +138,7 @@ class Trainer:
         self._writer.wait(limit_s)
 
     def _next(self, world: World, session: StepSession, metrics: Metrics | None) -> Go | Stop:
-        with world.spans.span(GO):
+        with world.spans.span(GO), self._site.together():
             reached = self._attempt.number if self._attempt else self.done
             return session.ready(reached, metrics, self._digests)
 
@@ -192,19 +196,23 @@ class Trainer:
         for entry in go.begins:
             self._agreed.begin(world.averager, entry, number)
 
-        contexts = sampler.contexts(go.cursor)
+        batch = sampler.contexts(go.cursor)
+        contexts, draw = self._site.part(batch), (number, -self._site.rank) if self._site.rank else (number,)
         probe = MomentProbe(self.model.ranks.groups) if self._schedule.samples_moments(number) else None
         with world.spans.span(FORWARD):
-            loss = loss_sum(self.model, world.exchange, contexts, spec, probe, draw=(number,))
+            loss = loss_sum(self.model, world.exchange, contexts, spec, probe, draw=draw)
+        self._site.check()
         self._guard.check_loss(number, loss.detach())
-        tokens = count_asked(contexts)
         self.optimizer.zero_grad()
         with world.spans.span(BACKWARD):
-            (loss / tokens).backward()
+            (loss / count_asked(batch)).backward()
+            sum_replicated(self.model, self._site)
+        self._site.check()
 
         norm, takes = self._settle_gradients(world, number, loss.detach(), rounds)
         lr = self._schedule.learning_rate(number)
-        metrics |= {"loss_sum": loss.item(), "tokens": tokens * world.share, "grad_norm": float(norm), "lr": lr}
+        tokens = count_asked(contexts) * world.share
+        metrics |= {"loss_sum": loss.item(), "tokens": tokens, "grad_norm": float(norm), "lr": lr}
         if not takes:
             metrics["skipped"] = 1.0
         if self._config.leaks and spec.compressed:
@@ -215,8 +223,9 @@ class Trainer:
         """The held-out loss after step `number`, and how much of K and V the subspaces kept."""
         train, report, spec = self._config.train, EnergyReport(), self._schedule.pass_spec(number)
         total, count = heldout_loss(
-            self.model, world.exchange, self._task, spec, train.batch, train.eval_batches, report
+            self.model, world.exchange, self._task, spec, train.batch, train.eval_batches, report, self._site
         )
+        self._site.check()
         return {"heldout_loss_sum": total, "heldout_tokens": count} | report.metrics()
 
     def _keep_basis(self, attempt: Attempt) -> None:
@@ -227,7 +236,7 @@ class Trainer:
 
     def _take_basis(self, world: World, rounds: dict[str, Round], cursor: int, number: int) -> Metrics:
         """End the warm start, or refresh: make from moments a basis that all nodes share (`node.train.basis`)."""
-        config, rank, averager = self._config, world.rank, world.averager
+        config, rank, averager, site = self._config, world.rank, world.averager, self._site
         refresh = self._schedule.refreshes(number)
         moments: Moments
         seen, centred = 0, config.compress.centred
@@ -240,19 +249,20 @@ class Trainer:
             sampler = self._sampler(tokens, derive(config.run.seed, "calibration"))
             batches = config.compress.calibration_batches
             seen = batches * config.train.batch * config.model.chunks * tokens
-            moments = basis.activation_moments(self.model, world.exchange, sampler, cursor, batches, centred)
+            moments = basis.activation_moments(self.model, world.exchange, sampler, cursor, batches, centred, site)
+            site.check()
         named = {f"the second moment of layer {layer}'s {kind}": moment for (layer, kind), moment in moments.items()}
         require_finite(named, f"step {number}: no basis")
         if MOMENTS in rounds:
-            basis.sum_moments(moments, averager, rounds[MOMENTS].round_id)
+            basis.sum_moments(moments, averager, rounds[MOMENTS].round_id, site)
         means = basis.centre(moments, seen) if centred else None
         metrics: Metrics = {}
         if RANKS in rounds:
             payload = world.exchange.payload
-            basis.share_ranks(self.model, moments, payload, rank, averager, rounds[RANKS].round_id)
+            basis.share_ranks(self.model, moments, payload, rank, averager, rounds[RANKS].round_id, site)
             ranks = self.model.ranks.ranks
             metrics = {f"layer{layer}_{kind}_rank": float(chosen) for (layer, kind), chosen in ranks.items()}
-        basis.share_basis(self.model, moments, rank, averager, rounds[BASIS].round_id, refresh, means)
+        basis.share_basis(self.model, moments, rank, averager, rounds[BASIS].round_id, refresh, means, site)
         self._digests["basis"] = basis.basis_digest(self.model)
         if config.compress.subspace == "learned":  # it starts here, with weights that are equal on all nodes
             self._agreed.restart()
@@ -263,12 +273,12 @@ class Trainer:
     ) -> tuple[Tensor, bool]:
         """Average or scale the gradients, and clip them; their norm, and whether the optimizer takes them
         (`node.train.finite`)."""
-        named = {name: p.grad for name, p in self.model.named_parameters() if p.grad is not None}
+        named = own_gradients(self.model)
         fault = self._guard.fault(number, loss, named)
         if fault:
             poison(list(named.values()))
         self._scale_or_average_gradients(world, rounds.get(GRADIENTS))
-        norm = clip_gradients(self.model, self._config.train.grad_clip)
+        norm = clip_gradients(self.model, self._config.train.grad_clip, self._site)
 
         def vote(faulty: float) -> float:
             return float(world.averager.total(rounds[FINITE].round_id, torch.tensor([faulty])))
@@ -278,7 +288,7 @@ class Trainer:
     def _scale_or_average_gradients(self, world: World, entry: Round | None) -> None:
         """This node's gradient is a part of the global sum. In a round, all nodes get the sum. Without one, each node
         takes its part times 1 / share: the mean of that over nodes, weighted by shares, is the global gradient."""
-        gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
+        gradients = list(own_gradients(self.model).values())
         if entry:
             unflatten_into(world.averager.total(entry.round_id, flatten(gradients)), gradients)
         else:
@@ -295,7 +305,9 @@ class Trainer:
 
     def _common_weights(self) -> Tensor:
         """The weights that all nodes have in common now."""
-        return self._agreed.vector if self._config.train.sync_every > 1 else flatten(self._parameters)
+        return (
+            self._agreed.vector if self._config.train.sync_every > 1 else flatten(own_parameters(self.model).values())
+        )
 
     def _sampler(self, chunk_tokens: int, seed: int | None = None) -> Sampler:
         config = self._config

@@ -15,6 +15,8 @@ from node.exchange.chunks import ChunkExchange, ChunkWire
 from node.exchange.inbox import Members
 from node.exchange.payload import PayloadFormat
 from node.measure.spans import Spans
+from node.site.site import ALONE, Site
+from node.site.steady import SteadyWire
 from node.train.averaging import Averager, ShardWire, VotingSession
 from node.train.checkpoint import Checkpoints, Courier
 
@@ -58,14 +60,17 @@ def build_world(
     corpus: str = "",
     recorder: Spans | None = None,
     courier: Courier | None = None,
+    site: Site = ALONE,
 ) -> World:
     """The world of `members`. `wire` reaches the others; a node that is alone has none. Checkpoints hold the corpus's
-    fingerprint `corpus`, and are handed in with `courier`. `recorder` is told where the time goes."""
+    fingerprint `corpus`, and are handed in with `courier`. `recorder` is told where the time goes. `site` are the
+    processes of this node; the others of this world are then those of the same column."""
     recorder = recorder or Spans()
     assignment, rank = members.assignment, members.rank
+    steady = SteadyWire(wire, site) if wire is not None and site.several else wire
     return World(
         members=members,
-        exchange=ChunkExchange(assignment, rank, payload, wire, recorder),
-        averager=Averager(rank, assignment.n_ranks, wire, session, recorder),
-        checkpoints=Checkpoints(run_folder, rank, corpus, assignment.n_ranks, courier),
+        exchange=ChunkExchange(assignment, rank, payload, steady, recorder),
+        averager=Averager(rank, assignment.n_ranks, wire, session, recorder, site),
+        checkpoints=Checkpoints(run_folder, rank, corpus, assignment.n_ranks, courier, site),
     )

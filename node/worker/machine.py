@@ -33,11 +33,12 @@ class Machine:
         return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _MAXRSS_UNIT_BYTES)
 
 
-def share_cores(threads: int, rank: int, roster: Roster) -> None:
+def share_cores(threads: int, rank: int, roster: Roster, processes: int = 1) -> None:
     """Set the number of torch's threads: `threads`, or where that is 0, this member's share of the cores that it has
-    together with others. More threads than cores would wait for each other in every operation."""
+    together with others. More threads than cores would wait for each other in every operation. Each of the members
+    stands for the `processes` of its site."""
     names = {member.rank: member.cores for member in roster.members}
-    sharers = list(names.values()).count(names[rank])
+    sharers = list(names.values()).count(names[rank]) * processes
     threads = threads or cores.share(sharers)
     torch.set_num_threads(threads)
     log.info("%d threads; %d of the nodes run on these cores", threads, sharers)

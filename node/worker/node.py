@@ -12,7 +12,7 @@ import os
 import sys
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple
 
@@ -22,6 +22,7 @@ from coordinator.client import Session, sender
 from coordinator.files.courier import Courier
 from coordinator.files.depot import Depot
 from coordinator.keyring import node_access
+from coordinator.layout import PLAIN, SitePlace
 from coordinator.messages import COORDINATOR, RUN_ID, Roster
 from netem.door import DoorLimits
 from netem.endpoint import Endpoint, unique
@@ -38,6 +39,9 @@ from node.exchange.inbox import Inbox
 from node.exchange.payload import PayloadFormat
 from node.measure.flops import step_flops
 from node.model.exchanged import ExchangedLlama
+from node.site.deadline import Deadline
+from node.site.sharding import shard
+from node.site.site import Site
 from node.train.from_config import first_model, payload_format
 from node.train.schedule import StepSchedule
 from node.train.trainer import Trainer
@@ -71,6 +75,7 @@ class Place:
     advertise: str  # HOST or HOST:PORT at which peers dial this node; empty: as in `bind`
     name: str
     rank: int  # the rank that it asks for, −1 for none
+    at_site: SitePlace = PLAIN  # where it is one process of a site
 
 
 def run_node(config: Config, place: Place, shortfall: Shortfall = ENOUGH) -> None:
@@ -78,7 +83,16 @@ def run_node(config: Config, place: Place, shortfall: Shortfall = ENOUGH) -> Non
 
     `shortfall` is asked where this node takes over chunks of others.
     """
-    device = choose_device(config.run)
+    site = Site.from_environment(config.coordinator.layout)
+    device = site.device(choose_device(config.run))
+    site.open(device, config.coordinator.progress_timeout_s + config.coordinator.step_timeout_s)
+    try:
+        _run(config, in_site(place, site), site, device, shortfall)
+    finally:
+        site.close()
+
+
+def _run(config: Config, place: Place, site: Site, device: torch.device, shortfall: Shortfall) -> None:
     opening = Opening(partial(_open, config))
     opening.wait(HEAD_START_S)
     warn_of_leak(config)
@@ -97,11 +111,27 @@ def run_node(config: Config, place: Place, shortfall: Shortfall = ENOUGH) -> Non
         door=DoorLimits(most_new=64 + 2 * config.coordinator.nodes, most_new_of_a_source=32 + config.coordinator.nodes),
     )
     try:
-        _take_part(config, place, device, opening, payload, inbox, endpoint, access, lead, network, shortfall)
+        _take_part(config, place, site, device, opening, payload, inbox, endpoint, access, lead, network, shortfall)
     finally:
         if (door := endpoint.door()) is not None and door.refused:
             log.warning("connections refused: %d (%s)", door.refused, door)
         endpoint.close()
+
+
+def in_site(place: Place, site: Site) -> Place:
+    """The place of one process of a site, of which all were given the same `place`. The name is that of the site."""
+    if not site.several:
+        return place
+    name = site.share_text(place.name)
+    bind, advertise = (_nth_port(address, site.local_rank) for address in (place.bind, place.advertise))
+    at_site = SitePlace(name, site.rank, site.size)
+    return replace(place, name=f"{name}.{site.rank}", bind=bind, advertise=advertise, at_site=at_site)
+
+
+def _nth_port(address: str, number: int) -> str:
+    """The address with a port that is `number` higher; port 0, or none, stays."""
+    host, _, port = address.rpartition(":")
+    return f"{host}:{int(port) + number}" if port.isdecimal() and int(port) else address
 
 
 def _open(config: Config) -> Task:
@@ -127,12 +157,13 @@ def _builder(
     payload: PayloadFormat,
     session: Session,
     courier: Courier | None,
+    site: Site,
 ) -> WorldBuilder:
     schedule = StepSchedule(config.model, config.compress, config.train)
 
     def flops(own: tuple[int, ...], step: int) -> float:
         spec = schedule.pass_spec(step)
-        return step_flops(config.model, config.compress, config.train.batch, own, spec, task.vocab_size)
+        return step_flops(config.model, config.compress, config.train.batch // site.size, own, spec, task.vocab_size)
 
     return WorldBuilder(
         endpoint,
@@ -146,12 +177,14 @@ def _builder(
         flops,
         judges=config.train.nonfinite == "stop",
         courier=courier,
+        site=site,
     )
 
 
 def _take_part(
     config: Config,
     place: Place,
+    site: Site,
     device: torch.device,
     opening: Opening,
     payload: PayloadFormat,
@@ -179,6 +212,7 @@ def _take_part(
         access=access,
         rank=place.rank,
         on_network=follow,
+        place=place.at_site,
     )
     inbox.follow(session)
     courier = Courier(endpoint, Depot(config.run.folder), inbox.raise_if_over) if config.train.collect else None
@@ -187,13 +221,14 @@ def _take_part(
     try:
         endpoint.connect(COORDINATOR, place.join, answers_only=True, key=lead)
         task = opening.take(session)
-        model = first_model(config, task.vocab_size, payload.ranks).to(device)
+        model = shard(first_model(config, task.vocab_size, payload.ranks), site, device)
         inbox.ring_cap_bytes = _ring_cap_bytes(model)
-        builder = _builder(config, task, endpoint, inbox, payload, session, courier)
+        builder = _builder(config, task, endpoint, inbox, payload, session, courier, site)
         handover, cap_bytes = Handover(endpoint, inbox), _state_cap_bytes(model)
         arrival = Arrival(handover, network.profile, place.name, cap_bytes, shortfall)
-        made = _Made(Trainer(config, task, model), builder, arrival)
-        _train(made.trainer, session, made.builder, made.arrival, place)
+        made = _Made(Trainer(config, task, model, site), builder, arrival)
+        with site.guarded():
+            _train(made, session, place, site, config.coordinator.step_timeout_s)
     except Exception as error:  # also a fault of our own: the others say then what it was
         # A step that no node may take, or settings with which none can go on, end the run; all else only this node.
         ends_run = isinstance(error, RunAborted | ConfigError) and session.abort_reason is None
@@ -212,15 +247,23 @@ def _take_part(
         endpoint.flush(FAREWELL_S)
 
 
-def _train(trainer: Trainer, session: Session, builder: WorldBuilder, arrival: Arrival, place: Place) -> None:
-    """Train in the world of each generation, until the run is over."""
+def _train(made: _Made, session: Session, place: Place, site: Site, limit_s: float) -> None:
+    """Train in the world of each generation, until the run is over. A process that does not come out of one that is
+    over within `limit_s`, because its site does not answer, ends."""
+    trainer, builder, arrival = made
+    deadline = Deadline(limit_s)
+    if site.several:
+        session.on_generation(deadline.over)
     for rank, roster in _rosters(session, place):
         log.info("joined as rank %d of %d, generation %d", rank, len(roster.members), roster.generation)
         yield_to_the_network()
         world, meter = builder.build(rank, roster)
         try:
-            arrival.bring(trainer, world, roster)
-            trainer.run(world, session, meter)
+            with deadline.inside(roster.generation):
+                site.agree_on(roster.generation)
+                with site.together():
+                    arrival.bring(trainer, world, roster)
+                trainer.run(world, session, meter)
         except GenerationOver:
             log.info("generation %d is over", roster.generation)
         except (PeerLate, ProtocolError) as error:

@@ -13,6 +13,7 @@ from node.exchange.inbox import Inbox, Members
 from node.exchange.payload import PayloadFormat
 from node.exchange.wire import Wire
 from node.measure.spans import Spans
+from node.site.site import ALONE, Site
 from node.train.averaging import Averager, VotingSession
 from node.train.checkpoint import Courier
 from node.train.world import World, build_world
@@ -25,7 +26,8 @@ class WorldBuilder:
 
     `timeout_s` is how long a world's wire waits for anything; `corpus` is the fingerprint that checkpoints hold;
     `machine` is what this node computes on, and `flops` gives the model's FLOPs of a step of a node with these chunks;
-    `judges` is as in `Wire`, and `courier` takes checkpoints to the coordinator.
+    `judges` is as in `Wire`, and `courier` takes checkpoints to the coordinator; `site` are the processes of this node,
+    of which the roster has this one's column.
     """
 
     def __init__(
@@ -41,6 +43,7 @@ class WorldBuilder:
         flops: Callable[[tuple[int, ...], int], float],
         judges: bool = True,
         courier: Courier | None = None,
+        site: Site = ALONE,
     ) -> None:
         self._endpoint = endpoint
         self._inbox = inbox
@@ -53,6 +56,7 @@ class WorldBuilder:
         self._flops = flops
         self._judges = judges
         self._courier = courier
+        self._site = site
         self._spans = Spans()
         self._dialled: Mapping[str, RosterEntry] = {}
         self._averager: Averager | None = None  # of the world that was built last
@@ -64,7 +68,7 @@ class WorldBuilder:
         Members are dialled, and those that are gone are forgotten. The inbox drops what it held of the world before. A
         node that is alone has no wire.
         """
-        share_cores(self._config.threads, rank, roster)
+        share_cores(self._config.threads, rank, roster, self._site.size)
         self.close()  # before its thread could send anything in the new generation
         entries = sorted(roster.members, key=lambda member: member.rank)
         peers = tuple(member.peer for member in entries)
@@ -76,10 +80,14 @@ class WorldBuilder:
         spans, folder = self._spans, self._config.folder
         alone = len(peers) == 1
         wire = None if alone else self._wire(members)
-        courier = self._courier
-        world = build_world(members, self._payload, wire, self._session, folder, self._corpus, spans, courier)
+        rest = (spans, self._courier, self._site)
+        world = build_world(members, self._payload, wire, self._session, folder, self._corpus, *rest)
         self._averager = world.averager
-        traced, profiled = frozenset(self._config.traced()), frozenset(self._config.profiled())
+        # Files of traces and profiles are named after ranks: of a site's columns, the first one writes them.
+        first = self._site.rank == 0
+        traced, profiled = (
+            frozenset(steps if first else ()) for steps in (self._config.traced(), self._config.profiled())
+        )
         plan = Plan(partial(self._flops, world.exchange.own), traced, folder, profiled)
         self._meter = Meter(spans, wire, self._endpoint.counters, members, self._machine, plan)
         return world, self._meter

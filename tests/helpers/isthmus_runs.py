@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -22,6 +23,12 @@ QUICK = [
     *("--coordinator.heartbeat_timeout_s", "4", "--coordinator.heartbeat_interval_s", "0.5"),
     *("--data.max_tokens", "40000"),  # the evaluation at the end takes all held-out tokens, up to 65536
 ]
+
+
+def free_port() -> int:
+    """A port of this machine at which nobody listens now."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
 
 
 def command(*arguments: str | Path) -> list[str]:

@@ -56,7 +56,7 @@ PURE_MODULES = [
 ]
 BELOW = {"netem": set(), "coordinator": {"netem"}, "node": {"coordinator", "netem"}}
 
-PARTS = ("data", "measure", "subspace", "exchange", "model", "train", "worker")
+PARTS = ("data", "measure", "subspace", "exchange", "model", "site", "train", "worker")
 """The rooms of a node, whose parts take their sections of the config."""
 KNOW_THE_TREE = {"train/from_config.py", "train/trainer.py", "train/resume.py", "worker/node.py"}
 """Those that make parts from the whole tree, or compare trees."""

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from coordinator.records.folder import checkpoint_folder
 from netem.errors import ConfigError
-from node.train.parts import read_part
+from node.train.parts import PartKey, read_part
 from node.train.tensor_files import write_tensors
 from node.train.trainer import Trainer
 
@@ -33,7 +33,7 @@ def written(folder: Path, nodes: int, *ranks: int) -> Path:
 def test_with_as_many_nodes_each_has_its_own_part(tmp_path: Path) -> None:
     folder = written(tmp_path, 3, 0, 1, 2)
     for rank in range(3):
-        tensors, own = read_part(folder, rank, 3)
+        tensors, own = read_part(folder, PartKey(rank, 3))
         assert own
         assert tensors["optimizer.exp_avg.weight"][0] == rank
 
@@ -41,7 +41,7 @@ def test_with_as_many_nodes_each_has_its_own_part(tmp_path: Path) -> None:
 @pytest.mark.parametrize("nodes", [1, 2, 4, 5])
 def test_what_is_part_of_a_sum_is_dealt_anew_and_the_sum_stays(tmp_path: Path, nodes: int) -> None:
     folder = written(tmp_path, 3, 0, 1, 2)
-    parts = [read_part(folder, rank, nodes) for rank in range(nodes)]
+    parts = [read_part(folder, PartKey(rank, nodes)) for rank in range(nodes)]
     assert not any(own for _, own in parts)
     for name in ("running.0.k", "outer.residual"):
         assert sum(tensors[name] for tensors, _ in parts).unique().tolist() == [1.0 + 2.0 + 3.0]  # type: ignore[union-attr]
@@ -50,12 +50,12 @@ def test_what_is_part_of_a_sum_is_dealt_anew_and_the_sum_stays(tmp_path: Path, n
 
 def test_a_machine_that_has_another_ranks_part_goes_on_from_that(tmp_path: Path) -> None:
     folder = written(tmp_path, 2, 1)
-    tensors, own = read_part(folder, 0, 2)
+    tensors, own = read_part(folder, PartKey(0, 2))
     assert not own
     assert tensors["optimizer.exp_avg.weight"][0] == 1
     assert tensors["running.0.k"].unique().tolist() == [0.0]  # its owner brings it
     with pytest.raises(ConfigError, match="is missing, and so is every other node's"):
-        read_part(checkpoint_folder(tmp_path, 8), 0, 2)
+        read_part(checkpoint_folder(tmp_path, 8), PartKey(0, 2))
 
 
 @pytest.mark.parametrize(("before", "after"), [("2x2", "4"), ("2x2", "1"), ("4", "3+1"), ("1", "2x2"), ("3+1", "4")])
@@ -112,3 +112,49 @@ def test_between_averagings_all_go_on_from_the_agreed_weights(
 
 def velocity(trainer: Trainer) -> bool:
     return trainer._agreed.outer.velocity is not None
+
+
+def sharded(folder: Path, columns: int, *present: int) -> Path:
+    """One node's checkpoint, by as many processes: a weight of five rows, which FSDP2 deals 3 + 2, or 2 + 2 + 1 + 0."""
+    where, rows = checkpoint_folder(folder, 4), -(-5 // columns)
+    whole = torch.arange(10.0).view(5, 2)
+    for column in present:
+        mine = whole[rows * column :][:rows]
+        part = {"weight": mine, "optimizer.exp_avg.weight": -mine, "outer.velocity.weight": 2 * mine}
+        part |= {"optimizer.step.weight": torch.tensor(4.0), "running.0.k": torch.full((2, 2), 1.0 + column)}
+        part |= {"layers.0.self_attn.codecs.k.leading": torch.ones(3)}
+        about = PartKey(0, 1, column, columns)
+        path = where / about.file
+        write_tensors({name: t.contiguous() for name, t in part.items()}, path, about.about() | {"step": "4"})
+    return where
+
+
+@pytest.mark.parametrize("columns", [2, 4])
+def test_shards_are_put_together_for_another_number_of_processes(tmp_path: Path, columns: int) -> None:
+    folder = sharded(tmp_path, columns, *range(columns))
+    whole = torch.arange(10.0).view(5, 2)
+    parts = [read_part(folder, PartKey(0, 1, column, 3)) for column in range(3)]
+    assert all(same for _, same in parts)
+    for tensors, _ in parts:
+        assert torch.equal(tensors["weight"], whole)
+        assert torch.equal(tensors["optimizer.exp_avg.weight"], -whole)
+        assert torch.equal(tensors["outer.velocity.weight"], 2 * whole)
+        assert tensors["layers.0.self_attn.codecs.k.leading"].shape == (3,)
+        assert float(tensors["optimizer.step.weight"]) == 4.0
+    sums = [float(tensors["running.0.k"][0, 0]) for tensors, _ in parts]
+    assert sums == [columns * (columns + 1) / 2, 0.0, 0.0]
+
+
+def test_as_many_processes_have_their_own_rows(tmp_path: Path) -> None:
+    folder = sharded(tmp_path, 2, 0, 1)
+    tensors, same = read_part(folder, PartKey(0, 1, 1, 2))
+    assert same
+    assert tensors["weight"].tolist() == [[6.0, 7.0], [8.0, 9.0]]
+
+
+def test_a_shard_that_is_not_here_is_missed_by_name(tmp_path: Path) -> None:
+    folder = sharded(tmp_path, 2, 0)
+    with pytest.raises(
+        ConfigError, match=r"node-0\.0\.safetensors: 1 of the files of this site's 2 processes are here"
+    ):
+        read_part(folder, PartKey(0, 1))

@@ -14,10 +14,11 @@ from netem.counters import LinkCounters
 from netem.errors import ConfigError, GenerationOver, PeerLate, ProtocolError, RunAborted
 from netem.sockets import advertised
 from node.exchange.inbox import Inbox
+from node.site.site import ALONE
 from node.train.from_config import payload_format
 from node.train.ring_formats import FLOAT32
 from node.worker.machine import Machine, share_cores
-from node.worker.node import Place, _train
+from node.worker.node import Place, _Made, _train
 from node.worker.world_builder import WorldBuilder
 
 PLACE = Place("tcp://127.0.0.1:1", "tcp://127.0.0.1:0", "", "node-0", -1)
@@ -168,7 +169,7 @@ class Life:
 
 
 def live(life: Life, *given: Roster | Exception) -> list[tuple[Any, ...]]:
-    _train(life, Rosters(*given), life, life, PLACE)  # type: ignore[arg-type]
+    _train(_Made(life, life, life), Rosters(*given), PLACE, ALONE, 1.0)  # type: ignore[arg-type]
     return life.seen
 
 
@@ -200,7 +201,7 @@ def test_a_member_that_is_late_or_sends_nonsense_is_reported_and_the_next_genera
 ) -> None:
     alone = [[0, 1, 2, 3]]
     life, session = Life(error, 6), Rosters(roster(1, alone, "node-0"), roster(2, alone, "node-0"))
-    _train(life, session, life, life, PLACE)  # type: ignore[arg-type]
+    _train(_Made(life, life, life), session, PLACE, ALONE, 1.0)  # type: ignore[arg-type]
     assert session.suspected == [("cyd~1", str(error))]
     assert life.done == 6
 
