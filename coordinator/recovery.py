@@ -110,8 +110,9 @@ class Recovery:
         if not self._generations.is_enough(now_s):
             return self._pause(now_s) if self._generations.is_open else []
         known = set(self._generations.members)
-        roster = self._generations.begin(self._live.elapsed_s(now_s), now_s)
-        if joined := [entry.peer for entry in roster.members if entry.joins and entry.peer not in known]:
+        self._generations.begin(self._live.elapsed_s(now_s), now_s)
+        lacking = self._generations.lacking
+        if joined := [peer for peer in self._generations.members if peer in lacking and peer not in known]:
             self._note(events.JOINED, joined, f"{self._membership.describe(joined)} joined the run", 0.0, now_s)
         self.suspicions.clear()
         self.saves.drop_parts()

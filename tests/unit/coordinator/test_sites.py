@@ -9,7 +9,7 @@ import pytest
 from helpers.fake_coordinator import Wire, config, plan, told
 
 from coordinator.barrier import Barrier, outvoted
-from coordinator.events import LOST
+from coordinator.events import JOINED, LOST
 from coordinator.messages import Evicted, Go, Ready, Refused, Roster, Round, Saved, Stop, Vote
 from coordinator.rounds import Ballot, RoundState
 from coordinator.run import Phase
@@ -146,6 +146,8 @@ def test_a_site_that_comes_back_waits_until_it_is_whole() -> None:
             (f"node-0.{column}", False),
             (f"node-1.{column}", True),
         ]
+    (joined,) = [fault for fault in wire.told if fault.kind == JOINED]
+    assert joined.nodes == ("node-1.0", "node-1.1")
     assert wire.outcome == (True, "")
     assert not wire.faults
 
