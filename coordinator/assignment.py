@@ -117,14 +117,20 @@ def assign(chunks: int, nodes: int, mode: Mode = "contiguous", chunks_per_node: 
     return Assignment(_runs([share + (rank < rest) for rank in range(nodes)]))
 
 
-def share_out(whole: Assignment, mode: Mode, places: Sequence[int]) -> Assignment:
+def share_out(whole: Assignment, mode: Mode, places: Sequence[int], slowness: Sequence[float] = ()) -> Assignment:
     """The chunks of `whole` for the ranks of it that are left, `places`, rising: all get as large a part of what the
-    others had as they had before, at least one chunk. Contiguous runs stay such, and `zigzag` is dealt anew."""
-    if len(places) == whole.n_ranks:
-        return whole
-    if mode == "zigzag":
-        return assign(whole.n_chunks, len(places), mode)
-    had = [len(whole.chunks(place)) for place in places]
+    others had as they had before, at least one chunk. Contiguous runs stay such, and `zigzag` is dealt anew.
+
+    `slowness` gives for each of them how many times slower than the others it is, 1 for those that are not: its part is
+    so many times smaller, and all own contiguous runs.
+    """
+    slowness = slowness or [1.0] * len(places)
+    if max(slowness) == 1.0:
+        if len(places) == whole.n_ranks:
+            return whole
+        if mode == "zigzag":
+            return assign(whole.n_chunks, len(places), mode)
+    had = [len(whole.chunks(place)) / factor for place, factor in zip(places, slowness, strict=True)]
     parts = [count * whole.n_chunks / sum(had) for count in had]
     counts = [max(1, int(part)) for part in parts]
     while (left := whole.n_chunks - sum(counts)) != 0:  # a few chunks, by rounding

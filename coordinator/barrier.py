@@ -72,6 +72,10 @@ class Barrier:
         late = [peer for peer in self._peers if peer not in self._ready]
         return late, f"not ready for step {self.step} within {self._timeout_s:g} s of {self._first}"
 
+    def extend(self, seconds: float) -> None:
+        """Give the members so much longer."""
+        self._deadline_s += seconds
+
     def disagreement(self) -> Disagreement | None:
         """The first key whose digests differ; None where all of them agree."""
         keys = sorted({key for message in self._ready.values() for key in message.digests})

@@ -4,8 +4,7 @@
 `send`, and the node's receiver hands it the coordinator's messages (`on_message`, on the I/O thread), so a node has one
 endpoint for control and bulk. The timer thread sends heartbeats while the trainer computes.
 
-A node that was evicted, because it was silent or slow or differed from the others, joins anew and comes in with a later
-generation (`Session.rosters`).
+A node that was evicted joins anew and comes in with a later generation (`Session.rosters`).
 """
 
 from __future__ import annotations
@@ -54,8 +53,7 @@ MOST_EVICTIONS = 20
 """A node that was evicted so often gives up."""
 
 OnNetwork = Callable[[float, tuple[Timed, ...]], None]
-"""Called with the time at which the run began here (seconds of the monotonic clock), and all changes of its network by
-command."""
+"""Called with the monotonic time at which the run began here, and all changes of its network by command."""
 
 _NO_KEY = """it does not accept this node's key; give ISTHMUS_TOKEN as the coordinator has it, \
 or in coordinator.keys an invitation to this run"""
@@ -72,9 +70,10 @@ class Session:
     Every blocking call raises `RunAborted` with the reason once the run has ended before its last step, and
     `GenerationOver` once the generation that `rosters` has given last is over.
 
-    `run` is the run's name, `name` the node's plain name, `address` the address at which its endpoint listens, and
-    `access` that of its endpoint; `rank` is the rank that the node asks for, −1 for none. `on_network` is called on the
-    I/O thread when a roster comes, and when the network is changed. `place` is this process's in its site.
+    `run` is the run's name, `name` the node's plain name, `address` the address at which its endpoint listens, `access`
+    that of its endpoint, and `memory_bytes` its device's memory, 0 for unknown; `rank` is the rank that it asks for, −1
+    for none, and `place` this process's place in its site. `on_network` is called on the I/O thread when a roster
+    comes, and when the network is changed.
     """
 
     def __init__(
@@ -87,6 +86,7 @@ class Session:
         address: str,
         config_digest: str,
         access: Access | None = None,
+        memory_bytes: float = 0.0,
         rank: int = -1,
         on_network: OnNetwork | None = None,
         place: SitePlace = PLAIN,
@@ -94,7 +94,7 @@ class Session:
         self._config = config
         self._on_network = on_network
         self._wire = send
-        self._join = introduce(run, name, address, config_digest, access, rank, place)
+        self._join = introduce(run, name, address, config_digest, access, memory_bytes, rank, place)
         self._member = Member(config)
         self._changed = threading.Condition()
         self._generation = 0  # of the roster that the trainer's thread knows

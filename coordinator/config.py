@@ -121,6 +121,30 @@ class CoordinatorConfig(Section, frozen=True, kw_only=True):
             "nic) and the planner finds the step shorter."
         ),
     ] = "never"
+    replan: Annotated[
+        Literal["share", "plan"],
+        msgspec.Meta(
+            description="How chunks are given out anew where nodes are lost or slow; share: each node gets as large a "
+            "part as before; plan: as the planner finds the step shortest at the speeds that were measured, which "
+            'assignment = "auto" chooses.'
+        ),
+    ] = "share"
+    slow: Annotated[
+        Literal["name", "unload"],
+        msgspec.Meta(
+            description="What is done about a node that computes slower than the others; name: it is named; unload: it "
+            "also gets fewer chunks, until it is slow no more."
+        ),
+    ] = "name"
+    slow_factor: Annotated[
+        float,
+        msgspec.Meta(
+            gt=1, le=1000, description="How many times slower than the median of the others a slow node computes."
+        ),
+    ] = 2.0
+    slow_steps: Annotated[
+        int, msgspec.Meta(ge=1, le=10_000, description="Over how many steps that is judged, by their median.")
+    ] = 20
     node_speeds: Annotated[
         tuple[Annotated[float, msgspec.Meta(gt=0)], ...],
         msgspec.Meta(

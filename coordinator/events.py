@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Final, NamedTuple
 
 from coordinator.messages import CoordinatorMessage, NodeMessage
@@ -79,6 +80,11 @@ PER_LAYER: Final = "layer/"
 """The same of one layer of one node ("layer/3/exposed_forward_s")."""
 
 
+REFUSED_CONNECTIONS, REFUSED_REQUESTS = "refused_connections", "refused_requests"
+"""Metrics: connections closed at a door since the step before, of nodes and coordinator, and what the coordinator
+refused to callers that are no members. They are there only where there were any."""
+
+
 class NetworkChange(NamedTuple):
     """A change of the network in words, and its time in seconds since the run's start."""
 
@@ -88,12 +94,13 @@ class NetworkChange(NamedTuple):
 
 class Record(NamedTuple):
     """What the nodes measured in the step that ended with `step` steps done, by node name and key, and how the network
-    has changed since the step before."""
+    has changed since the step before. `refused` is what the coordinator has refused since then, by key."""
 
     step: int
     generation: int
     nodes: Mapping[str, Mapping[str, float]]
     changes: Sequence[NetworkChange] = ()
+    refused: Mapping[str, float] = MappingProxyType({})
 
 
 class Follow(NamedTuple):
@@ -110,8 +117,12 @@ class CheckpointComplete(NamedTuple):
     nodes: int
 
 
-LOST, LEFT, FAILED, EVICTED, DISAGREED, JOINED = "lost", "left", "failed", "evicted", "disagreed", "joined"
-"""The kinds of `Fault`. A node that joins is none, but is told in the same way."""
+LOST, LEFT, FAILED, EVICTED, DISAGREED, SLOW = "lost", "left", "failed", "evicted", "disagreed", "slow"
+DISK = "disk"
+"""The kinds of `Fault`."""
+JOINED, RECOVERED = "joined", "recovered"
+"""A node that joins, or is slow no more, is no fault, but is told in the same way."""
+GOOD_NEWS = (JOINED, RECOVERED)
 
 
 class Fault(NamedTuple):

@@ -14,8 +14,11 @@ from coordinator.assignment import Assignment, share_out
 from coordinator.config import CoordinatorConfig
 from coordinator.membership import Membership
 from coordinator.messages import Evicted, Ready, Roster, RosterEntry, Saved, Suspect, Vote, shorten
+from coordinator.pace import Paces
+from coordinator.plan import RunPlan, Worker
 from coordinator.steps import Steps
 from netem.errors import ConfigError, ProtocolError
+from netem.names import plain
 
 _MOST_GONE = 1000
 MOST_SAVED_GONE, MOST_SAVED_CHARACTERS = 64, 200
@@ -29,16 +32,20 @@ class Generations:
     that of the first column, and `members` are site by site; a site is there as a whole, or not at all.
     """
 
-    def __init__(self, config: CoordinatorConfig, membership: Membership, steps: Steps, whole: Assignment) -> None:
+    def __init__(
+        self, config: CoordinatorConfig, plan: RunPlan, membership: Membership, steps: Steps, whole: Assignment
+    ) -> None:
         if config.stages > 1:
             raise ConfigError(
                 f"coordinator.stages = {config.stages}: expected 1; isthmus plan knows pipelines, no run has them yet"
             )
         self.roster: Roster | None = None
+        self.paces = Paces(config.slow_factor, config.slow_steps)
         self.members: list[str] = []
         self.assignment = whole
         self._whole = whole
         self._config = config
+        self._plan = plan
         self._relays = config.relays
         self._columns = config.layout.columns
         self._membership = membership
@@ -80,13 +87,13 @@ class Generations:
         return (self.roster is None or self.has_weights) and count >= self._config.min_nodes
 
     def begin(self, elapsed_s: float, now_s: float) -> Roster:
-        """Begin the next generation; `is_enough` must be true. `elapsed_s` is the time since the run's first roster."""
+        """Begin the next generation; `is_enough` must be true. `elapsed_s` is the time since the run's first roster.
+        Raises `ConfigError` where the chunks do not fit into the members' memory."""
         first = self.roster is None
         guests = self.guests(now_s)
         self._lacking = set() if first else (self._lacking & set(self.members)) | set(guests)
         self.members = self._membership.seat([*self.members, *guests])
-        places = [self._membership.place(peer) for peer in self.members[:: self._columns]]
-        self.assignment = share_out(self._whole, self._config.assignment, places)
+        self.assignment = self._dealt()
         self.roster = Roster(
             generation=self._membership.next_generation() if not first else self._membership.generation,
             start_step=self._steps.step,
@@ -110,6 +117,32 @@ class Generations:
 
     def _column(self, column: int) -> list[RosterEntry]:
         return self._membership.entries(self.members[column :: self._columns], self._lacking)
+
+    def is_unfair(self) -> bool:
+        """Whether a new generation would give the chunks out otherwise, for the speeds of the members; not where they
+        would not fit then."""
+        try:
+            return self._dealt() != self.assignment
+        except ConfigError:
+            return False
+
+    def _dealt(self) -> Assignment:
+        """The chunks of the nodes, by rank: those that the run began with, where all are there and none is slow."""
+        slow = self.paces.slow if self._config.slow == "unload" else {}
+        sites = [self.members[at : at + self._columns] for at in range(0, len(self.members), self._columns)]
+        is_whole = len(sites) == self._whole.n_ranks and not slow
+        if self._plan.share_out is not None and not is_whole:
+            return self._plan.share_out([self._worker(site) for site in sites])
+        places = [self._membership.place(site[0]) for site in sites]
+        slowness = [max(slow.get(plain(peer), 1.0) for peer in site) for site in sites]
+        return share_out(self._whole, self._config.assignment, places, slowness)
+
+    def _worker(self, site: Sequence[str]) -> Worker:
+        """A node, which is as fast as the slowest of its processes, and has the memory of the one with the least."""
+        speeds, first = self.paces.speeds(), site[0]
+        speed = min(speeds.get(plain(peer), 0.0) for peer in site)
+        memory_bytes = min(self._membership.memory_bytes(peer) for peer in site)
+        return Worker(plain(first), self._membership.place(first), speed, memory_bytes)
 
     @property
     def lacking(self) -> list[str]:

@@ -14,7 +14,14 @@ from netem.keys import Access
 
 
 def introduce(
-    run: str, name: str, address: str, config_digest: str, access: Access | None, rank: int, place: SitePlace
+    run: str,
+    name: str,
+    address: str,
+    config_digest: str,
+    access: Access | None,
+    memory_bytes: float,
+    rank: int,
+    place: SitePlace,
 ) -> Join:
     """The request of this process to join the run `run` (`coordinator.messages.Join`)."""
     return Join(
@@ -28,6 +35,7 @@ def introduce(
         host=socket.gethostname(),
         pid=os.getpid(),
         cores=cores.name(),
+        memory_bytes=memory_bytes,
         rank=rank,
         site=place.site,
         local_rank=place.local_rank,

@@ -172,6 +172,11 @@ class Membership:
         seat = self._seats[peer]
         seat.heard_s = max(seat.heard_s, now_s)
 
+    def excuse(self, now_s: float) -> None:
+        """The coordinator's own process stood still, and could not hear anybody."""
+        for seat in self._seats.values():
+            seat.heard_s = max(seat.heard_s, now_s)
+
     def silent(self, now_s: float) -> list[str]:
         """Members unheard for longer than the heartbeat timeout, in name order."""
         timeout_s = self._config.heartbeat_timeout_s
@@ -219,6 +224,10 @@ class Membership:
     def site(self, peer: str) -> str:
         """The name of a member's site."""
         return self._seats[peer].site
+
+    def memory_bytes(self, peer: str) -> float:
+        """The memory of a member's device; 0 where it is not known."""
+        return self._seats[peer].join.memory_bytes
 
     def entries(self, peers: Sequence[str], joins: Container[str] = ()) -> list[RosterEntry]:
         """The roster's members, by rank; those of `joins` were none before."""

@@ -52,8 +52,9 @@ class Join(Message, frozen=True, kw_only=True):
 
     `config_digest` covers all settings that must be equal on all nodes. `name` is the plain part of the name of the
     sender's endpoint (`netem.names`), `key` its public key, and `encrypted` says whether its callers speak CURVE.
-    `cores` names the CPU cores that it runs on (`netem.cores`). Where a node is a site of several `processes`, `site`
-    is its name, `local_rank` this process's place in it (`coordinator.layout`), and `rank` what the site asks for.
+    `cores` names the CPU cores that it runs on (`netem.cores`), and `memory_bytes` is the memory of its device, 0 for
+    unknown. Where a node is a site of several `processes`, `site` is its name, `local_rank` this process's place in it
+    (`coordinator.layout`), and `rank` what the site asks for.
     """
 
     name: Name
@@ -66,6 +67,7 @@ class Join(Message, frozen=True, kw_only=True):
     host: Text = ""
     pid: Count = 0
     cores: Text = ""
+    memory_bytes: Annotated[float, msgspec.Meta(ge=0)] = 0.0
     rank: Annotated[int, msgspec.Meta(ge=-1, le=1 << 20)] = -1
     site: Annotated[str, msgspec.Meta(pattern=NODE_NAME + "|^$")] = ""
     local_rank: Annotated[int, msgspec.Meta(ge=0, le=1 << 20)] = 0

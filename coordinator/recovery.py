@@ -6,7 +6,7 @@ Each call gives the actions. Afterwards the run is in a new generation or paused
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from coordinator import events
 from coordinator.barrier import Disagreement
@@ -21,6 +21,7 @@ from coordinator.plan import RunPlan
 from coordinator.saves import Saves
 from coordinator.steps import Steps
 from coordinator.suspicion import COORDINATOR_ITSELF, Suspicions
+from netem.errors import ConfigError
 from netem.names import plain
 
 GOING = {Leave: (events.LEFT, "left the run"), Failed: (events.FAILED, "failed"), PeerLost: (events.LOST, "was lost")}
@@ -50,6 +51,7 @@ class Recovery:
         self._live = live
         self._faults = Faults()
         self._reason = ""  # of the last fault
+        self._is_unfair = False  # the members' speeds have changed since the chunks were given out
 
     def lose(self, peers: Sequence[str], kind: str, reason: str, now_s: float) -> list[Action]:
         """These have left, failed or were lost; they are members no more, and neither are the other processes of their
@@ -96,6 +98,13 @@ class Recovery:
         self._note(events.DISAGREED, [], reason, 0.0, now_s)
         return self._again(reason, now_s)
 
+    def excuse(self, stood_s: float, now_s: float) -> list[Action]:
+        """This process stood still for so long, maybe with the whole machine. Nobody is silent or late for that."""
+        self._membership.excuse(now_s)
+        self._steps.extend(stood_s)
+        self.suspicions.extend(stood_s)
+        return [Say(f"this coordinator stood still for {stood_s:.0f} s; the nodes get as much longer")]
+
     def judge_late(self, now_s: float) -> list[Action]:
         """Find those who hold the others up, once their time has passed."""
         late, reason = self._steps.late(now_s)
@@ -104,13 +113,37 @@ class Recovery:
         verdict = self.suspicions.verdict(self._generations.members, now_s)
         return [] if verdict is None else self.evict(verdict.peers, verdict.reason, now_s)
 
+    def judge_paces(self, nodes: Mapping[str, Mapping[str, float]], now_s: float) -> list[Action]:
+        """Find those who have become slow, or are slow no more, from what all have measured in a step."""
+        actions: list[Action] = []
+        for pace in self._generations.paces.note(nodes, now_s):
+            kind, began_s = (events.SLOW if pace.is_slow else events.RECOVERED), pace.lasted_s
+            fault = Fault(kind, (pace.name,), str(pace), self._steps.step, self._generations.number, began_s)
+            if self._config.slow == "unload":
+                self._is_unfair = True
+                self._faults.note(fault, now_s)
+            else:
+                actions.append(fault._replace(done='it keeps its chunks (coordinator.slow = "name")'))
+        return actions
+
+    def wants_generation(self, now_s: float) -> bool:
+        """Whether another generation should begin now, at a barrier: for those who wait, or for other shares."""
+        if self._steps.travels:
+            return False
+        unfair, self._is_unfair = self._is_unfair, False
+        return bool(self._generations.guests(now_s)) or (unfair and self._generations.is_unfair())
+
     def begin(self, now_s: float) -> list[Action]:
         """Begin a generation: tell its members who is in it and which chunks each one owns. Where they are too few,
         pause."""
         if not self._generations.is_enough(now_s):
             return self._pause(now_s) if self._generations.is_open else []
         known = set(self._generations.members)
-        self._generations.begin(self._live.elapsed_s(now_s), now_s)
+        try:
+            self._generations.begin(self._live.elapsed_s(now_s), now_s)
+        except ConfigError as error:
+            self.hopeless = "; ".join(filter(None, [self._reason, str(error)]))
+            return []
         lacking = self._generations.lacking
         if joined := [peer for peer in self._generations.members if peer in lacking and peer not in known]:
             self._note(events.JOINED, joined, f"{self._membership.describe(joined)} joined the run", 0.0, now_s)

@@ -65,6 +65,10 @@ class Ballot:
         late = [peer for peer in self._peers if peer not in self._votes]
         return late, f"{self._where}: no vote within {self._timeout_s:g} s of the first"
 
+    def extend(self, seconds: float) -> None:
+        """Give the members so much longer."""
+        self._deadline_s += seconds
+
     def _close(self) -> None:
         for column in by_column(self._peers, self._columns):
             text = differing({plain(peer): self._votes[peer].digest for peer in column})

@@ -6,8 +6,7 @@ phases to which it may lead. Any other event raises `ProtocolError` before anyth
 
 Where a member is lost, or has to go, a new generation begins with those that are left: the step that does not count yet
 is done again, and the chunks are shared out anew. Those who wait to join come in with it, or at the next barrier. With
-too few the run is PAUSED (`recovery`). `member` is the node's side; `membership`, `generations`, `steps` and `live` are
-this machine's parts.
+too few the run is PAUSED (`recovery`). `member` is the node's side.
 """
 
 from __future__ import annotations
@@ -77,7 +76,7 @@ class Run:
         self._config = config
         self._plan = plan
         self._steps = Steps(plan, config.step_timeout_s)
-        self._generations = Generations(config, self.membership, self._steps, whole)
+        self._generations = Generations(config, plan, self.membership, self._steps, whole)
         self._live = LiveNetwork(plan.schedule)
         self._recovery = Recovery(config, plan, self.membership, self._generations, self._steps, self._live)
         self._outcome = Finish(False, "")
@@ -124,6 +123,11 @@ class Run:
         if self._generations.roster is not None:
             return actions + self._recovered(self._recovery.begin(now_s), now_s)
         return actions + (self._begin(now_s) if self.membership.complete else [])
+
+    def excuse(self, stood_s: float, now_s: float) -> list[Action]:
+        """This process stood still for so long, and heard nobody: no member is silent or late for that."""
+        self._deadline_s += stood_s
+        return self._recovery.excuse(stood_s, now_s)
 
     def _stranger(self, peer: str, event: Received | PeerLost | Faulted) -> list[Action]:
         """Something of a peer that is no member. One that was a member may not know that yet, and is told."""
@@ -174,13 +178,14 @@ class Run:
         if (disagreement := self._steps.barrier.disagreement()) is not None:
             return self._recovered(self._recovery.heal(disagreement, now_s), now_s)
         actions: list[Action] = []
-        if self._steps.count():
-            metrics = self._steps.barrier.metrics()
+        metrics = self._steps.barrier.metrics()
+        if counts := self._steps.count():
             actions.append(Record(self.step, self._generations.number, metrics, self._live.news(now_s)))
         actions += self._recovery.tell_faults(self._generations.describe(), now_s)
         if self._steps.finished:
             return actions + self._end(True, "", now_s)
-        if self._generations.guests(now_s) and not self._steps.travels:
+        actions += self._recovery.judge_paces(metrics, now_s) if counts else []
+        if self._recovery.wants_generation(now_s):
             return actions + self._recovered(self._recovery.begin(now_s), now_s)
         go = self._steps.go(self._recovery.saves.oldest_kept)
         self._enter_step()
@@ -290,8 +295,7 @@ class Run:
 
     def _begin(self, now_s: float) -> list[Action]:
         """All have joined."""
-        names = self.membership.names
-        if (reason := self._plan.schedule.unmatched([*names, COORDINATOR])) is not None:
+        if (reason := self._plan.schedule.unmatched([*self.membership.names, COORDINATOR])) is not None:
             return self._end(False, reason, now_s)
         return self._recovered(self._recovery.begin(now_s), now_s) + self._live.begin(now_s)
 
@@ -312,8 +316,6 @@ class Run:
             self.phase = Phase.PAUSED
         else:
             self.phase = Phase.ROUND if self._steps.in_round else Phase.BARRIER
-
-    # The end, and what all need.
 
     def _drop(self, peer: str, now_s: float, message: object = None) -> list[Action]:
         """Remove a member. One that said that it leaves is not forgotten yet: it waits for an acknowledgement."""
@@ -360,6 +362,8 @@ _RUNNING = (*_TRAINING, Phase.PAUSED)
 _OVER = (Phase.STOPPING, Phase.FINISHED)
 _GOING_ON = (Phase.BARRIER, Phase.PAUSED)  # a generation has ended
 _LOSSES = (Leave, Failed, PeerLost, Faulted)
+_REPORTS: Final = ((Saved, Run._save), (Suspect, Run._suspect))
+_WORDS: Final = ((Ask, Run._ask), (Heartbeat, Run._nothing), (Changed, Run._changed))
 TABLE: Final[Table[Phase, Move]] = {
     (Phase.JOINING, Join): row(Run._join, Phase.JOINING, Phase.BARRIER, Phase.STOPPING),
     (Phase.JOINING, Ask): row(Run._ask, Phase.JOINING),
@@ -373,13 +377,10 @@ TABLE: Final[Table[Phase, Move]] = {
     # The nodes compute a step that has averaging rounds, and vote on the first that is still open.
     (Phase.ROUND, Vote): row(Run._vote, *_TRAINING, Phase.STOPPING),
     # In both; and while there are too few nodes, when nothing of the generation before counts any more.
-    **{(phase, Saved): row(Run._save, phase) for phase in _TRAINING},
-    **{(phase, Suspect): row(Run._suspect, phase) for phase in _TRAINING},
+    **{(phase, kind): row(move, phase) for phase in _TRAINING for kind, move in _REPORTS},
     (Phase.PAUSED, Join): row(Run._join_later, Phase.BARRIER, Phase.PAUSED),
     **{(phase, Join): row(Run._join_later, phase) for phase in _TRAINING},
-    **{(phase, Ask): row(Run._ask, phase) for phase in _RUNNING},
-    **{(phase, Heartbeat): row(Run._nothing, phase) for phase in _RUNNING},
-    **{(phase, Changed): row(Run._changed, phase) for phase in _RUNNING},
+    **{(phase, kind): row(move, phase) for phase in _RUNNING for kind, move in _WORDS},
     **{(phase, kind): row(Run._lose, phase, *_GOING_ON, *_OVER) for phase in _TRAINING for kind in _LOSSES},
     **{(Phase.PAUSED, kind): row(Run._lose, Phase.PAUSED, *_OVER) for kind in _LOSSES},
     **{(phase, Cancelled): row(Run._cancel, Phase.STOPPING) for phase in _RUNNING},

@@ -145,6 +145,10 @@ class Steps:
         ballot = self.rounds.ballot
         return self.barrier.late(now_s) if ballot is None else ballot.late(now_s)
 
+    def extend(self, seconds: float) -> None:
+        """Give the members so much longer to be ready, or to vote."""
+        (self.rounds.ballot or self.barrier).extend(seconds)
+
     def _open(self) -> None:
         """Open the step's next round; where none is left, wait for the barrier after the step."""
         if not self.rounds.open_next(self._members, self._doing, self._columns):

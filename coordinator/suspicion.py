@@ -42,6 +42,10 @@ class Suspicions:
         self._reports.clear()
         self._until_s = math.inf
 
+    def extend(self, seconds: float) -> None:
+        """Wait so much longer for more reports."""
+        self._until_s += seconds
+
     def verdict(self, members: Sequence[str], now_s: float) -> Verdict | None:
         """Who is found, once the time has come; `members` are by rank."""
         if now_s <= self._until_s:

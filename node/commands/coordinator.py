@@ -6,15 +6,17 @@ import logging
 import os
 import signal
 import time
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from msgspec.structs import replace
 
+from coordinator.assignment import Assignment
 from coordinator.events import Record
 from coordinator.files.collector import Collector
 from coordinator.files.depot import Depot
 from coordinator.messages import Watched
-from coordinator.plan import RunPlan
+from coordinator.plan import RunPlan, Worker
 from coordinator.records.folder import (
     ADDRESS,
     CONFIG,
@@ -110,6 +112,7 @@ def _serve(config: Config, page: PageWish | None, lease: Lease) -> None:
         start_step=first,
         start_cursor=first * config.train.batch,
         schedule=network,
+        share_out=_planner(config),
         keep_last=config.train.keep_last,
         kept=[step_of(checkpoint) for checkpoint in complete_checkpoints(folder)],
     )
@@ -165,6 +168,15 @@ def _serve(config: Config, page: PageWish | None, lease: Lease) -> None:
     if not outcome.ok:
         raise RunAborted(f"the run ended before its last step: {outcome.reason}")
     log.info("run %s: done after %d steps", config.run.name, config.train.steps)
+
+
+def _planner(config: Config) -> Callable[[Sequence[Worker]], Assignment] | None:
+    """What gives the chunks to the nodes that are left, where the planner does."""
+    if config.coordinator.replan != "plan":
+        return None
+    from node.lab.plan.assignments import share_out  # now, since the nodes would wait for torch's import later
+
+    return partial(share_out, config)
 
 
 def left_state(config: Config) -> SavedState | None:

@@ -159,8 +159,8 @@ class Config(Section, frozen=True, kw_only=True):
         tree = to_tree(self)
         for key in ("outputs", "device", "threads", "trace", "profile", "tracker", "recompute"):
             tree["run"].pop(key)
-        owners = ("assignment", "chunks_per_node", "node_speeds", "relay")
-        for key in ("address", "token", "operator", "keys", *owners):
+        owners = ("assignment", "chunks_per_node", "node_speeds", "relay", "replan")
+        for key in ("address", "token", "operator", "keys", *owners, "slow", "slow_factor", "slow_steps"):
             tree["coordinator"].pop(key)
         tree["data"].pop("cache", None)
         tree["data"].pop("document_tokens")

@@ -26,6 +26,12 @@ class Machine:
         gpu = device.type == "cuda"
         self.peak_flops_per_s = peak_of(torch.cuda.get_device_name(device)) if gpu else None
 
+    @property
+    def memory_bytes(self) -> float:
+        """The memory of the GPU; 0 where this computes on a CPU, whose memory others share."""
+        gpu = self._device.type == "cuda"
+        return float(torch.cuda.get_device_properties(self._device).total_memory) if gpu else 0.0
+
     def memory_peak_bytes(self) -> float:
         """The most memory so far: of tensors on the GPU, or of the whole process where it computes on a CPU."""
         if self._device.type == "cuda":

@@ -12,7 +12,8 @@ follows it. On each node it is the sum of
     evaluation_s   the held-out evaluation, with what it waits
 
 `layer/3/exposed_forward_s` and the like give the layers that a node waits for longest: those with `LEAST_SHARE` of the
-step or more, so a record never has many. `mfu` is the model's FLOPs (`node.measure.flops`) over what the device could
+step or more, so a record never has many. `flops_per_s` is the model's FLOPs of the node's chunks over `compute_s`, by
+which the coordinator finds slow nodes. `mfu` is the model's FLOPs (`node.measure.flops`) over what the device could
 have done in the step, its evaluation and checkpoint left out; it is there where the device's peak is known.
 `memory_peak_bytes` is the most so far, of the GPU or else of the process.
 
@@ -31,7 +32,8 @@ from typing import NamedTuple
 
 import psutil
 
-from coordinator.events import PER_LAYER, PER_LINK
+from coordinator.events import PER_LAYER, PER_LINK, REFUSED_CONNECTIONS
+from coordinator.pace import SPEED
 from netem.counters import LinkCounters
 from netem.names import plain
 from node.exchange.inbox import Members
@@ -65,13 +67,15 @@ class Plan(NamedTuple):
 
 
 class Meter:
-    """Measures one step after another, in one world. `links` gives the endpoint's totals by peer."""
+    """Measures one step after another, in one world. `links` gives the endpoint's totals by peer, and `refused` the
+    number of connections that it has closed at its door."""
 
     def __init__(
         self,
         spans: Spans,
         wire: Wire | None,
         links: Callable[[], Mapping[str, LinkCounters]],
+        refused: Callable[[], int],
         members: Members,
         machine: Machine,
         plan: Plan,
@@ -79,6 +83,8 @@ class Meter:
         self._spans = spans
         self._wire = wire
         self._links = links
+        self._refused = refused
+        self._refused_before = refused()
         self._members = members
         self._machine = machine
         self._plan = plan
@@ -108,13 +114,18 @@ class Meter:
         now = self._totals()
         grown = {key: value - self._before.get(key, 0.0) for key, value in now.items()}
         self._before = now
-        return grown | self._process_now() | _times(time) | self._mfu(step, time)
+        grown |= self._newly_refused()
+        return grown | self._process_now() | _times(time) | self._speed(step, time) | self._mfu(step, time)
 
     def _write_trace(self, step: int, time: StepTime) -> None:
         try:
             append_step(self._plan.run_folder, self._members, step, time)
         except OSError as error:  # the training is worth more than its trace
             log.warning("run.trace: step %d of %s cannot be written: %s", step, self._plan.run_folder, error.strerror)
+
+    def _newly_refused(self) -> dict[str, float]:
+        new, self._refused_before = self._refused() - self._refused_before, self._refused()
+        return {REFUSED_CONNECTIONS: float(new)} if new else {}
 
     def _process_now(self) -> dict[str, float]:
         return {
@@ -123,6 +134,10 @@ class Meter:
             "memory_peak_bytes": self._machine.memory_peak_bytes(),
             "lateness_s": max((link.lateness_max_s for link in self._links().values()), default=0.0),
         }
+
+    def _speed(self, step: int, time: StepTime) -> dict[str, float]:
+        compute_s = time.accounts_s["compute"]
+        return {SPEED: self._plan.flops(step) / compute_s} if compute_s > 0 else {}
 
     def _mfu(self, step: int, time: StepTime) -> dict[str, float]:
         training_s = time.total_s - time.accounts_s["evaluation"] - time.accounts_s["checkpoint"]

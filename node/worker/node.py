@@ -210,6 +210,7 @@ def _take_part(
         address=address,
         config_digest=config.digest(),
         access=access,
+        memory_bytes=Machine(device).memory_bytes,
         rank=place.rank,
         on_network=follow,
         place=place.at_site,

@@ -89,8 +89,12 @@ class WorldBuilder:
             frozenset(steps if first else ()) for steps in (self._config.traced(), self._config.profiled())
         )
         plan = Plan(partial(self._flops, world.exchange.own), traced, folder, profiled)
-        self._meter = Meter(spans, wire, self._endpoint.counters, members, self._machine, plan)
+        self._meter = Meter(spans, wire, self._endpoint.counters, self._refused, members, self._machine, plan)
         return world, self._meter
+
+    def _refused(self) -> int:
+        door = self._endpoint.door()
+        return door.refused if door else 0
 
     def _wire(self, members: Members) -> Wire:
         return Wire(

@@ -25,6 +25,7 @@ def make_meter(
     members: Members = ALONE,
     *,
     links: Callable[[], Mapping[str, LinkCounters]] = dict,
+    refused: Callable[[], int] = int,
     peak_flops_per_s: float | None = None,
     flops: Callable[[int], float] = float,
     traced: Iterable[int] = (),
@@ -32,4 +33,4 @@ def make_meter(
     """A meter of a CPU whose peak is `peak_flops_per_s`; traces go to `folder`."""
     machine = Machine(torch.device("cpu"))
     machine.peak_flops_per_s = peak_flops_per_s
-    return Meter(spans, wire, links, members, machine, Plan(flops, frozenset(traced), folder))
+    return Meter(spans, wire, links, refused, members, machine, Plan(flops, frozenset(traced), folder))

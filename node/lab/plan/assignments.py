@@ -14,13 +14,16 @@ Everything here is a pure function of the config, the costs and the devices. `is
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import msgspec
 import numpy as np
 
-from coordinator.assignment import Mode
+from coordinator.assignment import Assignment, Mode
+from coordinator.plan import Worker
+from netem.errors import ConfigError
 from netem.profile import resolve
 from node.config import Config
 from node.lab.plan.costs import Costs, stated_for
@@ -72,13 +75,47 @@ def settle(config: Config, costs: Costs | None = None, on: Sequence[Device] = ()
         return config, None
     on = on or devices(default_device(config.run.device), config.coordinator.nodes)
     choice = choose(config, stated_for(config, on) if costs is None else costs, on)
+    if config.coordinator.assignment == "auto":
+        return _with_replan(choice.best.config), choice
     return choice.best.config, choice
 
 
-def choose(config: Config, costs: Costs, on: Sequence[Device]) -> Choice:
-    """Compare the candidates. Where none fits, the best is the shortest step of those that miss by the least."""
+def share_out(config: Config, workers: Sequence[Worker]) -> Assignment:
+    """The chunks of the nodes that are there in a later generation of a run, by rank, as the planner finds the step
+    shortest at the speeds that were measured; at those of the config where some were not.
+
+    Raises `ConfigError` where they do not fit into the memory of a node that says how much it has.
+    """
+    given = config.coordinator.node_speeds
+    speeds = tuple(worker.flops_per_s / 1e12 for worker in workers)
+    if not all(speeds):
+        speeds = tuple(given[worker.place] for worker in workers) if given else ()
+    owners = msgspec.structs.replace(
+        config.coordinator,
+        nodes=len(workers),
+        min_nodes=1,
+        chunks_per_node=(),
+        node_speeds=speeds,
+        assignment="auto",
+    )
+    config = msgspec.structs.replace(config, coordinator=owners)
+    device = devices(default_device(config.run.device), 1)[0]
+    on = [device._replace(memory_bytes=worker.memory_bytes or math.inf) for worker in workers]
+    best = choose(config, stated_for(config, on), on, [worker.name for worker in workers]).best
+    if not best.room.fits:
+        name, needed_gb = workers[best.room.rank].name, best.room.needed.device / 1e9
+        raise ConfigError(
+            f"the chunks do not fit on {len(workers)} nodes: {name} would need about {needed_gb:.3g} GB of its GPU, "
+            f"which has {best.room.limit_bytes / 1e9:.3g} GB"
+        )
+    return best.config.assignment()
+
+
+def choose(config: Config, costs: Costs, on: Sequence[Device], names: Sequence[str] = ()) -> Choice:
+    """Compare the candidates. Where none fits, the best is the shortest step of those that miss by the least. `names`
+    are those of the nodes, by rank, in the network; by default they are as `isthmus run` names them."""
     direct = _with_relay(config, "never") if config.coordinator.relay == "auto" else config
-    search = _Search(direct, costs, on)
+    search = _Search(direct, costs, on, names)
     found = _assignments(direct, search)
     distinct = {one.config.assignment(): one for one in reversed(found)}
     found = [one for one in found if distinct[one.config.assignment()] is one]
@@ -117,10 +154,10 @@ def _assignments(config: Config, search: _Search) -> list[Candidate]:
 class _Search:
     """Predicted steps of one config under other assignments."""
 
-    def __init__(self, config: Config, costs: Costs, on: Sequence[Device]) -> None:
+    def __init__(self, config: Config, costs: Costs, on: Sequence[Device], names: Sequence[str]) -> None:
         self._config, self._costs, self._on = config, costs, on
         self._chunks, self._nodes = config.model.chunks, config.coordinator.nodes
-        self._lines: Lines = lines_of(resolve(config.net), self._nodes)
+        self._lines: Lines = lines_of(resolve(config.net), self._nodes, names)
         self._steps: dict[tuple[int, ...], tuple[float, float]] = {}
         self.equal = _lengths(_with(config, "contiguous"))
 
@@ -211,6 +248,11 @@ def _with(config: Config, mode: Mode, counts: tuple[int, ...] = ()) -> Config:
 
 def _with_relay(config: Config, relay: Literal["never", "always"]) -> Config:
     return msgspec.structs.replace(config, coordinator=msgspec.structs.replace(config.coordinator, relay=relay))
+
+
+def _with_replan(config: Config) -> Config:
+    """The planner has chosen, and is asked again where nodes are lost or slow."""
+    return msgspec.structs.replace(config, coordinator=msgspec.structs.replace(config.coordinator, replan="plan"))
 
 
 def _lengths(config: Config) -> tuple[int, ...]:

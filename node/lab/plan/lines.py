@@ -15,6 +15,7 @@ Shapes: R ranks, C chunks; [R, R] is [sender, receiver]; K places of flows that 
 from __future__ import annotations
 
 import heapq
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -53,9 +54,10 @@ class Lines(NamedTuple):
         return float(min(rates.min() for rates in (self.link_bps, self.up_bps, self.down_bps)))
 
 
-def lines_of(profile: Profile, ranks: int) -> Lines:
-    """The lines between nodes as `isthmus run` names them. Raises `ConfigError` where a link is cut."""
-    names = [f"node-{rank}" for rank in range(ranks)]
+def lines_of(profile: Profile, ranks: int, names: Sequence[str] = ()) -> Lines:
+    """The lines between nodes of these names, by rank; by default they are as `isthmus run` names them. Raises
+    `ConfigError` where a link is cut."""
+    names = names or [f"node-{rank}" for rank in range(ranks)]
 
     def bps(rate: float | None) -> float:
         return np.inf if rate is None else rate

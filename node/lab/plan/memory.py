@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from coordinator.assignment import Assignment
+from coordinator.assignment import Assignment, assign
 from node.config import Config
 from node.exchange.passes import PassSpec
 from node.exchange.payload import PayloadFormat
@@ -117,7 +117,8 @@ def shortfall(config: Config, limit_bytes: float, assignment: Assignment, rank: 
     """Why the chunks of `rank` do not fit into a GPU with so many bytes, with the figures; "" where they fit."""
     counts = tuple(len(assignment.chunks(one)) for one in range(assignment.n_ranks))
     owners = {"nodes": assignment.n_ranks, "min_nodes": 1, "node_speeds": ()}
-    owners |= {"chunks_per_node": ()} if config.coordinator.assignment == "zigzag" else {"chunks_per_node": counts}
+    zigzag = assign(assignment.n_chunks, assignment.n_ranks, "zigzag") == assignment
+    owners |= {"assignment": "zigzag" if zigzag else "contiguous", "chunks_per_node": () if zigzag else counts}
     shared = msgspec.structs.replace(config, coordinator=msgspec.structs.replace(config.coordinator, **owners))
     assert shared.assignment() == assignment
     device = Device("this GPU", 0.0, limit_bytes, True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from helpers.fake_coordinator import LOSS_ENDS, Wire, config, plan, started, told
+from helpers.fake_coordinator import LOSS_ENDS, Wire, config, in_round, plan, started, told
 
 from coordinator.events import Cancelled, PeerLost, Received, Tick
 from coordinator.member import End
@@ -139,3 +139,21 @@ def test_heartbeats_go_both_ways_at_their_interval_and_no_oftener() -> None:
     wire.advance(20, step_s=0.1)
     assert 19 <= len(told(wire, "node-0", Heartbeat)) <= 21
     assert wire.run.phase is Phase.BARRIER
+
+
+def test_a_coordinator_that_stood_still_finds_nobody_silent_or_late_for_that() -> None:
+    """Its machine slept, say, with those of the nodes: without the excuse all of them would be lost."""
+    wire = in_round(nodes=3)
+    wire.work("node-0")
+    wire.advance(1.0)
+    wire.now_s += 5000.0
+    for action in wire.run.excuse(5000.0, wire.now_s):
+        wire._do(action)
+    wire.tick()
+    wire.settle()
+    wire.advance(90.0)
+    assert wire.run.phase is Phase.ROUND
+    assert wire.told == []
+    assert "stood still for 5000 s" in wire.said[0]
+    wire.play()
+    assert wire.outcome == (True, "")

@@ -11,6 +11,7 @@ import pytest
 from helpers import ROOT
 from helpers.small import small_config
 
+from coordinator.plan import Worker
 from coordinator.records.folder import CONFIG
 from netem.config import convert
 from netem.errors import ConfigError
@@ -19,7 +20,7 @@ from node.cli import main
 from node.commands import coordinator, run
 from node.commands.coordinator import settle_assignment
 from node.config import Config, load_config, to_tree
-from node.lab.plan.assignments import balanced_runs, choose, settle
+from node.lab.plan.assignments import balanced_runs, choose, settle, share_out
 from node.lab.plan.costs import Costs
 from node.lab.plan.lines import lines_of
 from node.lab.plan.predict import Model
@@ -94,6 +95,24 @@ def test_a_slow_node_gets_less() -> None:
     assert settled.coordinator.chunks_per_node[1] > 8 - settled.coordinator.chunks_per_node[1]
     other, _ = settle(auto(2, 8, WIDE, node_speeds=[0.003, 0.001]))
     assert other.coordinator.chunks_per_node[0] > settled.coordinator.chunks_per_node[0]
+
+
+def test_chunks_are_given_out_anew_by_measured_speeds_and_by_the_memory_that_is_there() -> None:
+    config, _ = settle(auto(3, 12, WIDE))
+    assert config.coordinator.replan == "plan"
+
+    def lengths(*workers: Worker) -> list[int]:
+        return [len(own) for own in share_out(config, workers).to_lists()]
+
+    even = lengths(Worker("node-0", 0, 1e9, 0.0), Worker("node-2", 2, 1e9, 0.0))
+    assert sum(even) == 12
+    slow = lengths(Worker("node-0", 0, 1e9, 0.0), Worker("node-2", 2, 1e8, 0.0))
+    assert slow[1] < even[1]
+    assert lengths(Worker("node-0", 0, 0.0, 0.0), Worker("node-2", 2, 1e8, 0.0)) == even, "not all are measured"
+    alone = share_out(config, [Worker("node-1", 1, 1e9, 0.0)])
+    assert alone.to_lists() == [list(range(12))]
+    with pytest.raises(ConfigError, match=r"do not fit on 2 nodes: node-0 would need about .* GB .* has 0.001 GB"):
+        share_out(config, [Worker("node-0", 0, 0.0, 1e6), Worker("node-2", 2, 0.0, 1e12)])
 
 
 def test_a_candidate_that_does_not_fit_is_out_with_its_figure() -> None:

@@ -93,6 +93,20 @@ def test_mfu_is_of_the_time_of_training_and_only_where_a_peak_is_known(tmp_path:
     assert "mfu" not in make_meter(spans, tmp_path).step_metrics()
 
 
+def test_speed_and_refusals_are_of_the_step(tmp_path: Path) -> None:
+    spans, refused = Spans(Clock()), [5]
+    meter = make_meter(spans, tmp_path, flops=lambda step: 100.0 * step, refused=lambda: refused[0])
+    meter.begin(3)
+    wait(spans, 2.0)
+    with spans.span(EVALUATE):
+        wait(spans, 5.0)
+    refused[0] = 12
+    metrics = meter.step_metrics()
+    assert metrics["flops_per_s"] == pytest.approx(300 / 2)
+    assert metrics["refused_connections"] == 7.0
+    assert "refused_connections" not in meter.step_metrics()
+
+
 def test_a_trace_that_cannot_be_written_is_said_and_the_run_goes_on(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
