@@ -9,12 +9,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from collections import Counter
+
 import msgspec
 
 from coordinator.config import CoordinatorConfig
+from coordinator.events import REFUSED_CONNECTIONS, REFUSED_REQUESTS
 from coordinator.keyring import OperatorKeys, as_text, coordinator_keys, operator_pair
 from coordinator.messages import Ask, CoordinatorMessage, Join, NodeMessage, Roster
-from netem.door import DoorLimits
+from netem.door import DoorCounters, DoorLimits
 from netem.keys import Access, derived_secret, new_pair
 from netem.names import certifies
 
@@ -23,6 +26,8 @@ class Doorkeeper:
     """Judges who comes, for one run. Raises `ConfigError` where a file of keys cannot be read."""
 
     def __init__(self, config: CoordinatorConfig, run_name: str) -> None:
+        self._refused = 0  # requests
+        self._recorded = Counter[str]()  # refusals that the records have
         pair, keys = coordinator_keys(config)
         self._invited = keys.nodes if keys else None
         self.shared = derived_secret(pair, f"members of {run_name}")
@@ -45,6 +50,18 @@ class Doorkeeper:
 
     def refusal(self, peer: str, message: NodeMessage) -> str | None:
         """Why the sender, a stranger, gets no further answer; None where it gets one."""
+        reason = self._refusal(peer, message)
+        self._refused += reason is not None
+        return reason
+
+    def newly_refused(self, connections: DoorCounters | None) -> dict[str, float]:
+        """What was refused since the last call, as metrics; nothing where that is 0."""
+        refused = connections.refused if connections else 0
+        now = Counter({REFUSED_CONNECTIONS: refused, REFUSED_REQUESTS: self._refused})
+        new, self._recorded = now - self._recorded, now
+        return {key: float(count) for key, count in new.items()}
+
+    def _refusal(self, peer: str, message: NodeMessage) -> str | None:
         if isinstance(message, Ask) and not certifies(peer, self._operator):
             return (
                 "this command does not have the operator's secret of this run; give --coordinator the run's folder "

@@ -188,6 +188,8 @@ class CoordinatorServer:
         self._restarts_from = state
         self._epoch_s = time.time() - time.monotonic()
         self._tick_s = min(0.25, config.heartbeat_interval_s / 2)
+        self._still_s = max(config.heartbeat_timeout_s / 2, 2 * self._tick_s)
+        self._turned_s = time.monotonic()
         self._run = Run(config, plan, time.monotonic())
         self._door = door = Doorkeeper(config, plan.run_name)
         self.operator_file = door.operator_file
@@ -213,6 +215,7 @@ class CoordinatorServer:
         try:
             if self._restarts_from is not None:
                 self._restart(self._restarts_from)
+            self._turned_s = time.monotonic()
             while self._outcome is None:
                 self._turn()
             self._endpoint.flush(_FLUSH_TIMEOUT_S)
@@ -232,7 +235,8 @@ class CoordinatorServer:
         self._inbox.queue.put(Cancelled(reason))
 
     def _turn(self) -> None:
-        """Handle what has arrived, in order and at its time of arrival; then let time pass."""
+        """Handle what has arrived, in order and at its time of arrival; then let time pass. A turn that took very long
+        is a process, or a machine, that was stopped."""
         try:
             item = self._inbox.queue.get(timeout=self._tick_s)
             for _ in range(_MAX_BATCH):
@@ -240,8 +244,12 @@ class CoordinatorServer:
                 item = self._inbox.queue.get_nowait()
         except queue.Empty:
             pass
-        self._handle(Tick(), time.monotonic())
-        self._reply(self._collector.tick(time.monotonic()) if self._collector else [])
+        now_s = time.monotonic()
+        if now_s - self._turned_s > self._still_s:
+            self._act(self._run.excuse(now_s - self._turned_s, now_s), deque())
+        self._turned_s = now_s
+        self._handle(Tick(), now_s)
+        self._reply(self._collector.tick(now_s) if self._collector else [])
         self._tell_of_refusals(time.monotonic())
 
     def _tell_of_refusals(self, now_s: float) -> None:
@@ -351,7 +359,7 @@ class CoordinatorServer:
                 case Follow(schedule, began_s):
                     self._endpoint.follow(schedule, began_s)
                 case Record():
-                    self._record(action)
+                    self._record(action._replace(refused=self._door.newly_refused(self._endpoint.door())))
                 case CheckpointComplete(step, nodes):
                     self._checkpoint_complete(step, nodes)
                 case Fault():

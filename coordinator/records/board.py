@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping
+from itertools import count
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,6 +26,8 @@ finally:
     if _HIDES_TORCH:
         del sys.modules["torch"]
 
+_NUMBERS = count()
+
 FLUSH_S = 10.0
 """Events reach the disk after this time at the latest, if others follow them."""
 
@@ -38,7 +41,8 @@ class Board:
 
     def __init__(self, folder: Path, first_step: int, time_s: float) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self._writer = EventsWriter(str(folder / "events"), f".{os.getpid()}")
+        # The writer's own name for the file tells seconds apart, and would write over one of this second.
+        self._writer = EventsWriter(str(folder / "events"), f".{os.getpid()}.{next(_NUMBERS)}")
         self._flushed_s = time_s
         if first_step > 1:
             start = SessionLog(status=SessionLog.START)

@@ -8,6 +8,7 @@ when to record.
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import time
@@ -15,10 +16,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from coordinator.events import PER_LAYER, PER_LINK, Fault, Record
+from coordinator.events import DISK, PER_LAYER, PER_LINK, Fault, Record
+from coordinator.messages import COORDINATOR
 from coordinator.records.board import Board
 from coordinator.records.folder import FAULTS, METRICS
+from coordinator.records.line_file import FULL, LineFile
 from coordinator.records.metrics import cut_torn_line, describe_steps, missing_steps, read_records
+
+log = logging.getLogger("isthmus.coordinator")
 
 # A loss is per token of all nodes: Σ numerator / Σ denominator.
 LOSSES: Final = {
@@ -31,6 +36,7 @@ _RULES: Final[tuple[tuple[str, Callable[[list[float]], float]], ...]] = (
     ("_bytes", math.fsum),
     ("tokens", math.fsum),
     ("_sum", math.fsum),
+    ("_connections", math.fsum),
     ("_per_s", math.fsum),
     ("_bps", math.fsum),
     ("_s", max),  # a step takes as long as its slowest node
@@ -40,9 +46,9 @@ _RULES: Final[tuple[tuple[str, Callable[[list[float]], float]], ...]] = (
 def aggregate(nodes: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
     """One value a key over all nodes that report it.
 
-    Sums of bytes, tokens, sums and rates; the maximum of times (``_s``) and of peaks; means of all else; NaN where a
-    node's value is not finite. `LOSSES` are added where their parts are there and the denominator is not 0. Keys of
-    single links and layers are left out.
+    Sums of bytes, tokens, connections, sums and rates; the maximum of times (``_s``) and of peaks; means of all else;
+    NaN where a node's value is not finite. `LOSSES` are added where their parts are there and the denominator is not 0.
+    Keys of single links and layers are left out.
     """
     keys = sorted({key for values in nodes.values() for key in values if not key.startswith((PER_LAYER, PER_LINK))})
     totals = {key: _combine(key, [values[key] for values in nodes.values() if key in values]) for key in keys}
@@ -57,7 +63,8 @@ class Recorder:
 
     `done` is how many steps were done before. A last line that was not written to its end, because the process was
     killed, is cut off, and `missing` names the steps up to `done` that have no record. Raises `ConfigError` where
-    metrics.jsonl holds something else than records, `OSError` where the disk fails or the folder is no longer there.
+    metrics.jsonl holds something else than records, `OSError` where the disk fails or the folder is no longer there. A
+    full disk is no failure: records wait in memory (`LineFile`), and it is told as a fault.
 
     A line is ``{"step", "time", "generation", key: value …, "nodes": {name: {key: value …}}}`` and is
     flushed, so that a parent can follow the file. `time` is Unix time in seconds. Values that are not
@@ -79,11 +86,12 @@ class Recorder:
         before = read_records(self._path) if self._path.exists() else []
         cut_torn_line(self._path)
         self.missing = describe_steps(missing_steps(before, done))
-        self._failed = False
         self._faults = 0
         self._untold: list[dict[str, Any]] = []
-        self._lines = self._path.open("a", encoding="utf-8")
-        self._board = Board(folder / "tensorboard", done + 1, clock())
+        self._lines = LineFile(self._path)
+        self._lines.open()
+        self._fault_lines = LineFile(folder / FAULTS)
+        self._board: Board | None = Board(folder / "tensorboard", done + 1, clock())
 
     def __enter__(self) -> Recorder:
         return self
@@ -94,6 +102,7 @@ class Recorder:
     def record(self, record: Record) -> dict[str, Any]:
         """Write one step. Returns what the line holds."""
         totals = aggregate(record.nodes)
+        totals |= {key: totals.get(key, 0.0) + count for key, count in record.refused.items()}
         if self._dilation != 1:
             totals |= {"dilation": self._dilation}
             totals |= {"emulated_step_s": totals["step_s"] / self._dilation} if "step_s" in totals else {}
@@ -111,15 +120,12 @@ class Recorder:
             line["network"] = [{"at_s": change.at_s, "change": change.text} for change in record.changes]
         if self._untold:
             line["faults"], self._untold = self._untold, []
-        self._failed = True  # until it is written
         self._check_there()
-        try:
-            self._lines.write(json.dumps(line, allow_nan=False) + "\n")
-            self._lines.flush()
-            self._board.add(totals, record.step, now_s)
-        except OSError as error:  # one of a write names no file
-            raise OSError(error.errno, error.strerror, str(self._path.parent)) from None
-        self._failed = False
+        waited = self._lines.waiting
+        self._lines.add(json.dumps(line, allow_nan=False))
+        self._fault_lines.flush()
+        self._draw(totals, record.step, now_s)
+        self._tell_of_room(waited, record)
         return line
 
     def fault(self, fault: Fault) -> None:
@@ -136,20 +142,50 @@ class Recorder:
             "cost_s": round(fault.cost_s, 3),
             "unseen_s": round(fault.unseen_s, 3),
         }
-        with self._path.with_name(FAULTS).open("a", encoding="utf-8") as lines:
-            lines.write(json.dumps(line) + "\n")
+        self._fault_lines.add(json.dumps(line))
         self._untold.append(line)
         self._faults += 1
-        self._board.add({"faults": float(self._faults)}, fault.step, now_s)
+        self._draw({"faults": float(self._faults)}, fault.step, now_s)
 
     def close(self) -> None:
-        """Flush and close both. A failure that `record` has raised is not raised again."""
-        for file in (self._lines, self._board):
-            try:
-                file.close()
-            except OSError:
-                if not self._failed:
-                    raise
+        """Flush and close all. What a full disk does not take is lost, which the log says."""
+        if self._lines.waiting:
+            log.warning("%s: the disk is full: the last %d steps have no record", self._path, self._lines.waiting)
+        self._lines.close()
+        self._fault_lines.close()
+        self._close_board()
+
+    def _draw(self, values: Mapping[str, float], step: int, now_s: float) -> None:
+        """Write TensorBoard's events. A full disk leaves a gap: a new file begins once there is room."""
+        try:
+            if self._board is None and not self._lines.waiting:
+                self._board = Board(self._path.parent / "tensorboard", step, now_s)
+            if self._board is not None:
+                self._board.add(values, step, now_s)
+        except OSError as error:
+            if error.errno not in FULL:
+                raise OSError(error.errno, error.strerror, str(self._path.parent)) from None
+            self._close_board()
+
+    def _close_board(self) -> None:
+        board, self._board = self._board, None
+        try:
+            if board is not None:
+                board.close()
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+
+    def _tell_of_room(self, waited: int, record: Record) -> None:
+        """Say once that the disk is full, and once that there is room again."""
+        if self._lines.waiting and not waited:
+            reason = f"the coordinator's disk is full ({self._path.parent})"
+            done = "training goes on, and the steps are recorded once there is room"
+            log.warning("after step %d: %s; %s", record.step, reason, done)
+            self.fault(Fault(DISK, (COORDINATOR,), reason, record.step, record.generation, 0.0, done=done))
+        elif waited and not self._lines.waiting:
+            gone = f"; {self._lines.lost} steps have no record" if self._lines.lost else ""
+            log.warning("after step %d: the coordinator's disk has room again%s", record.step, gone)
 
     def _check_there(self) -> None:
         """A file that was deleted can still be written to, and nobody would see what is."""

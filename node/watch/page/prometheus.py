@@ -38,7 +38,9 @@ def _header(header: Json) -> Iterator[GaugeMetricFamily]:
         "heldout_loss": ("isthmus_heldout_loss", "Held-out loss of the last evaluation, in nats a token"),
         "tokens_per_s": ("isthmus_tokens_per_second", "Tokens of all nodes a second of wall time"),
         "saved": ("isthmus_payload_saved_ratio", "Share of the exchange's bytes that was not sent"),
-        "faults": ("isthmus_faults", "Nodes that were lost or had to go, and rounds whose results differed"),
+        "faults": ("isthmus_faults", "Nodes lost, made to go, or slow, and rounds whose results differed"),
+        "refused_connections": ("isthmus_refused_connections", "Connections of strangers closed at a door"),
+        "refused_requests": ("isthmus_refused_requests", "Requests that the coordinator refused to strangers"),
         "skipped": ("isthmus_steps_skipped", "Steps that were not finite and were not taken"),
     }
     for key, (name, text) in shown.items():

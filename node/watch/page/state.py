@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Mapping
 from typing import Any, Final
 
-from coordinator.events import JOINED
+from coordinator.events import GOOD_NEWS, REFUSED_CONNECTIONS, REFUSED_REQUESTS
 from coordinator.records import rates
 from coordinator.records.rates import Link, MissedLink, Record, number
 from netem.network import Profile, Shape
@@ -84,6 +84,7 @@ class PageState:
         self._marks: deque[Json] = deque(maxlen=MOST_MARKS)
         self._skipped = 0
         self._faults = 0
+        self._refused = {REFUSED_CONNECTIONS: 0, REFUSED_REQUESTS: 0}
         self.step = 0
 
     def feed(self, record: Record) -> None:
@@ -111,7 +112,9 @@ class PageState:
             self._energy.append((step, energy))
         self._marks += [{"step": change.step, "text": change.text} for change in rates.network_changes([record])]
         self._marks += [{"step": fault.step, "text": fault.text} for fault in rates.faults([record])]
-        self._faults += sum(fault.kind != JOINED for fault in rates.faults([record]))
+        self._faults += sum(fault.kind not in GOOD_NEWS for fault in rates.faults([record]))
+        for key in self._refused:
+            self._refused[key] += int(number(record, key))
         self._skipped += rates.skipped_steps([record])
 
     def overview(self) -> Json:
@@ -167,6 +170,7 @@ class PageState:
                 "saved": saved.all_layers if (saved := rates.compression(window)) else None,
                 "skipped": self._skipped,
                 "faults": self._faults,
+                **self._refused,
                 "time": number(last, "time") if window else None,
             },
             "nodes": [self._node(name, window) for name in names],

@@ -106,6 +106,8 @@ function show(found) {
     ["tokens/s", header.tokens_per_s === null ? "–" : Math.round(header.tokens_per_s).toLocaleString("en")],
     ["bytes saved", format.percent(header.saved)], ["generation", String(header.generation)],
     ["network", header.untrusted ? "untrusted" : "kept"],
+    ...(header.refused_connections ? [["strangers refused", header.refused_connections.toLocaleString("en")]] : []),
+    ...(header.refused_requests ? [["requests refused", header.refused_requests.toLocaleString("en")]] : []),
     ...(header.skipped ? [["steps skipped", String(header.skipped)]] : []),
   ];
   by("figures").replaceChildren(...figures.map(([label, value]) =>

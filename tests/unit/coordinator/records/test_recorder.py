@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,8 @@ from helpers import ROOT
 from tensorboardX.proto.event_pb2 import Event
 
 from coordinator.events import Fault, NetworkChange, Record
+from coordinator.records import line_file
+from coordinator.records.board import Board
 from coordinator.records.rates import faults
 from coordinator.records.recorder import Recorder, aggregate
 from netem.errors import ConfigError
@@ -47,6 +50,15 @@ def test_peaks_are_the_largest_and_what_is_of_one_layer_or_link_is_not_added_up(
         "b": {"memory_peak_bytes": 7.0, "rss_bytes": 7.0, "mfu": 0.5},
     }
     assert aggregate(nodes) == {"memory_peak_bytes": 7.0, "rss_bytes": 12.0, "mfu": 0.5}
+
+
+def test_what_was_refused_is_of_all_nodes_and_of_the_coordinator(tmp_path: Path) -> None:
+    nodes = {"a": {"refused_connections": 3.0}, "b": {"refused_connections": 4.0}}
+    with Recorder(tmp_path / "run") as recorder:
+        line = recorder.record(Record(1, 4, nodes, (), {"refused_connections": 10.0, "refused_requests": 2.0}))
+        quiet = recorder.record(Record(2, 4, NODES))
+    assert (line["refused_connections"], line["refused_requests"]) == (17.0, 2.0)
+    assert "refused_connections" not in quiet
 
 
 def test_held_out_loss_is_per_held_out_token_and_only_where_it_was_measured() -> None:
@@ -170,17 +182,75 @@ def test_a_folder_that_is_deleted_is_noticed_at_the_next_step(tmp_path: Path, wh
             recorder.record(Record(2, 1, NODES))
 
 
-def test_a_full_disk_is_said_once_with_its_place(tmp_path: Path) -> None:
-    """Linux has a file that is always full. What is left in buffers fails again when the files are closed."""
-    recorder = Recorder(tmp_path)
-    recorder._lines.close()
-    (tmp_path / "metrics.jsonl").unlink()
-    (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
-    recorder._lines = Path("/dev/full").open("a")  # noqa: SIM115 (the recorder closes it)
-    with pytest.raises(OSError, match=f"No space left on device: '{tmp_path}'") as caught:
+class Disk:
+    """Stands for `os.write`: there is room for so many bytes."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.room_bytes, self.errno = 1 << 30, errno.ENOSPC
+        self._write = os.write
+        monkeypatch.setattr(os, "write", self.write)
+
+    def write(self, file: int, data: bytes) -> int:
+        if not self.room_bytes:
+            raise OSError(self.errno, os.strerror(self.errno))
+        taken = self._write(file, data[: self.room_bytes])
+        self.room_bytes -= taken
+        return taken
+
+
+def test_a_full_disk_is_told_once_and_what_it_did_not_take_is_written_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    disk = Disk(monkeypatch)
+    with Recorder(tmp_path) as recorder:
         recorder.record(Record(1, 1, NODES))
-    assert caught.value.errno == errno.ENOSPC
-    recorder.close()
+        disk.room_bytes = 100  # in the middle of a line
+        shown = [recorder.record(Record(step, 1, NODES)) for step in (2, 3)]
+        whole = (tmp_path / "metrics.jsonl").read_text()
+        assert [json.loads(line)["step"] for line in whole.splitlines()] == [1], "no torn line"
+        assert [fault["kind"] for fault in shown[1]["faults"]] == ["disk"], "those who watch hear of it at once"
+        disk.room_bytes = 1 << 30
+        recorder.record(Record(4, 1, NODES))
+    assert [json.loads(line)["kind"] for line in (tmp_path / "faults.jsonl").read_text().splitlines()] == ["disk"]
+    assert [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [1, 2, 3, 4]
+    assert [record.getMessage() for record in caplog.records] == [
+        f"after step 2: the coordinator's disk is full ({tmp_path}); training goes on, and the steps are recorded "
+        "once there is room",
+        "after step 4: the coordinator's disk has room again",
+    ]
+
+
+def test_too_many_lines_that_wait_make_room_and_a_disk_that_fails_otherwise_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(line_file, "MOST_WAITING", 2)
+    disk = Disk(monkeypatch)
+    with Recorder(tmp_path) as recorder:
+        disk.room_bytes = 0
+        for step in range(1, 6):
+            recorder.record(Record(step, 1, NODES))
+        disk.room_bytes = 1 << 30
+        recorder.record(Record(6, 1, NODES))
+        assert "4 steps have no record" in caplog.text
+        disk.room_bytes, disk.errno = 0, errno.EIO
+        with pytest.raises(OSError, match=f"Input/output error: '{tmp_path}'"):
+            recorder.record(Record(7, 1, NODES))
+    assert [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [5, 6]
+
+
+def test_a_board_on_a_full_disk_has_a_gap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Recorder(tmp_path) as recorder:
+        recorder.record(Record(1, 1, NODES))
+        with monkeypatch.context() as full:
+            full.setattr(Board, "add", raising_enospc)
+            recorder.record(Record(2, 1, NODES))
+        recorder.record(Record(3, 1, NODES))
+    steps = {event.step for path in (tmp_path / "tensorboard").iterdir() for event in events(path)}
+    assert steps - {0} == {1, 3}
+
+
+def raising_enospc(*arguments: object) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def test_no_board_writes_in_a_thread_of_its_own(tmp_path: Path) -> None:

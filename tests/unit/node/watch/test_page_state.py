@@ -118,3 +118,12 @@ def test_points_become_means_of_two(monkeypatch: pytest.MonkeyPatch) -> None:
         columns.add(step, [value])
     # Four points became two, of which each later one takes two records; the last record waits for its fellow.
     assert columns.columns() == {"step": [2.0, 4.0, 6.0, 7.0], "x": [2.0, 5.0, 8.0, 11.0]}
+
+
+def test_refusals_add_up_and_only_faults_count_as_such(config: Config) -> None:
+    state = PageState(config)
+    told = [{"step": 1, "kind": kind, "reason": kind} for kind in ("slow", "recovered", "joined", "lost")]
+    state.feed(record(1, refused_connections=3.0, faults=told))
+    state.feed(record(2, refused_connections=4.0, refused_requests=1.0))
+    header = state.overview()["header"]
+    assert (header["refused_connections"], header["refused_requests"], header["faults"]) == (7, 1, 2)
