@@ -16,6 +16,7 @@ from coordinator.messages import COORDINATOR, NODE_NAME
 from netem.errors import ConfigError, RunAborted
 from netem.sockets import check_host, parse_address
 from node.config import Config
+from node.lab.chaos.hang import listen
 
 if TYPE_CHECKING:
     from node.worker.arrival import Shortfall
@@ -38,6 +39,7 @@ def run_node(config: Config, join: str, bind: str, advertise: str, name: str, ra
     from node.worker.node import Place, run_node  # torch takes seconds to import: a mistyped option should not
 
     signal.signal(signal.SIGTERM, interrupt)
+    listen()
     try:
         run_node(config, Place(join, bind, advertise, name, rank), _shortfall(config))
     except KeyboardInterrupt:

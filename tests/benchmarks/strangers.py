@@ -2,17 +2,20 @@
 
     PYTHONPATH=tests:. python tests/benchmarks/strangers.py [--seconds N] [--out FILE]
 
-The coordinator and a node that does not compute are processes of their own, and so are the strangers.
+The coordinator and a node that does not compute are processes of their own, and so are the strangers, which have the
+lowest priority: real ones would use cores of other machines.
 """
 
 from __future__ import annotations
 
 import argparse
 import multiprocessing
+import os
 import socket
 import sys
 import tempfile
 import time
+import zlib
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -22,7 +25,7 @@ import psutil
 import zmq
 from helpers.coordinators import node, settings, swarm
 
-from coordinator.messages import CONTROL_TAG, COORDINATOR, RUN_ID, Stop
+from coordinator.messages import CONTROL_TAG, COORDINATOR, RUN_ID, Stop, encode
 from netem import frames
 from netem.endpoint import unique
 from netem.keys import derived_pair, new_pair
@@ -51,7 +54,7 @@ def train(address: str, pipe: Connection) -> None:
     """A node that does every step at once."""
     with node(address, "node-0", settings(nodes=1)) as (session, endpoint):
         session.join()
-        pipe.send(endpoint.address)
+        pipe.send((endpoint.address, endpoint.name, encode(session._join)))
         step = 0
         while not isinstance(answer := session.ready(step), Stop):
             time.sleep(PAUSE_S)
@@ -60,20 +63,31 @@ def train(address: str, pipe: Connection) -> None:
             step = answer.step + 1
 
 
-def flood(address: str, key: str) -> None:
-    """260 callers who send frames of 1 MB without end."""
-    header = frames.Header(frames.VERSION, RUN_ID, frames.Kind.DATA, 0, 1, 0, 0, 0, total_bytes=MB, tag=CONTROL_TAG)
-    parts = [frames.stamped(frames.encode(header), 0.0), bytes(60_000 if key else MB)]
+class Target(NamedTuple):
+    """What strangers know: where to call, the callee's key as they believe it, and what they have heard of a member."""
+
+    address: str
+    key: str
+    member: str
+    join: bytes
+
+
+CALLERS = 260
+
+
+def call(target: Target, parts: list[bytes], name: str = "") -> None:
+    """260 callers who send this without end, under names of their own or all under this one."""
+    os.nice(19)
     context = zmq.Context()
     dealers = []
-    for _ in range(260):
+    for _ in range(CALLERS):
         dealer = context.socket(zmq.DEALER)
         dealer.sndhwm, dealer.linger, pair = 2, 0, new_pair()
-        if key:
-            dealer.curve_serverkey = key.encode()
+        if target.key:
+            dealer.curve_serverkey = target.key.encode()
             dealer.curve_publickey, dealer.curve_secretkey = pair.public.encode(), pair.secret.encode()
-            dealer.setsockopt(95, f"X-Peer:{unique('node', pair.public)}".encode())
-        dealer.connect(address)
+            dealer.setsockopt(95, f"X-Peer:{name or unique('node', pair.public)}".encode())
+        dealer.connect(target.address)
         dealers.append(dealer)
     while True:
         for dealer in dealers:
@@ -84,9 +98,36 @@ def flood(address: str, key: str) -> None:
         time.sleep(0.01)
 
 
-def idle(address: str, key: str) -> None:
+def message(body: bytes, total_bytes: int = 0) -> list[bytes]:
+    """A control message in one frame, as an endpoint writes it."""
+    header = frames.Header(
+        *(frames.VERSION, RUN_ID, frames.Kind.DATA, 0, 1, 0, 0, 0),
+        total_bytes=total_bytes or len(body),
+        checksum=zlib.crc32(body),
+        tag=CONTROL_TAG,
+    )
+    return [frames.stamped(frames.encode(header), 0.0), body]
+
+
+def flood(target: Target) -> None:
+    """Frames of 1 MB, or of nearly 64 KB from those who have a key: larger ones are cut off at once."""
+    call(target, message(bytes(60_000 if target.key else MB), MB))
+
+
+def impersonate(target: Target) -> None:
+    """All under a member's name, which has crossed in the roster, and each with a key of its own."""
+    call(target, message(bytes(1000)), target.member)
+
+
+def replay(target: Target) -> None:
+    """All say what a member has said to join."""
+    call(target, message(target.join))
+
+
+def idle(target: Target) -> None:
     """500 connections that are opened again whenever they are closed, and say nothing."""
-    host, _, port = address.removeprefix("tcp://").rpartition(":")
+    os.nice(19)
+    host, _, port = target.address.removeprefix("tcp://").rpartition(":")
     open_: list[socket.socket] = []
     while True:
         for connection in open_[:]:
@@ -109,20 +150,24 @@ def idle(address: str, key: str) -> None:
 
 
 class Attack(NamedTuple):
-    """One kind of strangers, and at which door."""
+    """One kind of strangers, at which door, and the token that they have."""
 
     name: str
     at_node: bool
-    has_token: bool
-    work: Callable[[str, str], None]
+    token: str
+    work: Callable[[Target], None]
 
 
+TOKEN = settings().token
 ATTACKS = (
-    Attack("500 connections, half open", False, False, idle),
-    Attack("260 × 1 MB, without keys", False, False, flood),
-    Attack("260 × 64 KB, with the token", False, True, flood),
-    Attack("260 × 1 MB at the node", True, False, flood),
-    Attack("500 connections at the node", True, False, idle),
+    Attack("500 half-open connections", False, "", idle),
+    Attack("260 × 1 MB, without keys", False, "", flood),
+    Attack("260 × 64 KB, wrong token", False, "guess", flood),
+    Attack("260 × 64 KB, right token", False, TOKEN, flood),
+    Attack("260 under a member's name, right token", False, TOKEN, impersonate),
+    Attack("260 replays of a member's Join, right token", False, TOKEN, replay),
+    Attack("500 half-open connections at a node", True, "", idle),
+    Attack("260 × 1 MB at a node", True, "", flood),
 )
 
 
@@ -138,7 +183,7 @@ class Swarm:
         self.node_pipe, theirs = spawn.Pipe()
         self.node = spawn.Process(target=train, args=(self.address, theirs), daemon=True)
         self.node.start()
-        self.node_address = self.node_pipe.recv()
+        self.node_address, self.member, self.join = self.node_pipe.recv()
 
     def steps(self) -> tuple[int, str]:
         self.pipe.send(True)
@@ -168,10 +213,9 @@ def measure(profile: str, attack: Attack, seconds: float) -> list[str]:
         watched = psutil.Process(under.node.pid if attack.at_node else under.lead.pid)
         time.sleep(1.0)
         before, rested_mb, _ = under.steps_per_s(seconds / 2, watched)
-        key = derived_pair(settings().token, COORDINATOR).public if attack.has_token else ""
-        strangers = spawn.Process(
-            target=attack.work, args=(under.node_address if attack.at_node else under.address, key), daemon=True
-        )
+        key = derived_pair(attack.token, COORDINATOR).public if attack.token else ""
+        target = Target(under.node_address if attack.at_node else under.address, key, under.member, under.join)
+        strangers = spawn.Process(target=attack.work, args=(target,), daemon=True)
         strangers.start()
         time.sleep(2.0)
         during, most_mb, cores = under.steps_per_s(seconds, watched)

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.isthmus_runs import QUICK, await_end, await_records, children, isthmus, records, started
+from helpers.isthmus_runs import (
+    QUICK,
+    await_end,
+    await_fault,
+    await_records,
+    children,
+    faults,
+    isthmus,
+    records,
+    started,
+)
 
 EXACT = [
     *("--coordinator.nodes", "3", "--train.steps", "14", "--train.sync_every", "1", "--train.eval_every", "0"),
@@ -18,34 +27,30 @@ EXACT = [
 HEARTBEAT_TIMEOUT_S = 4.0
 
 
-def faults(run: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run / "faults.jsonl").read_text().splitlines()]
-
-
-def await_fault(run: Path, kind: str, timeout_s: float) -> dict[str, Any]:
-    """Wait until a fault of this kind has been told."""
-    deadline = time.monotonic() + timeout_s
-    while True:
-        found = [fault for fault in faults(run) if fault["kind"] == kind] if (run / "faults.jsonl").exists() else []
-        if found:
-            return found[0]
-        assert time.monotonic() < deadline, f"no node {kind} within {timeout_s} s"
-        time.sleep(0.05)
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> list[dict[str, Any]]:
+    """What an undisturbed run of one node records."""
+    outputs = tmp_path_factory.mktemp("whole")
+    arguments = ["run", "configs/tiny.toml", *QUICK, *EXACT, "--coordinator.nodes", "1", "--run.outputs", outputs]
+    undisturbed = isthmus(cache, *arguments, timeout_s=240)
+    assert undisturbed.returncode == 0, undisturbed.stderr
+    return records(outputs / "tiny")
 
 
 @pytest.mark.timeout(400)
-def test_kill_of_one_node_of_three_costs_time_and_nothing_else(tmp_path: Path, cache: Path) -> None:
-    arguments = ["run", "configs/tiny.toml", *QUICK, *EXACT]
-    alone = ["--coordinator.nodes", "1"]
-    undisturbed = isthmus(cache, *arguments, *alone, "--run.outputs", tmp_path / "whole", timeout_s=240)
-    assert undisturbed.returncode == 0, undisturbed.stderr
+@pytest.mark.parametrize("relay", ["never", "always"])
+def test_kill_of_one_node_of_three_costs_time_and_nothing_else(
+    tmp_path: Path, cache: Path, whole: list[dict[str, Any]], relay: str
+) -> None:
+    """Also where node-1 passes on what node-0 sends to node-2."""
+    arguments = ["run", "configs/tiny.toml", *QUICK, *EXACT, "--coordinator.relay", relay]
     with started(cache, tmp_path / "log", *arguments, "--run.outputs", tmp_path / "hurt") as process:
         run = tmp_path / "hurt" / "tiny"
         await_records(run, 4, process, 240.0)
         killed_s = time.time()
         children(process)["node-1"].kill()
         assert await_end(process, 200) == 0, (tmp_path / "log").read_text()
-    whole, hurt = records(tmp_path / "whole" / "tiny"), records(run)
+    hurt = records(run)
     assert [record["step"] for record in hurt] == list(range(1, 15)), "each step counts once"
     assert {len(record["nodes"]) for record in hurt} == {2, 3}
     for one, other in zip(whole, hurt, strict=True):

@@ -105,6 +105,22 @@ def await_records(run_folder: Path, count: int, process: subprocess.Popen[bytes]
         time.sleep(0.02)
 
 
+def faults(run: Path) -> list[dict[str, Any]]:
+    """The faults that a run has told."""
+    return [json.loads(line) for line in (run / "faults.jsonl").read_text().splitlines()]
+
+
+def await_fault(run: Path, kind: str, timeout_s: float) -> dict[str, Any]:
+    """Wait until a fault of this kind has been told."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        found = [fault for fault in faults(run) if fault["kind"] == kind] if (run / "faults.jsonl").exists() else []
+        if found:
+            return found[0]
+        assert time.monotonic() < deadline, f"no node {kind} within {timeout_s} s"
+        time.sleep(0.05)
+
+
 def await_end(process: subprocess.Popen[bytes], timeout_s: float) -> int:
     """The exit code of a process that must end by itself in time."""
     return process.wait(timeout_s)

@@ -27,6 +27,7 @@ from coordinator.records.rates import Record
 from netem.children import Child, Children
 from netem.errors import RunAborted
 from node.config import TOKEN_VARIABLE, Config, save_config
+from node.lab.chaos import hang
 from node.lab.chaos.schedule import COORDINATOR, ON_THE_WIRE, Disturbance, Kind
 
 log = logging.getLogger("isthmus.chaos")
@@ -38,7 +39,7 @@ SLOW_PERIOD_S = 0.25
 SLOW_SHARE = 0.2
 AGAIN_S = 2.0
 """A process that has ended by itself is started again after this time."""
-SAMPLE_S = 2.0
+SAMPLE_S = 10.0
 
 
 class Sample(NamedTuple):
@@ -49,6 +50,9 @@ class Sample(NamedTuple):
     rss_bytes: int
     threads: int
     files: int
+    """Descriptors of all kinds, sockets among them."""
+    sockets: int
+    pid: int
 
 
 class Outcome(NamedTuple):
@@ -69,7 +73,8 @@ class Chaos:
         self._config = config
         self._children = children
         self._folder = config.run.folder
-        self._environment = os.environ | {TOKEN_VARIABLE: config.coordinator.token or secrets.token_urlsafe(24)}
+        token = config.coordinator.token or secrets.token_urlsafe(24)
+        self._environment = os.environ | {TOKEN_VARIABLE: token, hang.VARIABLE: "1"}
         self._address = f"tcp://127.0.0.1:{_free_port()}"
         self._ports = {name: _free_port() for name in self.names}
         self._doors: dict[str, Child] = {}
@@ -104,6 +109,8 @@ class Chaos:
                 self._signal(one.victim, signal.SIGKILL)
             case Kind.STOP:
                 self._signal(one.victim, signal.SIGSTOP)
+            case Kind.HANG:
+                self._signal(one.victim, hang.HANG)
             case Kind.SLOW:
                 self._slow.add(one.victim)
             case _:
@@ -117,6 +124,8 @@ class Chaos:
         elif one.kind in (Kind.STOP, Kind.SLOW):
             self._slow.discard(one.victim)
             self._signal(one.victim, signal.SIGCONT)
+        elif one.kind is Kind.HANG:
+            self._signal(one.victim, hang.GO_ON)
 
     def tick(self, now_s: float) -> None:
         """Keep slow processes slow, and start again what has ended."""
@@ -146,10 +155,10 @@ class Chaos:
             try:
                 seen = psutil.Process(process.pid)
                 with seen.oneshot():
-                    held = seen.memory_info().rss, seen.num_threads(), seen.num_fds()
+                    held = seen.memory_info().rss, seen.num_threads(), seen.num_fds(), len(seen.net_connections())
             except psutil.Error:
                 continue
-            found.append(Sample(at_s, name, *held))
+            found.append(Sample(at_s, name, *held, process.pid))
         return found
 
     def _launch(self, name: str) -> None:

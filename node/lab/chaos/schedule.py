@@ -22,6 +22,7 @@ class Kind(StrEnum):
 
     KILL = "kill"  # the process is killed, and started again
     STOP = "stop"  # the process is stopped (SIGSTOP), and continued
+    HANG = "hang"  # the trainer stands still, and the process' heartbeats go on
     SLOW = "slow"  # the process runs for a fifth of the time
     DEAF = "deaf"  # nothing that peers send reaches the node
     MUTE = "mute"  # nothing that the node answers on its callers' connections reaches them

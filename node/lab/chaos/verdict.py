@@ -51,20 +51,33 @@ def throughput_kept(outcome: Outcome, duration_s: float) -> float | None:
     return after / before if before and after is not None else None
 
 
-def growth(samples: Sequence[Sample]) -> dict[str, tuple[float, float, float]]:
-    """By process: how much memory (bytes), threads and files grew from the middle of its life to its end, as medians
-    of the two halves after the first part."""
-    found = {}
+HELD = ("rss_bytes", "threads", "files", "sockets")
+
+
+class Life(NamedTuple):
+    """The longest life of one process, between two times at which it was started: what it held in its earlier half and
+    in its later one, by `HELD`, as medians, without the first part."""
+
+    process: str
+    lasted_s: float
+    early: tuple[float, ...]
+    late: tuple[float, ...]
+
+
+def lives(samples: Sequence[Sample]) -> list[Life]:
+    """One for each process of which there are samples enough."""
+    found = []
     for process in sorted({sample.process for sample in samples}):
-        own = [sample for sample in samples if sample.process == process]
-        own = own[int(WARM_SHARE * len(own)) :]
-        early, late = own[: len(own) // 2], own[len(own) // 2 :]
-        if early and late:
-            found[process] = (
-                median(one.rss_bytes for one in late) - median(one.rss_bytes for one in early),
-                median(one.threads for one in late) - median(one.threads for one in early),
-                median(one.files for one in late) - median(one.files for one in early),
-            )
+        by_pid: dict[int, list[Sample]] = {}
+        for sample in samples:
+            if sample.process == process:
+                by_pid.setdefault(sample.pid, []).append(sample)
+        own = max(by_pid.values(), key=lambda life: life[-1].at_s - life[0].at_s)
+        rest = own[int(WARM_SHARE * len(own)) :]
+        halves = rest[: len(rest) // 2], rest[len(rest) // 2 :]
+        if all(halves):
+            early, late = (tuple(median(getattr(one, held) for one in half) for held in HELD) for half in halves)
+            found.append(Life(process, own[-1].at_s - own[0].at_s, early, late))
     return found
 
 
@@ -91,9 +104,19 @@ def lines(outcome: Outcome, duration_s: float, recovery_s: float) -> list[str]:
         f"throughput outside disturbances, over that before the first: {'–' if kept is None else f'{kept:.2f}'}",
         f"processes started again: {', '.join(f'{name} {n}' for name, n in outcome.restarts.items()) or 'none'}",
     ]
-    for process, (rss_bytes, threads, files) in growth(outcome.samples).items():
-        told.append(f"{process}: memory {rss_bytes / 1e6:+.0f} MB, threads {threads:+.0f}, files {files:+.0f}")
+    if held := [_life_row(life) for life in lives(outcome.samples)]:
+        told += ["", markdown_table(["process", "longest life", "memory, MB", "threads", "files", "sockets"], held), ""]
     return [*told, f"ended early: {outcome.ended}"] if outcome.ended else told
+
+
+def _life_row(life: Life) -> list[str]:
+    """What was held in the earlier half of a life and in the later one."""
+    scales = (1e6, 1, 1, 1)
+    held = [
+        f"{early / scale:.0f} → {late / scale:.0f}"
+        for early, late, scale in zip(life.early, life.late, scales, strict=True)
+    ]
+    return [life.process, f"{life.lasted_s / 60:.1f} min", *held]
 
 
 def _generation_changes(outcome: Outcome, from_s: float, until_s: float) -> int:

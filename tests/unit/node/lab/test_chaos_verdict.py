@@ -6,7 +6,7 @@ import pytest
 
 from node.lab.chaos.drive import Outcome, Sample
 from node.lab.chaos.schedule import Disturbance, Kind
-from node.lab.chaos.verdict import effects, growth, lines, throughput_kept
+from node.lab.chaos.verdict import effects, lines, lives, throughput_kept
 
 
 def outcome(**changes: object) -> Outcome:
@@ -39,11 +39,14 @@ def test_throughput_counts_only_the_time_without_disturbances() -> None:
 
 
 def test_a_leak_is_growth_from_the_middle_to_the_end() -> None:
-    samples = [Sample(float(at), "node-0", 1000 * at, 5, 7 + at // 50) for at in range(100)]
-    samples += [Sample(float(at), "node-1", 10**6 if at > 5 else 0, 5, 7) for at in range(100)]
-    found = growth(samples)
-    assert found["node-0"] == pytest.approx((37_500, 0, 1), abs=1000)
-    assert found["node-1"] == (0, 0, 0)
+    samples = [Sample(float(at), "node-0", 1000 * at, 5, 7 + at // 50, 3, 71) for at in range(100)]
+    samples += [Sample(float(at), "node-1", 10**6 if at > 5 else 0, 5, 7, 2, 72 + (at > 80)) for at in range(100)]
+    leaky, other = lives(samples)
+    assert (leaky.process, leaky.lasted_s) == ("node-0", 99.0)
+    assert [late - early for early, late in zip(leaky.early, leaky.late, strict=True)] == pytest.approx(
+        [37_500, 0, 1, 0], abs=1000
+    )
+    assert (other.lasted_s, other.early, other.late) == (80.0, (1e6, 5, 7, 2), (1e6, 5, 7, 2)), "it was started again"
 
 
 def test_the_page_names_each_disturbance_and_an_early_end() -> None:
