@@ -64,6 +64,9 @@ class Endpoint:
     def counters(self) -> dict[str, LinkCounters]:
         return {}
 
+    def door(self) -> None:
+        """All may call."""
+
 
 class Agreed:
     def vote(self, round_id: int, ok: bool, digest: str, reason: str = "") -> None:
