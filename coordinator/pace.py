@@ -17,6 +17,8 @@ from typing import NamedTuple
 
 SPEED, COMPUTE = "flops_per_s", "compute_s"
 """The metrics that hold a member's speed, and how long it computed."""
+_MOST_SPEED = 1e24
+"""In FLOP/s. A member that tells a larger speed, or one below 1, is not judged."""
 _LEAST_S = 1e-9
 RECOVERED_SHARE = 0.5
 """A slow member counts as slow until its slowness has lost half of what it was told for, so that one that is near the
@@ -70,7 +72,7 @@ class Paces:
 
         Members that are not there any more are forgotten.
         """
-        speeds = {name: values[SPEED] for name, values in nodes.items() if values.get(SPEED, 0.0) > 0}
+        speeds = {name: values[SPEED] for name, values in nodes.items() if 1.0 <= values.get(SPEED, 0.0) <= _MOST_SPEED}
         lasted_s = {name: nodes[name].get(COMPUTE, 0.0) for name in speeds}
         for known in [name for name in self._speeds if name not in speeds]:
             for kept in (self._speeds, self._slowness, self._lags, self._slow):

@@ -154,6 +154,9 @@ def test_paces_forget_who_has_gone_and_judge_nobody_alone() -> None:
     assert note(3.0, a=1.0, b=3.0) == [], "it is judged anew"
     assert paces.speeds() == {"a": 1.0, "b": 3.0}
     assert paces.note({"a": {"tokens": 1.0}, "b": {SPEED: 0.0}}, 4.0) == []
+    for nonsense in (float("inf"), float("nan"), 1e-300, 1e300, -1.0):
+        note(5.0, a=1.0, b=3.0, c=nonsense)
+        assert "c" not in paces.speeds()
 
 
 def test_few_chunks_make_nobody_slow_where_a_step_has_fixed_costs_and_neither_do_many() -> None:
