@@ -7,9 +7,8 @@ other that they are members is added to a roster as it leaves, so that nothing e
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from collections import Counter
+from dataclasses import replace
 
 import msgspec
 

@@ -4,9 +4,8 @@ Events and the time go in (`Run.handle`), actions come out, and `server` carries
 BARRIER ⇄ ROUND → STOPPING → FINISHED; `docs/protocol.md` has the diagram. `TABLE` holds every legal move and the
 phases to which it may lead. Any other event raises `ProtocolError` before anything has changed.
 
-Where a member is lost, or has to go, a new generation begins with those that are left: the step that does not count yet
-is done again, and the chunks are shared out anew. Those who wait to join come in with it, or at the next barrier. With
-too few the run is PAUSED (`recovery`). `member` is the node's side.
+Where a member is lost or has to go, a new generation begins: the step that does not count yet is done again, and the
+chunks are shared out anew. Those who wait come in with it, or at the next barrier; with too few the run is PAUSED.
 """
 
 from __future__ import annotations
