@@ -37,6 +37,8 @@ ANSWER_S = 20.0
 TICK_S = 0.05
 SLOW_PERIOD_S = 0.25
 SLOW_SHARE = 0.2
+STILL_S = 5.0
+"""Where this process does nothing for so long, it was stopped."""
 AGAIN_S = 2.0
 """A process that has ended by itself is started again after this time."""
 SAMPLE_S = 10.0
@@ -64,6 +66,8 @@ class Outcome(NamedTuple):
     restarts: Counter[str]
     ended: str
     """Why it ended before its time; "" where it did not."""
+    stood_s: float = 0.0
+    """For how long all of it was stopped, which no other time counts."""
 
 
 class Chaos:
@@ -197,8 +201,15 @@ def drive(
         under_way: list[Disturbance] = []
         done: list[Disturbance] = []
         samples: list[Sample] = []
-        sampled_s, ended = 0.0, ""
-        while (at_s := time.monotonic() - began_s) < duration_s and not ended:
+        sampled_s, ended = -SAMPLE_S, ""
+        at_s = stood_s = 0.0
+        while at_s < duration_s and not ended:
+            now_s = time.monotonic() - began_s - stood_s
+            if now_s - at_s > STILL_S:  # this process was stopped, and what was to happen meanwhile happens later
+                say(f"{at_s:6.1f} s  stood still for {now_s - at_s:.0f} s")
+                stood_s += now_s - at_s
+            else:
+                at_s = now_s
             for one in [one for one in under_way if at_s >= one.until_s]:
                 chaos.end(one)
                 under_way.remove(one)
@@ -217,7 +228,7 @@ def drive(
             time.sleep(TICK_S)
         for one in under_way:
             chaos.end(one)
-        return Outcome(records, done, samples, chaos.restarts, ended)
+        return Outcome(records, done, samples, chaos.restarts, ended, stood_s)
 
 
 def _first_record(follower: Follower, chaos: Chaos) -> list[Record]:

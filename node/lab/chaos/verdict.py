@@ -102,6 +102,7 @@ def lines(outcome: Outcome, duration_s: float, recovery_s: float) -> list[str]:
         "",
         f"steps done: {len(steps)}, of which missing in the records: {steps[-1] - steps[0] + 1 - len(steps)}",
         f"throughput outside disturbances, over that before the first: {'–' if kept is None else f'{kept:.2f}'}",
+        f"all of it was stopped from outside for: {outcome.stood_s:.0f} s, which count nowhere",
         f"processes started again: {', '.join(f'{name} {n}' for name, n in outcome.restarts.items()) or 'none'}",
     ]
     if held := [_life_row(life) for life in lives(outcome.samples)]:
