@@ -51,7 +51,7 @@ def chaos(config: Config, wish: Wish) -> int:
     with prepared(config) as config:
         log.info("%d disturbances in %g minutes, seed %d", len(schedule), wish.minutes, wish.seed)
         outcome = drive(config, schedule, duration_s)
-        text = "\n".join(lines(outcome, duration_s, recovery_s))
+        text = "\n".join(lines(outcome, min(duration_s, outcome.lasted_s), recovery_s))
         print(text)
         write_text(wish.out or config.run.folder / "chaos.md", text + "\n", "--out")
     if outcome.ended:

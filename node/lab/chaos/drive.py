@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import secrets
 import signal
@@ -68,6 +69,7 @@ class Outcome(NamedTuple):
     """Why it ended before its time; "" where it did not."""
     stood_s: float = 0.0
     """For how long all of it was stopped, which no other time counts."""
+    lasted_s: float = math.inf
 
 
 class Chaos:
@@ -186,49 +188,69 @@ class Chaos:
             os.kill(process.pid, number)
 
 
+class _Course:
+    """What has been seen of a run so far, and what is still to happen to it."""
+
+    def __init__(self, chaos: Chaos, schedule: list[Disturbance], say: Callable[[str], None]) -> None:
+        self._chaos = chaos
+        self._say = say
+        self._waiting = list(schedule)
+        self._under_way: list[Disturbance] = []
+        self._sampled_s = -SAMPLE_S
+        self.at_s = self.stood_s = 0.0
+        self.done: list[Disturbance] = []
+        self.samples: list[Sample] = []
+
+    def advance(self, since_s: float) -> None:
+        """So much time has passed since the first step, with all stops of this very process."""
+        now_s = since_s - self.stood_s
+        if now_s - self.at_s > STILL_S:  # it was stopped, and what was to happen meanwhile happens later
+            self._say(f"{self.at_s:6.1f} s  stood still for {now_s - self.at_s:.0f} s")
+            self.stood_s += now_s - self.at_s
+        else:
+            self.at_s = now_s
+        for one in [one for one in self._under_way if self.at_s >= one.until_s]:
+            self._chaos.end(one)
+            self._under_way.remove(one)
+        for one in [one for one in self._waiting if self.at_s >= one.at_s]:
+            self._say(str(one))
+            self._chaos.begin(one)
+            self._waiting.remove(one)
+            self._under_way.append(one)
+            self.done.append(one)
+        self._chaos.tick(time.monotonic())
+        if self.at_s - self._sampled_s >= SAMPLE_S:
+            self.samples += self._chaos.sample(self.at_s)
+            self._sampled_s = self.at_s
+
+    def end(self) -> None:
+        """Let all be over that is under way."""
+        for one in self._under_way:
+            self._chaos.end(one)
+
+
 def drive(
     config: Config, schedule: list[Disturbance], duration_s: float, say: Callable[[str], None] = log.info
 ) -> Outcome:
-    """Run for `duration_s` from the first step on, under this schedule. Raises `RunAborted` where no step is done."""
+    """Run for `duration_s` from the first step on, or until Ctrl-C, under this schedule. Raises `RunAborted` where no
+    step is done."""
     with Children() as children:
         chaos = Chaos(config, children)
         chaos.start()
         follower = Follower(config.run.folder / METRICS)
-        first = _first_record(follower, chaos)
+        records: list[tuple[float, Record]] = [(0.0, record) for record in _first_record(follower, chaos)]
         began_s = time.monotonic()
-        records: list[tuple[float, Record]] = [(0.0, record) for record in first]
-        waiting = list(schedule)
-        under_way: list[Disturbance] = []
-        done: list[Disturbance] = []
-        samples: list[Sample] = []
-        sampled_s, ended = -SAMPLE_S, ""
-        at_s = stood_s = 0.0
-        while at_s < duration_s and not ended:
-            now_s = time.monotonic() - began_s - stood_s
-            if now_s - at_s > STILL_S:  # this process was stopped, and what was to happen meanwhile happens later
-                say(f"{at_s:6.1f} s  stood still for {now_s - at_s:.0f} s")
-                stood_s += now_s - at_s
-            else:
-                at_s = now_s
-            for one in [one for one in under_way if at_s >= one.until_s]:
-                chaos.end(one)
-                under_way.remove(one)
-            for one in [one for one in waiting if at_s >= one.at_s]:
-                say(str(one))
-                chaos.begin(one)
-                waiting.remove(one)
-                under_way.append(one)
-                done.append(one)
-            chaos.tick(time.monotonic())
-            records += [(at_s, record) for record in follower.read()]
-            if at_s - sampled_s >= SAMPLE_S:
-                samples += chaos.sample(at_s)
-                sampled_s = at_s
-            ended = "the coordinator has ended the run" if chaos.is_over() else ""
-            time.sleep(TICK_S)
-        for one in under_way:
-            chaos.end(one)
-        return Outcome(records, done, samples, chaos.restarts, ended, stood_s)
+        course, ended = _Course(chaos, schedule, say), ""
+        try:
+            while course.at_s < duration_s and not ended:
+                course.advance(time.monotonic() - began_s)
+                records += [(course.at_s, record) for record in follower.read()]
+                ended = "the coordinator has ended the run" if chaos.is_over() else ""
+                time.sleep(TICK_S)
+            course.end()
+        except KeyboardInterrupt:
+            ended = f"interrupted after {course.at_s:.0f} s"
+        return Outcome(records, course.done, course.samples, chaos.restarts, ended, course.stood_s, course.at_s)
 
 
 def _first_record(follower: Follower, chaos: Chaos) -> list[Record]:

@@ -32,7 +32,7 @@ def effects(outcome: Outcome, recovery_s: float) -> list[Effect]:
     """One for each disturbance."""
     found = []
     for one in outcome.done:
-        until_s = one.until_s + recovery_s
+        until_s = min(one.until_s + recovery_s, outcome.lasted_s)
         inside = [(at_s, record) for at_s, record in outcome.records if one.at_s <= at_s <= until_s]
         times_s = [one.at_s, *(at_s for at_s, _ in inside), until_s]
         stood_s = max(later - earlier for earlier, later in pairwise(times_s))
@@ -100,6 +100,8 @@ def lines(outcome: Outcome, duration_s: float, recovery_s: float) -> list[str]:
     told = [
         markdown_table(head, rows, align="rllrrr"),
         "",
+        *_by_kind(effects(outcome, recovery_s)),
+        "",
         f"steps done: {len(steps)}, of which missing in the records: {steps[-1] - steps[0] + 1 - len(steps)}",
         f"throughput outside disturbances, over that before the first: {'–' if kept is None else f'{kept:.2f}'}",
         f"all of it was stopped from outside for: {outcome.stood_s:.0f} s, which count nowhere",
@@ -108,6 +110,18 @@ def lines(outcome: Outcome, duration_s: float, recovery_s: float) -> list[str]:
     if held := [_life_row(life) for life in lives(outcome.samples)]:
         told += ["", markdown_table(["process", "longest life", "memory, MB", "threads", "files", "sockets"], held), ""]
     return [*told, f"ended early: {outcome.ended}"] if outcome.ended else told
+
+
+def _by_kind(found: Sequence[Effect]) -> list[str]:
+    """What each kind of disturbance did, in one table."""
+    rows = []
+    for kind in sorted({effect.disturbance.kind for effect in found}):
+        own = [effect for effect in found if effect.disturbance.kind is kind]
+        stood_s = [effect.stood_s for effect in own]
+        changes = sum(effect.generations for effect in own)
+        rows.append([str(kind), str(len(own)), f"{median(stood_s):.1f} s", f"{max(stood_s):.1f} s", str(changes)])
+    head = ["what", "times", "stood still, median", "longest", "new generations"]
+    return [markdown_table(head, rows, align="lr")] if rows else []
 
 
 def _life_row(life: Life) -> list[str]:
