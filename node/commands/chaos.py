@@ -12,6 +12,7 @@ from node.commands.node import interrupt
 from node.commands.run import check_corpus, check_network, prepared
 from node.commands.written import write_text
 from node.config import Config
+from node.config.stages import check_stages
 
 log = logging.getLogger("isthmus.chaos")
 
@@ -34,6 +35,7 @@ def chaos(config: Config, wish: Wish) -> int:
     from node.lab.chaos.schedule import KINDS, Kind, Plan, draw
     from node.lab.chaos.verdict import lines
 
+    check_stages(config.coordinator.layout)
     if wish.minutes <= 0 or wish.gap_s <= 0:
         raise ConfigError("--minutes, --gap: expected more than 0")
     if unknown := [kind for kind in wish.kinds if kind not in KINDS]:

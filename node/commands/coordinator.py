@@ -42,6 +42,7 @@ from netem.errors import ConfigError, RunAborted
 from netem.profile import resolve_schedule
 from node.commands.dashboard import PageWish, start_page
 from node.config import OPERATOR_VARIABLE, TOKEN_VARIABLE, Config, public_toml, public_tree, save_config
+from node.config.stages import check_stages
 from node.train.resume import check_can_start, log_changes, set_refused_aside, start_step
 from node.train.schedule import StepSchedule
 from node.watch.view import View
@@ -68,6 +69,7 @@ def run_coordinator(config: Config, page: PageWish | None = None) -> None:
 
     The run's folder is locked meanwhile: `ConfigError` where another process serves it.
     """
+    check_stages(config.coordinator.layout)
     config = settle_assignment(config)
     folder = config.run.folder
     if left_state(config) is None:

@@ -11,6 +11,7 @@ from netem.config import flat, load_toml, toml_value
 from netem.errors import ConfigError
 from node.config import OPERATOR_VARIABLE, TOKEN_VARIABLE, Config, load_config, to_tree
 from node.config.presets import load_preset
+from node.config.tree import config_file
 
 _SECRET_OPTIONS = {"--coordinator.token": TOKEN_VARIABLE, "--coordinator.operator": OPERATOR_VARIABLE}
 
@@ -37,7 +38,7 @@ def load(options: argparse.Namespace, overrides: list[str]) -> Config:
 
 def _say_overruled(preset: str, config: Config, path: Path) -> None:
     """Log which settings of the preset the file changes: who asks for `exact` should know where it is not."""
-    wanted, given, resolved = flat(load_preset(preset).tree), flat(load_toml(path)), flat(to_tree(config))
+    wanted, given, resolved = flat(load_preset(preset).tree), flat(load_toml(config_file(path))), flat(to_tree(config))
     differing = [key for key in wanted if key in given and given[key] == resolved.get(key) != wanted[key]]
     if differing:
         values = ", ".join(f"{key} = {toml_value(given[key])}, not {toml_value(wanted[key])}" for key in differing)

@@ -16,6 +16,7 @@ from coordinator.messages import COORDINATOR, NODE_NAME
 from netem.errors import ConfigError, RunAborted
 from netem.sockets import check_host, parse_address
 from node.config import Config
+from node.config.stages import check_stages
 from node.lab.chaos.hang import listen
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 def run_node(config: Config, join: str, bind: str, advertise: str, name: str, rank: int) -> None:
     """Join the run at `join` and take part in it. Raises `RunAborted` where it ends before its last step."""
+    check_stages(config.coordinator.layout)
     if not join.startswith("tcp://"):
         raise ConfigError(f"--join {join!r}: expected the coordinator's address, such as tcp://10.0.0.5:7070")
     check_host(parse_address(join, "--join", dial=True), f"--join {join}")

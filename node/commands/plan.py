@@ -49,7 +49,7 @@ def plan_config(config: Config, question: Question) -> int:
     plans = [predict(settle(with_context(config, context), costs, on)[0], costs, on) for context in question.contexts]
     config, choice = settle(config, costs, on)
     plan = predict(config, costs, on)
-    assumed = assumptions(costs, mix(on), source, plan.dilation) + documents.assumed(config)
+    assumed = assumptions(config, costs, mix(on), source, plan.dilation) + documents.assumed(config)
     if question.json:
         print(json.dumps(_object(config.run.name, plan, choice, plans, costs, assumed)))
     else:
@@ -85,7 +85,8 @@ def _costs(config: Config, on: Sequence[Device], question: Question) -> tuple[Co
 
 def _draw(config: Config, costs: Costs, note: str, question: Question) -> None:
     assert question.png is not None
-    curves = over_bandwidth(config, costs, NODES_COMPARED)
+    few = max(2, config.coordinator.nodes) if config.coordinator.stages > 1 else max(NODES_COMPARED)  # they take long
+    curves = over_bandwidth(config, costs, [nodes for nodes in NODES_COMPARED if nodes <= few])
     if not curves:
         raise ConfigError(f"model.context = {config.model.context}: divides into none of {NODES_COMPARED} nodes")
     if not question.json:
@@ -123,6 +124,7 @@ def _plain(plan: Prediction) -> dict[str, Any]:
     figures["memory"] = plan.memory._asdict() | {"device": plan.memory.device}
     figures["remedies"] = [remedy._asdict() for remedy in plan.remedies]
     figures["bandwidths"] = [need._asdict() for need in plan.bandwidths]
+    figures["across"] = [way._asdict() for way in plan.across]
     derived = {name: getattr(plan, name) for name in ("tokens_per_s", "exposed_s", "utilisation", "fits")}
     return figures | derived
 

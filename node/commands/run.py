@@ -42,6 +42,7 @@ from node.commands.coordinator import settle_assignment
 from node.commands.dashboard import PageWish, start_page
 from node.commands.node import interrupt
 from node.config import OPERATOR_VARIABLE, TOKEN_VARIABLE, Config, save_config
+from node.config.stages import check_stages
 from node.data import open_data
 from node.data.task import check_room
 from node.train.resume import check_can_start, log_changes
@@ -61,6 +62,7 @@ MOST_RESTARTS = 3
 
 def run_swarm(config: Config, page: PageWish | None = None) -> Config:
     """Run to the end; the config as run (its name may have got a number). Raises `RunAborted` where it fails."""
+    check_stages(config.coordinator.layout)
     if config.coordinator.keys:
         raise ConfigError(
             f"coordinator.keys = {config.coordinator.keys!r}: isthmus run draws a token for its own processes; "

@@ -2,7 +2,8 @@
 
 `tree` joins them and reads, saves and digests the whole. `run`, `model`, `compress`, `train` and `data` are the node
 floor's sections; `[net]` is netem's and `[coordinator]` the coordinator's. `seeds` derives one random stream for each
-purpose from `run.seed`. `presets` are named sets of settings, and lie under the file. No torch here.
+purpose from `run.seed`. `presets` are named sets of settings, and lie under the file. `stages` deals layers to pipeline
+stages. No torch here.
 """
 
 from node.config.compress import CompressConfig, FormatName

@@ -10,6 +10,8 @@ from netem.config import Section
 from netem.errors import ConfigError
 from node.config.compress import RingName
 
+PipelineName = Literal["1f1b", "gpipe"]
+
 
 class TrainConfig(Section, frozen=True, kw_only=True):
     """[train]: optimizer, schedule, and how often things happen."""
@@ -24,6 +26,14 @@ class TrainConfig(Section, frozen=True, kw_only=True):
             ge=1,
         ),
     ] = 1
+    pipeline: Annotated[
+        PipelineName,
+        Meta(
+            description="Order in which a pipeline stage computes the passes of a step (coordinator.stages). 1f1b: a "
+            "backward after each forward as soon as there is one; gpipe: all forwards first, which keeps the "
+            "activations of all passes."
+        ),
+    ] = "1f1b"
     lr: Annotated[float, Meta(description="Peak learning rate of AdamW.", gt=0)] = 3e-4
     lr_warmup_steps: Annotated[
         int, Meta(description="Steps over which the learning rate rises from 0 to train.lr.", ge=0)

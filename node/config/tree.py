@@ -28,6 +28,9 @@ from node.config.pretrained import with_folder
 from node.config.run import RunConfig
 from node.config.train import TrainConfig
 
+CONFIGS = Path("configs")
+"""The folder of configs that have a name, below the folder in which a command is started."""
+
 TOKEN_VARIABLE = "ISTHMUS_TOKEN"
 """The environment variable that holds the run's secret, out of sight of `ps`."""
 
@@ -86,11 +89,27 @@ class Config(Section, frozen=True, kw_only=True):
                 'coordinator.relay = "always": expected "never" or "auto", since data.document_masking = true sends '
                 "each reader rows of its own, which others do not have"
             )
+        self._check_stages()
         if self.compress.mode == "subspace":
             self._check_compression()
         if self.run.device.startswith("cuda") and (self.model.head_size % 8 or self.model.head_size > 256):
             raise ConfigError(
                 f"model.head_dim = {self.model.head_size}: fused attention on a GPU takes multiples of 8 up to 256"
+            )
+
+    def _check_stages(self) -> None:
+        stages, passes = self.coordinator.stages, self.train.micro_batches
+        if stages > self.model.layers:
+            raise ConfigError(f"coordinator.stages = {stages}: expected at most model.layers = {self.model.layers}")
+        if stages > 1 and self.model.tied:
+            raise ConfigError(
+                f"coordinator.stages = {stages}: expected 1, or model.tied = false, since the embedding is in the "
+                "first stage and the head in the last"
+            )
+        if self.train.pipeline == "1f1b" and passes < stages:
+            raise ConfigError(
+                f"train.micro_batches = {passes}: expected at least coordinator.stages = {stages}, so that every stage "
+                'has a pass to compute; or train.pipeline = "gpipe"'
             )
 
     def _check_compression(self) -> None:
@@ -171,13 +190,29 @@ class Config(Section, frozen=True, kw_only=True):
         return hashlib.blake2b(dump_toml(tree).encode(), digest_size=16).hexdigest()
 
 
+def config_file(path: Path) -> Path:
+    """The file that a command line means by CONFIG: the path itself, or that of a config in configs/, by its name.
+
+    A single word without .toml is a name, unless there is a file called that. Raises `ConfigError` for an unknown name.
+    """
+    if path.suffix == ".toml" or len(path.parts) != 1 or path.is_file() or str(path) == "..":
+        return path
+    named = CONFIGS / f"{path}.toml"
+    if not named.is_file():
+        known = ", ".join(sorted(found.stem for found in CONFIGS.glob("*.toml"))) or "none here"
+        raise ConfigError(f"{path}: no such config; configs/ has {known}; give one of them, or the path of a TOML file")
+    return named
+
+
 def load_config(path: Path | None, overrides: Sequence[str] = (), preset: str = "") -> Config:
     """Read a config and check all of it: the defaults, under the preset, under the file, under the command line.
+
+    `path` may also be the name of a config in configs/ (`config_file`).
 
     A file may name its preset itself (`preset = "home"`); `preset` takes the place of that. A folder that `model.init`
     names gives the shape (`node.config.pretrained`).
     """
-    tree = with_preset(load_toml(path) if path else {}, preset)
+    tree = with_preset(load_toml(config_file(path)) if path else {}, preset)
     return convert(Config, with_folder(apply_overrides(tree, overrides, text_keys())))
 
 

@@ -115,6 +115,7 @@ class Wire:
         nbytes = _size(tensors)
         routes = self._members.routes(nbytes)
         if not routes.relays(chunk):
+            tensors = tuple(on_host(tensor) for tensor in tensors)  # it leaves a GPU once for all readers
             for rank in ranks:
                 self.send(rank, "kv", layer, chunk, key, tensors)
             return
@@ -286,8 +287,13 @@ def _name(of: Tag | Key) -> str:
 
 def as_buffer(tensor: Tensor) -> memoryview:
     """The tensor's bytes in row-major order, without a copy where it is contiguous and on the CPU."""
-    flat = tensor.detach().to("cpu").contiguous().reshape(-1)
+    flat = on_host(tensor).reshape(-1)
     return memoryview(flat.view(torch.uint8).numpy())  # type: ignore[arg-type]
+
+
+def on_host(tensor: Tensor) -> Tensor:
+    """The tensor's values in host memory, in row-major order; without a copy where they are so already."""
+    return tensor.detach().to("cpu").contiguous()
 
 
 def cut(buffers: Sequence[memoryview], begin: int, end: int) -> list[memoryview]:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from coordinator.assignment import Assignment
 from coordinator.messages import Go, Round, Stop
-from netem.errors import RunAborted
+from netem.errors import ConfigError, RunAborted
 from node.config import Config
 from node.data import Task
 from node.exchange.formats import TensorSpec
@@ -225,6 +225,12 @@ def train_in_process(
     `prepare` is called with each rank's model before the first step, and `cursor` is the number of the first context.
     Checkpoints are not kept. Raises what the first rank to fail raised.
     """
+    if config.coordinator.layout.columns > 1:
+        owners = config.coordinator
+        raise ConfigError(
+            f"coordinator.shards = {owners.shards}, coordinator.stages = {owners.stages}: expected 1, since all nodes "
+            "are threads of one process here; use isthmus run"
+        )
     ranks, post = len(payloads), Post()
     models = [first_model(config, task.vocab_size, payload.ranks) for payload in payloads]
     for model in models:

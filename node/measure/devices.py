@@ -1,9 +1,10 @@
 """Devices as data: peak rate of dense matrix products in the number format of training, and memory.
 
 Figures are from the makers' data sheets, dense (not sparse): bfloat16 with float32 accumulation on GPUs. `cpu` is one
-core with AVX-512 in float32, in round figures from no data sheet; `isthmus plan --fit` measures a real one. The share
-of the peak that a training step reaches (MFU) does not belong to a device: the planner is told it, and a run measures
-it (`node.worker.meter`).
+core with AVX-512 in float32, in round figures from no data sheet; `isthmus plan --fit` measures a real one. Devices of
+one machine send to each other over NVLink, one way, or over 16 lanes of PCIe 4.0 where that is usual; cores through
+memory, in a round figure. The share of the peak that a training step reaches (MFU) does not belong to a device: the
+planner is told it, and a run measures it (`node.worker.meter`).
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ class Device(NamedTuple):
     memory_bytes: float
     half_width: bool
     """True where activations are in bfloat16 (autocast), false where they are in float32."""
+    inside_bps: float = 0.0
+    """The rate at which it sends to another device of its machine; 0: that takes no time."""
     named: str = ""
     """A pattern for the name that CUDA has for it; empty where no name says that the peak is this one."""
 
@@ -31,15 +34,15 @@ class Device(NamedTuple):
 DEVICES = {
     device.name: device
     for device in (
-        Device("a100", 312e12, 80e9, True, r"\bA100\b"),  # SXM4 or PCIe, 80 GB
-        Device("a100-40gb", 312e12, 40e9, True),
-        Device("h100", 989e12, 80e9, True, r"\bH100\b(?!.*(PCIe|NVL))"),  # SXM5
-        Device("h200", 989e12, 141e9, True, r"\bH200\b(?!.*NVL)"),
-        Device("b200", 2250e12, 180e9, True, r"\bB200\b"),
-        Device("l40s", 362e12, 48e9, True, r"\bL40S\b"),
-        Device("4090", 165e12, 24e9, True, r"\bRTX 4090$"),
-        Device("3090", 71e12, 24e9, True, r"\bRTX 3090$"),
-        Device("cpu", 0.1e12, 16e9, False),
+        Device("a100", 312e12, 80e9, True, 2.4e12, r"\bA100\b"),  # SXM4 or PCIe, 80 GB
+        Device("a100-40gb", 312e12, 40e9, True, 2.4e12),
+        Device("h100", 989e12, 80e9, True, 3.6e12, r"\bH100\b(?!.*(PCIe|NVL))"),  # SXM5
+        Device("h200", 989e12, 141e9, True, 3.6e12, r"\bH200\b(?!.*NVL)"),
+        Device("b200", 2250e12, 180e9, True, 7.2e12, r"\bB200\b"),
+        Device("l40s", 362e12, 48e9, True, 256e9, r"\bL40S\b"),
+        Device("4090", 165e12, 24e9, True, 256e9, r"\bRTX 4090$"),
+        Device("3090", 71e12, 24e9, True, 256e9, r"\bRTX 3090$"),
+        Device("cpu", 0.1e12, 16e9, False, 80e9),
     )
 }
 

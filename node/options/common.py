@@ -11,6 +11,8 @@ from node.config import OPERATOR_VARIABLE, TOKEN_VARIABLE
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 """What commands are added to; argparse has no public name for it."""
 
+CONFIG_HELP = "a TOML file, or the name of one in configs/, such as demo"
+
 
 def add_command(
     commands: Commands,
@@ -35,7 +37,7 @@ def add_command(
 
 def add_config(parser: argparse.ArgumentParser) -> None:
     """The config, and what else says what a run is to be."""
-    parser.add_argument("config", type=Path, metavar="CONFIG", help="a TOML file, such as configs/demo.toml")
+    parser.add_argument("config", type=Path, metavar="CONFIG", help=CONFIG_HELP)
     add_preset(parser)
     add_print_config(parser)
 

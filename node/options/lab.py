@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from node.epilogs import BENCH, CHAOS, EXPERIMENT, PLAN, SETTINGS, TUNNEL
-from node.options.common import Commands, add_command, add_config, add_preset, add_print_config
+from node.options.common import CONFIG_HELP, Commands, add_command, add_config, add_preset, add_print_config
 
 
 def add_study(commands: Commands) -> None:
@@ -101,7 +101,7 @@ def _add_study(study: argparse.ArgumentParser) -> None:
 
 
 def _add_plan(plan: argparse.ArgumentParser) -> None:
-    plan.add_argument("config", type=Path, nargs="?", metavar="CONFIG", help="a TOML file, such as configs/demo.toml")
+    plan.add_argument("config", type=Path, nargs="?", metavar="CONFIG", help=CONFIG_HELP)
     add_preset(plan)
     add_print_config(plan)
     plan.add_argument("--nodes", type=int, help="the number of nodes, in place of coordinator.nodes")
@@ -135,7 +135,7 @@ def _add_plan(plan: argparse.ArgumentParser) -> None:
 
 
 def _add_tunnel(tunnel: argparse.ArgumentParser) -> None:
-    tunnel.add_argument("--target", required=True, metavar="CONFIG", help="a config, or its name in configs/")
+    tunnel.add_argument("--target", required=True, metavar="CONFIG", help=CONFIG_HELP)
     add_preset(tunnel)
     add_print_config(tunnel)
     tunnel.add_argument("--nodes", type=int, help="the number of nodes, of the target and of the tunnel")

@@ -26,7 +26,7 @@ from node.lab.plan.work import Work
 SEGMENT_BYTES = 2000
 
 OWN, PASSED_ON = 0, 1
-"""Flows of a link, which take turns."""
+"""Flows of a link, which take turns; each pipeline stage has its own."""
 
 Process = Generator[simpy.Event, object, None]
 
@@ -37,26 +37,26 @@ class Network:
     def __init__(self, clock: simpy.Environment, lines: Lines) -> None:
         ranks = range(len(lines.up_bps))
         self._clock, self._lines = clock, lines
-        lanes = [(source, target, flow) for source in ranks for target in ranks for flow in (OWN, PASSED_ON)]
-        self._lanes = {lane: simpy.Store(clock) for lane in lanes}
+        self._lanes: dict[tuple[int, int, Hashable], simpy.Store] = {}
         # Whoever waits for the NIC is served in order, and a lane asks for each segment anew: so lanes take turns.
         self._nics = [simpy.Resource(clock, 1) for _ in ranks]
         self._down_free_s = [0.0 for _ in ranks]
         self._arrivals: dict[Hashable, simpy.Event] = {}
         self._links = {(source, target): simpy.Resource(clock, 1) for source in ranks for target in ranks}
-        for lane in self._lanes:
-            clock.process(self._send_segments(*lane))
 
     def arrived(self, rank: int, key: Hashable) -> simpy.Event:
         return self._arrivals.setdefault((rank, key), self._clock.event())
 
-    def send(self, source: int, target: int, key: Hashable, nbytes: float, flow: int = 0) -> None:
+    def send(self, source: int, target: int, key: Hashable, nbytes: float, flow: Hashable = OWN) -> None:
+        if (source, target, flow) not in self._lanes:
+            self._lanes[source, target, flow] = simpy.Store(self._clock)
+            self._clock.process(self._send_segments(source, target, flow))
         whole, rest = divmod(nbytes, SEGMENT_BYTES)
         sizes = [SEGMENT_BYTES] * int(whole) + ([rest] if rest else [])
         for place, size in enumerate(sizes):
             self._lanes[source, target, flow].put((size, key if place == len(sizes) - 1 else None))
 
-    def _send_segments(self, source: int, target: int, flow: int) -> Process:
+    def _send_segments(self, source: int, target: int, flow: Hashable) -> Process:
         rate_bps = min(self._lines.up_bps[source], self._lines.link_bps[source, target])
         limited = np.isfinite(self._lines.up_bps[source])
         shared = self._nics[source] if limited else self._links[source, target]
@@ -93,7 +93,7 @@ def step_ends_s(step: StepWork, costs: Costs, lines: Lines) -> list[float]:
 
 
 def _step(clock: simpy.Environment, network: Network, step: StepWork, costs: Costs, rank: int) -> Process:
-    works = [_Pass(clock, network, step, costs, rank, number) for number in range(step.passes)]
+    works = [OnePass(clock, network, step, costs, rank, number) for number in range(step.passes)]
     pieces = [work.forward() for work in works]
     recorded: list[Callable[[], Process]] = []
     for turn in range(len(step.layers) + 1):
@@ -105,7 +105,7 @@ def _step(clock: simpy.Environment, network: Network, step: StepWork, costs: Cos
     yield clock.timeout(costs.seconds(step.optimizer)[rank])
 
 
-class _Pass:
+class OnePass:
     """One pass on one node. Its turn t is what comes between the first halves of layers t−1 and t."""
 
     def __init__(
@@ -128,23 +128,23 @@ class _Pass:
 
     def _turn(self, turn: int) -> Process:
         if turn > 0:
-            yield from self._receive(turn - 1)
+            yield from self.receive(turn - 1)
         if turn < len(self._step.layers):
-            yield from self._publish(turn)
+            yield from self.publish(turn)
         else:
-            yield self._works(self._step.head_forward)
+            yield self.works(self._step.head_forward)
 
     def _turn_back(self, turn: int) -> Process:
         if turn < len(self._step.layers):
-            yield from self._collect(turn)
+            yield from self.collect(turn)
         else:
-            yield self._works(self._step.head_backward)
+            yield self.works(self._step.head_backward)
         if turn > 0:
-            yield from self._return(turn - 1)
+            yield from self.give_back(turn - 1)
 
-    def _publish(self, index: int) -> Process:
+    def publish(self, index: int) -> Process:
         layer, assignment = self._step.layers[index], self._step.assignment
-        yield self._works(layer.work.forward.before)
+        yield self.works(layer.work.forward.before)
         for chunk in self._own:
             if self._step.relays:
                 self._send_pieces(index, chunk, OWN)
@@ -152,7 +152,7 @@ class _Pass:
             for reader in assignment.readers_of(chunk):
                 nbytes = layer.payload_bytes * self._rows(chunk, reader)
                 self._network.send(self._rank, reader, self._key("kv", index, chunk), nbytes)
-        yield self._works(layer.work.forward.own)
+        yield self.works(layer.work.forward.own)
         yield from self._shared(layer.work.forward.block)
 
     def _send_pieces(self, index: int, chunk: int, flow: int, only: int | None = None) -> None:
@@ -178,7 +178,7 @@ class _Pass:
         yield self._clock.all_of([self._arrived("piece", index, chunk, piece) for piece in pieces])
         self._arrived("kv", index, chunk).succeed()
 
-    def _receive(self, index: int) -> Process:
+    def receive(self, index: int) -> Process:
         work = self._step.layers[index].work.forward
         waiting = {chunk: self._arrived("kv", index, chunk) for chunk in self._sources}
         order = self._orders[index] = []
@@ -187,25 +187,25 @@ class _Pass:
             chunk = next(chunk for chunk, arrival in waiting.items() if arrival.processed)
             del waiting[chunk]
             order.append(chunk)
-            yield self._works(work.block, chunk)
-        yield self._works(work.after)
+            yield self.works(work.block, chunk)
+        yield self.works(work.after)
 
-    def _return(self, index: int) -> Process:
+    def give_back(self, index: int) -> Process:
         layer, assignment = self._step.layers[index], self._step.assignment
-        yield self._works(layer.work.backward.after)
+        yield self.works(layer.work.backward.after)
         for chunk in reversed(self._orders[index]):
-            yield self._works(layer.work.backward.block, chunk)
+            yield self.works(layer.work.backward.block, chunk)
             key = self._key("grad", index, chunk, self._rank)
             nbytes = layer.grad_bytes * self._rows(chunk, self._rank)
             self._network.send(self._rank, assignment.owner(chunk), key, nbytes)
 
-    def _collect(self, index: int) -> Process:
+    def collect(self, index: int) -> Process:
         work, assignment = self._step.layers[index].work.backward, self._step.assignment
-        yield self._works(work.own)
+        yield self.works(work.own)
         yield from self._shared(work.block)
         owed = [(chunk, reader) for chunk in self._own for reader in assignment.readers_of(chunk)]
         yield self._clock.all_of([self._arrived("grad", index, *one) for one in owed])
-        yield self._works(work.before)
+        yield self.works(work.before)
 
     def _rows(self, chunk: int, reader: int) -> float:
         """The share of a chunk's rows that crosses."""
@@ -214,9 +214,9 @@ class _Pass:
 
     def _shared(self, block: Work) -> Process:
         for chunk in self._own[:-1]:
-            yield self._works(block, chunk)
+            yield self.works(block, chunk)
 
-    def _works(self, work: Work, chunk: int | None = None) -> simpy.Event:
+    def works(self, work: Work, chunk: int | None = None) -> simpy.Event:
         seconds = self._costs.seconds(work)
         return self._clock.timeout(seconds[self._rank] if chunk is None else seconds[chunk, self._rank])
 

@@ -11,7 +11,7 @@ from helpers import ROOT
 from node.config import Config, save_config
 from node.lab.plan.averaging import averaging_s
 from node.lab.plan.costs import Costs, stated
-from node.lab.plan.predict import Model
+from node.lab.plan.model import Model
 from node.lab.tunnel.bench import Bench
 from node.lab.tunnel.design import Design
 from node.lab.tunnel.similitude import Body, body_of

@@ -18,7 +18,7 @@ from node.config import Config, to_tree
 from node.lab.experiment.arms import Arm
 from node.lab.measured import Measured
 from node.lab.plan.costs import Costs
-from node.lab.plan.predict import Model
+from node.lab.plan.model import Model
 from node.lab.tunnel.bench import Bench
 from node.lab.tunnel.check import Verdict, judge
 from node.lab.tunnel.design import Design, Goal, design, first_design, goal

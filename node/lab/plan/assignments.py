@@ -29,7 +29,7 @@ from node.config import Config
 from node.lab.plan.costs import Costs, stated_for
 from node.lab.plan.lines import Lines, lines_of
 from node.lab.plan.memory import Room, tightest
-from node.lab.plan.predict import Model
+from node.lab.plan.model import Model
 from node.lab.plan.work import Array
 from node.measure.devices import Device, default_device, devices
 
@@ -208,7 +208,7 @@ class _Search:
         return model.layers_s(self._costs.alike()) + model.step.passes * head
 
     def _room(self, model: Model) -> Room:
-        return tightest(model.config, model.spec, model.payload, self._on)
+        return tightest(model, self._on)
 
 
 def balanced_runs(chunk_s: Array, speeds: Sequence[float]) -> tuple[int, ...]:

@@ -13,7 +13,8 @@ from netem.profile import resolve
 from node.config import Config
 from node.lab.plan.costs import Costs
 from node.lab.plan.lines import lines_of
-from node.lab.plan.predict import Model, unlimited
+from node.lab.plan.model import Model
+from node.lab.plan.predict import unlimited
 
 RATES_BPS = tuple(float(rate) for rate in np.geomspace(1e7, 1e11, 17))
 NODES = (2, 4, 8, 16, 32, 64)

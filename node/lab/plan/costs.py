@@ -30,8 +30,10 @@ class Costs(msgspec.Struct, frozen=True, kw_only=True):
     """Seconds for each payload byte that the node packs, copies or unpacks."""
     step_s: float = 0.0
     """Fixed seconds for each step."""
-    cores: int = 0
+    cores: float = 0
     """Cores that all nodes share; 0 where each node has a device of its own."""
+    inside_bps: float = 0
+    """The rate at which one device of a node sends to another; 0 where that takes no time."""
     speeds: tuple[float, ...] = ()
     """Speed of each rank, where 1 is what the other figures say; empty: all are alike."""
 
@@ -45,6 +47,10 @@ class Costs(msgspec.Struct, frozen=True, kw_only=True):
             + work.nbytes * self.byte_s
         )
         return seconds / np.array(self.speeds) if self.speeds else seconds
+
+    def inside_s(self, nbytes: float) -> float:
+        """Seconds of bytes from one device of a node to another."""
+        return 8 * nbytes / self.inside_bps if self.inside_bps else 0.0
 
     def alike(self) -> Costs:
         """Costs of nodes that all have the mean speed."""
@@ -64,14 +70,16 @@ class Costs(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def stated(device: Device, mfu: float) -> Costs:
-    """The device's peak times an assumed MFU, with no other costs. Raises `ConfigError` where the MFU is no share."""
+    """The device's peak times an assumed MFU, and its rate to its neighbours, with no other costs. Raises `ConfigError`
+    where the MFU is no share."""
     if not (np.isfinite(mfu) and 0 < mfu <= 1):
         raise ConfigError(f"--mfu {mfu:g}: expected a share of the peak, above 0 and at most 1, such as 0.4")
-    return Costs(flops_per_s=device.peak_flops_per_s * mfu)
+    return Costs(flops_per_s=device.peak_flops_per_s * mfu, inside_bps=device.inside_bps)
 
 
 def stated_for(config: Config, devices: Sequence[Device], mfu: float = MFU) -> Costs:
     """The speeds that the config states (`coordinator.node_speeds`), otherwise the rank's devices at an assumed MFU."""
     rates = [1e12 * speed for speed in config.coordinator.node_speeds]
     rates = rates or [stated(device, mfu).flops_per_s for device in devices]
-    return Costs(flops_per_s=sum(rates) / len(rates)).at_rates(rates)
+    inside_bps = min(device.inside_bps for device in devices)
+    return Costs(flops_per_s=sum(rates) / len(rates), inside_bps=inside_bps).at_rates(rates)

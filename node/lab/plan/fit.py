@@ -19,7 +19,7 @@ from netem.profile import resolve
 from node.lab.measured import Measured
 from node.lab.plan.costs import Costs
 from node.lab.plan.lines import Lines, lines_of
-from node.lab.plan.predict import Model
+from node.lab.plan.model import Model
 from node.lab.plan.work import Array
 
 NAMES = ("flops_per_s", "element_s", "call_s", "message_s", "byte_s", "step_s")

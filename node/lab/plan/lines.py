@@ -46,6 +46,11 @@ class Lines(NamedTuple):
         """All rates times `factor`; latencies stay."""
         return Lines(self.link_bps * factor, self.latency_s, self.up_bps * factor, self.down_bps * factor)
 
+    def among(self, ranks: Indices) -> Lines:
+        """Those of these nodes, with each other."""
+        pairs = np.ix_(ranks, ranks)
+        return Lines(self.link_bps[pairs], self.latency_s[pairs], self.up_bps[ranks], self.down_bps[ranks])
+
     def without_latency(self) -> Lines:
         return self._replace(latency_s=np.zeros_like(self.latency_s))
 
@@ -70,6 +75,12 @@ def lines_of(profile: Profile, ranks: int, names: Sequence[str] = ()) -> Lines:
     if min(link_bps.min(), up_bps.min(), down_bps.min()) <= 0:
         raise ConfigError(f"net.profile: {profile.name} has a link that is cut, over which no step ends")
     return Lines(link_bps, np.array([[shape.latency_s for shape in row] for row in shapes]), up_bps, down_bps)
+
+
+def without_limits(ranks: int) -> Lines:
+    """Unlimited lines between so many nodes."""
+    free = np.full(ranks, np.inf)
+    return Lines(np.full((ranks, ranks), np.inf), np.zeros((ranks, ranks)), free, free)
 
 
 class Flows(NamedTuple):

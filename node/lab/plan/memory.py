@@ -1,6 +1,8 @@
-"""Memory of each node by purpose. Activations are the tensors that autograd keeps between forward and backward, of all
-passes of a step, counted one by one as `node.model` is written; the allocator's slack, the workspace of kernels and the
-CUDA context are not counted."""
+"""Memory of each device by purpose.
+
+Activations are the tensors that autograd keeps between forward and backward, of all passes in flight, counted one by
+one as `node.model` is written. The allocator's slack, the workspace of kernels and the CUDA context are not counted.
+"""
 
 from __future__ import annotations
 
@@ -11,18 +13,17 @@ import msgspec
 
 from coordinator.assignment import Assignment, assign
 from node.config import Config
-from node.exchange.passes import PassSpec
-from node.exchange.payload import PayloadFormat
-from node.lab.plan.work import parameters, reading, vocabulary_size
+from node.lab.plan.model import Model
+from node.lab.plan.stages import in_flight
+from node.lab.plan.work import layer_parameters, pass_contexts, reading, vocabulary_size
 from node.measure.devices import Device
-from node.train.from_config import payload_format
 from node.train.head import RUN_TOKENS
 
 FLOAT32 = 4
 
 
 class Memory(NamedTuple):
-    """Bytes on the device of one node."""
+    """Bytes of one device."""
 
     weights: float
     gradients: float
@@ -34,6 +35,11 @@ class Memory(NamedTuple):
     logits: float
     """Logits, their float32 copy, the log-probabilities and the gradient, at the peak; and where a pass computes its
     gradients in the forward (`node.train.head`), what it keeps of them."""
+    gathered: float
+    """Where weights are sharded: whole weights outside the layers, those of two layers (one is fetched while the other
+    computes), and the gradient of one."""
+    boundaries: float
+    """Activations and gradients from other stages: a buffer for each pass, as torch.distributed.pipelining has them."""
     payloads: float
     """Received payloads that are kept, and those of one layer of each pass in flight, in both directions (in host
     memory)."""
@@ -45,9 +51,11 @@ class Memory(NamedTuple):
 
 
 class Room(NamedTuple):
-    """The node whose device has the least memory left."""
+    """The device that has the least memory left."""
 
     rank: int
+    """Its node."""
+    stage: int
     needed: Memory
     limit_bytes: float
 
@@ -61,56 +69,72 @@ class Room(NamedTuple):
         return 1.0 if self.fits else max(1.01, round(self.needed.device / self.limit_bytes, 2))
 
 
-def tightest(config: Config, spec: PassSpec, payload: PayloadFormat, devices: Sequence[Device]) -> Room:
-    """The node that comes nearest to the memory of its device, which is `devices[rank]`."""
+def tightest(model: Model, devices: Sequence[Device]) -> Room:
+    """The device that is nearest to its memory; those of node `rank` are `devices[rank]`."""
+    ranks = model.step.assignment.n_ranks
     rooms = [
-        Room(rank, memory(config, spec, payload, device, rank), device.memory_bytes)
-        for rank, device in enumerate(devices)
+        Room(rank, stage, memory(model, on, rank, stage), on.memory_bytes)
+        for rank, on in enumerate(devices[:ranks])
+        for stage in range(len(model.stage_layers))
     ]
     return max(rooms, key=lambda room: room.needed.device / room.limit_bytes)
 
 
-def memory(config: Config, spec: PassSpec, payload: PayloadFormat, device: Device, rank: int) -> Memory:
-    """Memory of one node on this device."""
-    model, assignment = config.model, config.assignment()
+def memory(model: Model, device: Device, rank: int, stage: int = 0) -> Memory:
+    """Memory of one device of a node: that of a shard of a stage."""
+    config, assignment, stages = model.column, model.step.assignment, len(model.stage_layers)
+    layers, shape = model.stage_layers[stage], config.model
     width = 2 if device.half_width else FLOAT32
-    tokens = config.train.batch * spec.tokens
+    passes = config.train.micro_batches
+    flight = in_flight(config.train.pipeline, stage, stages, passes) if stages > 1 else passes
+    tokens = flight * pass_contexts(config) * model.spec.tokens
     own = tokens * len(assignment.chunks(rank))
+    at_once = own if stages == 1 else own // flight  # without stages, passes take turns layer by layer
     who = reading(assignment)
     read = int((who.remote | who.local)[:, rank].sum())
-    heads = model.heads * model.head_size
+    heads = shape.heads * shape.head_size
     # By layer and token: two float32 residuals; the two norms' outputs as each of five products keeps them (in half
     # width), or before and after their weights (in float32); queries and the output of attention, keys and values by
     # their own heads; four of the feed-forward.
-    norms = (5 if device.half_width else 4) * model.d_model * width
-    attention, lse = 2 * (heads + model.d_kv) * width, model.heads * FLOAT32
-    layer = 2 * model.d_model * FLOAT32 + norms + attention + lse + 4 * model.ffn_dim * width
-    decoded = read * tokens * 2 * model.d_kv * width
-    activations, remote = model.layers * own * layer, (model.layers - config.local_layers) * decoded
+    norms = (5 if device.half_width else 4) * shape.d_model * width
+    attention, lse = 2 * (heads + shape.d_kv) * width, shape.heads * FLOAT32
+    layer = 2 * shape.d_model * FLOAT32 + norms + attention + lse + 4 * shape.ffn_dim * width
+    decoded = read * tokens * 2 * shape.d_kv * width
+    far = [index for index in layers if index >= config.local_layers]
+    activations, remote = len(layers) * own * layer, len(far) * decoded
     if config.run.recompute:  # all layers keep their input and the output of attention, and one at a time all else
-        activations = model.layers * own * (model.d_model * FLOAT32 + heads * width + lse) + own * layer
-        remote = min(remote, decoded)
-    count = parameters(config)
-    vocabulary = vocabulary_size(config)
-    passes = config.train.micro_batches
-    logit = vocabulary * (3 * FLOAT32 + (2 * width if device.half_width else 0))
-    if own > RUN_TOKENS * passes:  # of one run of tokens; kept are the gradients of hidden states and of the head
-        logits = RUN_TOKENS * logit + (own * width + passes * vocabulary * FLOAT32) * model.d_model
-    else:
-        logits = own * logit
-    layers = range(config.local_layers, model.layers)
-    sizes = [payload.chunk_bytes(index, spec) for index in layers]
-    both_ways = [size + payload.chunk_bytes(index, spec, "grad") for index, size in zip(layers, sizes, strict=True)]
+        activations = len(layers) * own * (shape.d_model * FLOAT32 + heads * width + lse) + at_once * layer
+        remote = min(remote, decoded * at_once // own)
+    held, shards = model.stage_parameters[stage], model.layout.shards
+    sizes = [model.payload.chunk_bytes(index, model.spec) for index in far]
+    both_ways = [
+        size + model.payload.chunk_bytes(index, model.spec, "grad") for index, size in zip(far, sizes, strict=True)
+    ]
     received, sent = int(who.remote[:, rank].sum()), int(who.remote[list(assignment.chunks(rank))].sum())
     return Memory(
-        weights=FLOAT32 * count,
-        gradients=FLOAT32 * count,
-        adam=2 * FLOAT32 * count,
+        weights=FLOAT32 * held.of_shard(shards),
+        gradients=FLOAT32 * held.of_shard(shards),
+        adam=2 * FLOAT32 * held.of_shard(shards),
         activations=activations,
         remote=remote,
-        logits=logits,
-        payloads=passes * (received * sum(sizes) + sent * max(both_ways, default=0)),
+        logits=_logits(config, width, own, flight) if stage == stages - 1 else 0,
+        gathered=FLOAT32 * _gathered(model, stage) if shards > 1 else 0,
+        boundaries=passes * (own // flight) * shape.d_model * FLOAT32 * ((stage > 0) + (stage < stages - 1)),
+        payloads=flight * (received * sum(sizes) + sent * max(both_ways, default=0)),
     )
+
+
+def _logits(config: Config, width: int, own: int, passes: int) -> int:
+    vocabulary = vocabulary_size(config)
+    logit = vocabulary * (3 * FLOAT32 + (2 * width if width < FLOAT32 else 0))
+    if own > RUN_TOKENS * passes:  # of one run of tokens; kept are the gradients of hidden states and of the head
+        return RUN_TOKENS * logit + (own * width + passes * vocabulary * FLOAT32) * config.model.d_model
+    return own * logit
+
+
+def _gathered(model: Model, stage: int) -> int:
+    layer, count = layer_parameters(model.config.model), len(model.stage_layers[stage])
+    return model.stage_parameters[stage].dealt - count * layer + (min(2, count) + 1) * layer
 
 
 def shortfall(config: Config, limit_bytes: float, assignment: Assignment, rank: int) -> str:
@@ -121,9 +145,8 @@ def shortfall(config: Config, limit_bytes: float, assignment: Assignment, rank: 
     owners |= {"assignment": "zigzag" if zigzag else "contiguous", "chunks_per_node": () if zigzag else counts}
     shared = msgspec.structs.replace(config, coordinator=msgspec.structs.replace(config.coordinator, **owners))
     assert shared.assignment() == assignment
-    device = Device("this GPU", 0.0, limit_bytes, True)
-    spec = PassSpec(config.model.chunk_tokens, config.compress.compresses)
-    needed = memory(shared, spec, payload_format(shared), device, rank).device
+    model = Model(shared)
+    needed = memory(model, Device("this GPU", 0.0, limit_bytes, True), rank).device
     if needed <= limit_bytes:
         return ""
     chunks = f"{counts[rank]} of {assignment.n_chunks} chunks"

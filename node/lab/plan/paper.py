@@ -18,7 +18,8 @@ from netem.tables import markdown_table
 from node.config import Config, load_config
 from node.lab.plan.costs import Costs, stated
 from node.lab.plan.lines import lines_of
-from node.lab.plan.predict import Model, needed_bps, predict, unlimited
+from node.lab.plan.model import Model
+from node.lab.plan.predict import needed_bps, predict, unlimited
 from node.lab.plan.text import rate, seconds
 from node.measure.devices import device, devices
 

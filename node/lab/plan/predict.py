@@ -1,13 +1,11 @@
 """The prediction for one config on one network with one kind of device.
 
-`Model` holds all that does not depend on the network, so that many networks can be tried (`Model.step_s`, bisection).
 Utilisation is the duration of the step on a network without limits (same schedule, same imbalance) over its duration on
 this network.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -16,114 +14,21 @@ import numpy as np
 
 from netem.profile import Profile, resolve
 from node.config import Config
-from node.exchange.passes import PassSpec
-from node.lab.plan.averaging import averaging_bytes, averaging_s, form_of
 from node.lab.plan.costs import Costs
-from node.lab.plan.documents import expected
 from node.lab.plan.lines import Lines, lines_of
 from node.lab.plan.memory import Memory, tightest
-from node.lab.plan.simulate import Layer, Outcome, StepWork, simulate
-from node.lab.plan.work import Array, head_work, layer_work, optimizer_work, parameters
+from node.lab.plan.model import Model
+from node.lab.plan.simulate import Outcome
 from node.measure.devices import Device
-from node.subspace.ranks import rank_table
-from node.train.from_config import payload_format
 
 UTILISATIONS = (0.5, 0.9, 0.95)
 LEAST_BPS, MOST_BPS = 1e4, 1e15
 PRECISION = 1.01
 """A bandwidth is searched to this factor."""
-
-
-class Model:
-    """The work of a config's ordinary step: the full context, after the warm start."""
-
-    def __init__(self, config: Config) -> None:
-        self.config = config
-        self.spec = PassSpec(config.model.chunk_tokens, config.compress.compresses)
-        self.payload = payload_format(config)
-        self.tokens = config.model.context * config.train.batch
-        self.parameters = parameters(config)
-        self._grad_share = _grad_share(config, self.spec) if self.payload.budget_bytes else 1.0
-        self.step = StepWork(
-            config.assignment(),
-            self._layers(),
-            *head_work(config, self.spec),
-            optimizer_work(config),
-            config.train.micro_batches,
-            expected(config, config.assignment(), self.spec.tokens).rows_CR,
-            config.coordinator.relays,
-        )
-
-    @property
-    def flops(self) -> float:
-        """FLOPs of a step, all nodes."""
-        works = [self.step.head_forward, self.step.head_backward]
-        works += [stage.total() for layer in self.step.layers for way in layer.work for stage in way]
-        return self.step.passes * float(sum(work.flops.sum() for work in works))
-
-    def payload_bytes(self, layer: int, kind: str = "kv") -> float:
-        """Bytes of one chunk of one layer in one pass, to one reader ("kv"), or of the gradient back ("grad")."""
-        if layer < self.config.local_layers:
-            return 0.0
-        if self.payload.compresses(layer) and self.payload.budget_bytes:  # ranks are chosen in the run
-            share = self._grad_share if kind == "grad" else 1.0
-            return share * self.payload.budget_bytes / len(self.config.compressed)
-        return float(self.payload.chunk_bytes(layer, self.spec, kind))
-
-    def simulate(self, costs: Costs, lines: Lines) -> Outcome:
-        """One step without averaging."""
-        return simulate(self.step, costs, lines)
-
-    def layers_s(self, costs: Costs) -> Array:
-        """[R] compute time of all layers in a step, messages left out: attention, feed-forward and codecs."""
-        seconds_R = np.zeros(self.step.assignment.n_ranks)
-        for layer in self.step.layers:
-            for way in layer.work:
-                seconds_R += sum(costs.seconds(stage.without_messages().total()) for stage in way)
-        return self.step.passes * seconds_R
-
-    def evenness(self, costs: Costs) -> float:
-        """Compute time of the layers on the node that has least of it, as a share of the one that has most."""
-        seconds_R = self.layers_s(costs)
-        return float(seconds_R.min() / seconds_R.max())
-
-    def averaging_s(self, lines: Lines) -> float:
-        """One round."""
-        return averaging_s(self.parameters, lines, form_of(self.config))
-
-    def step_s(self, costs: Costs, lines: Lines) -> float:
-        """A step with its part of a round."""
-        return self.simulate(costs, lines).step_s + self.averaging_s(lines) / self.config.train.sync_every
-
-    def _layers(self) -> list[Layer]:
-        """One object for all layers of a kind, so that the simulation reckons their times once."""
-        kinds: dict[tuple[float, float, bool], Layer] = {}
-        layers = []
-        for index in range(self.config.model.layers):
-            sizes = self.payload_bytes(index), self.payload_bytes(index, "grad")
-            kind = (*sizes, self.payload.compresses(index))
-            if kind not in kinds:
-                theta_bytes = self.payload.theta_bytes(index, self.spec) if sizes[0] else 0
-                work = layer_work(self.config, index, self.spec, *sizes)
-                kinds[kind] = Layer(work, *sizes, float(theta_bytes))
-            layers.append(kinds[kind])
-        return layers
-
-
-def _grad_share(config: Config, spec: PassSpec) -> float:
-    """Bytes of a compressed gradient over those of its payload, where all ranks are as large as a budget allows."""
-    table = rank_table(config.model, config.compress)
-    payload = payload_format(config, table)
-
-    def nbytes(rank: int) -> int:
-        return sum(payload.codec_bytes(key, rank) for key in table.keys)
-
-    least, greatest = payload.rank_bounds
-    table.choose(
-        dict.fromkeys(table.keys, max(least, bisect_right(range(1, greatest + 1), payload.budget_bytes, key=nbytes)))
-    )
-    sizes = {kind: sum(payload.chunk_bytes(layer, spec, kind) for layer in table.layers) for kind in ("kv", "grad")}
-    return sizes["grad"] / sizes["kv"]
+STAGES_PRECISION = 1.04
+"""The same where a step is simulated event by event, which takes long."""
+MOST_MESSAGES = 100_000
+"""In a step with more messages than this, nothing is searched for: one simulation takes several seconds."""
 
 
 class Bandwidth(NamedTuple):
@@ -140,6 +45,19 @@ class Remedy(NamedTuple):
     step_s: float
 
 
+class Across(NamedTuple):
+    """A step where the stages of a pipeline are in different nodes too."""
+
+    parts: int
+    """Groups of nodes, each with its part of the layers."""
+    step_s: float
+    """With its share of an averaging round."""
+    boundary_bytes: float
+    """Activations of one pass from one node to the next."""
+    fits: bool
+    """Whether every device has the memory."""
+
+
 class Prediction(msgspec.Struct, frozen=True, kw_only=True):
     """The figures of a step; times in seconds."""
 
@@ -151,10 +69,14 @@ class Prediction(msgspec.Struct, frozen=True, kw_only=True):
     chunks: int
     owned: tuple[tuple[int, ...], ...]
     """Chunks of each node."""
+    stages: int
+    """Pipeline stages of each node."""
+    shards: int
+    """Devices of each stage."""
     relays: bool
     """Whether readers pass payloads on."""
     passes: int
-    """Passes of a step that are in flight together."""
+    """Passes of a step: in flight together, or one after another through the stages."""
     context: int
     tokens: int
     parameters: int
@@ -166,9 +88,15 @@ class Prediction(msgspec.Struct, frozen=True, kw_only=True):
     free_s: float
     """An ordinary step on a network without limits: compute, and waiting for nodes that compute longer."""
     compute_s: tuple[float, ...]
-    """By node."""
+    """By node, on its busiest device."""
     waited_s: tuple[float, ...]
-    """By node: waiting for messages in the middle of the step."""
+    """By node: waiting for messages of other nodes in the middle of the step; the mean over its stages."""
+    bubbles: float
+    """Share of the step on a network without limits in which the devices of the fullest node wait for each other: the
+    mean over its stages."""
+    boundary_bytes: float
+    """Activations that one stage of the fullest node passes to the next in a step, all shards. The gradient that comes
+    back is as large."""
     evenness: float
     """Compute time of attention, feed-forward and codecs on the node that has least of it, as a share of the node that
     has most."""
@@ -185,12 +113,18 @@ class Prediction(msgspec.Struct, frozen=True, kw_only=True):
     sent_bytes: tuple[tuple[float, ...], ...]
     """By sender and receiver, exchange only."""
     memory: Memory
-    """Of the node that comes nearest to the memory of its device."""
+    """Of the device that is nearest to its memory."""
     memory_node: int
+    memory_stage: int
     memory_limit_bytes: float
     bottleneck: str
     remedies: tuple[Remedy, ...]
+    messages: int
+    """Messages that were simulated one by one."""
     bandwidths: tuple[Bandwidth, ...]
+    """None where there are too many messages."""
+    across: tuple[Across, ...]
+    """Of a node with pipeline stages: the same with stages in different nodes."""
 
     @property
     def tokens_per_s(self) -> float:
@@ -217,14 +151,15 @@ def predict(config: Config, costs: Costs, on: Sequence[Device]) -> Prediction:
     profile = resolve(config.net)
     model = Model(config)
     lines = lines_of(profile, config.coordinator.nodes)
-    outcome, free_s = model.simulate(costs, lines), model.simulate(costs, unlimited(lines)).step_s
+    outcome, free = model.simulate(costs, lines), model.simulate(costs, unlimited(lines))
+    free_s = free.step_s
     busiest, communication_s = _busiest(outcome, lines)
     round_s = model.averaging_s(lines)
     step_s = outcome.step_s + round_s / config.train.sync_every
     remedies = _remedies(model, costs, lines, outcome.step_s, round_s)
-    room = tightest(config, model.spec, model.payload, on)
+    room = tightest(model, on)
     forward_waits, backward_waits = outcome.waits_s.max(2).tolist()
-    assignment = model.step.assignment
+    assignment, large = model.step.assignment, model.messages > MOST_MESSAGES
     return Prediction(
         network=str(profile),
         scope=profile.scope,
@@ -232,6 +167,8 @@ def predict(config: Config, costs: Costs, on: Sequence[Device]) -> Prediction:
         nodes=config.coordinator.nodes,
         chunks=config.model.chunks,
         owned=tuple(assignment.chunks(rank) for rank in range(assignment.n_ranks)),
+        stages=model.layout.stages,
+        shards=model.layout.shards,
         relays=model.step.relays,
         passes=model.step.passes,
         context=config.model.context,
@@ -242,22 +179,47 @@ def predict(config: Config, costs: Costs, on: Sequence[Device]) -> Prediction:
         exchange_step_s=outcome.step_s,
         free_s=free_s,
         compute_s=tuple(outcome.busy_s.tolist()),
-        waited_s=tuple(outcome.waited_s.tolist()),
+        waited_s=tuple((outcome.waited_s / model.layout.stages).tolist()),
+        bubbles=bubbles(free),
+        boundary_bytes=model.step.passes * float(model.stages.boundary_bytes.max()) if model.layout.stages > 1 else 0,
         evenness=model.evenness(costs),
         forward_waits_s=tuple(forward_waits),
         backward_waits_s=tuple(backward_waits),
         communication_s=communication_s,
         averaging_s=round_s,
         sync_every=config.train.sync_every,
-        averaging_bytes=averaging_bytes(model.parameters, config.coordinator.nodes, form_of(config)),
+        averaging_bytes=model.averaging_bytes(),
         sent_bytes=tuple(tuple(row) for row in outcome.sent_bytes.tolist()),
         memory=room.needed,
         memory_node=room.rank,
+        memory_stage=room.stage,
         memory_limit_bytes=room.limit_bytes,
         bottleneck=_bottleneck(remedies, busiest, step_s, config),
         remedies=remedies,
-        bandwidths=_bandwidths(model, costs, _at_least_one_rate(lines, profile), free_s),
+        messages=model.messages,
+        bandwidths=() if large else _bandwidths(model, costs, _at_least_one_rate(lines, profile), free_s, outcome),
+        across=() if large or model.layout.stages == 1 else _across(config, costs.alike(), lines, on),
     )
+
+
+def _across(config: Config, costs: Costs, lines: Lines, on: Sequence[Device]) -> tuple[Across, ...]:
+    """The layers dealt to two groups of nodes or more, as far as numbers divide."""
+    nodes, stages = config.coordinator.nodes, config.coordinator.stages
+    found = []
+    for parts in range(2, nodes + 1):
+        if nodes % parts == 0 and parts * stages <= config.model.layers:
+            model = Model(config, parts)
+            boundary_bytes = float(model.stages.boundary_bytes.max())
+            found.append(Across(parts, model.step_s(costs, lines), boundary_bytes, tightest(model, on).fits))
+    return tuple(found)
+
+
+def bubbles(free: Outcome) -> float:
+    """The share of a step in which the devices of the fullest node wait for each other; `free` is a step on a network
+    without limits. A node without stages has none."""
+    if len(free.devices_busy_s) == 1:
+        return 0.0
+    return 1.0 - float(free.devices_busy_s.mean(0).max()) / free.step_s
 
 
 def unlimited(lines: Lines) -> Lines:
@@ -278,18 +240,20 @@ def needed_bps(model: Model, costs: Costs, lines: Lines, step_s: float, least_bp
     low, high = least_bps, 8 * least_bps
     while not reaches(high):
         low, high = high, 8 * high
-    while high / low > PRECISION:
+    while high / low > (PRECISION if len(model.stage_layers) == 1 else STAGES_PRECISION):
         middle = float(np.sqrt(low * high))
         low, high = (low, middle) if reaches(middle) else (middle, high)
     return high
 
 
-def _bandwidths(model: Model, costs: Costs, lines: Lines, free_s: float) -> tuple[Bandwidth, ...]:
-    """The rates for `UTILISATIONS`, which rise with them. One node needs no network."""
+def _bandwidths(model: Model, costs: Costs, lines: Lines, free_s: float, outcome: Outcome) -> tuple[Bandwidth, ...]:
+    """The rates for `UTILISATIONS`, which rise with them. One node needs no network. The search begins where what was
+    sent in `outcome` takes the whole step."""
     found: list[Bandwidth] = []
     if model.step.assignment.n_ranks == 1:
         return ()
-    least_bps = LEAST_BPS
+    _, taken_s = _busiest(outcome, lines)
+    least_bps = max(LEAST_BPS, 0.9 * lines.slowest_bps() * taken_s * UTILISATIONS[0] / free_s)
     for utilisation in UTILISATIONS:
         rate_bps = needed_bps(model, costs, lines, free_s / utilisation, least_bps)
         least_bps = rate_bps or least_bps

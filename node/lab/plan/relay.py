@@ -11,7 +11,6 @@ Shapes: R ranks, C chunks; [R, R] is [sender, receiver].
 from __future__ import annotations
 
 import heapq
-from collections import deque
 from collections.abc import Callable
 from functools import partial
 from itertools import count
@@ -21,6 +20,7 @@ import numpy as np
 
 from coordinator.assignment import Assignment
 from node.exchange.routes import Routes, span_of
+from node.lab.plan.sharing import SharedLine
 from node.lab.plan.work import Array
 
 OWN, PASSED_ON = 0, 1
@@ -56,56 +56,30 @@ class Free(NamedTuple):
     down_R: Array
 
 
-class _Server:
-    """Queues that share one rate equally, by virtual time: the bytes that each busy queue has been served."""
+class _Server(SharedLine[Message]):
+    """A NIC or a link, which also knows from when on the next layer's messages are served."""
 
     def __init__(self, rate_bps: float, free_s: float) -> None:
-        self._bytes_per_s = rate_bps / 8
-        self._queues: dict[tuple[int, int], deque[Message]] = {}
-        self._heads: list[tuple[float, float, tuple[int, int]]] = []  # (virtual end, begin, queue) of each busy queue
-        self._virtual = 0.0
-        self._now = free_s
-        self.begin_s = np.inf
-        self.own_end_s = -np.inf
-        self.work_s = 0.0
+        super().__init__(rate_bps, free_s)
+        self._rate_bps = rate_bps
+        self._begin_s, self._work_s, self._own_end_s = np.inf, 0.0, -np.inf
 
-    def add(self, queue: tuple[int, int], message: Message, now: float) -> None:
-        """The message is ready at `now`; times rise from call to call."""
-        self._advance(max(now, self._now))
-        self.begin_s = min(self.begin_s, self._now)
-        self.work_s += message.nbytes / self._bytes_per_s
-        waiting = self._queues.setdefault(queue, deque())
-        waiting.append(message)
-        if len(waiting) == 1:
-            heapq.heappush(self._heads, (self._virtual + message.nbytes, self._now, queue))
+    def put(self, kind: int, message: Message, now: float) -> None:
+        """The message is ready at `now`; its own queue is that of its receiver and kind."""
+        self.add((message.receiver, kind), message, message.nbytes, now)
+        self._begin_s = min(self._begin_s, self.now_s)
+        self._work_s += 8 * message.nbytes / self._rate_bps
 
-    def next_s(self) -> float:
-        """When the next message has left; infinite where none waits."""
-        if not self._heads:
-            return np.inf
-        left_bytes = max(0.0, self._heads[0][0] - self._virtual) * len(self._heads)
-        return self._now + left_bytes / self._bytes_per_s
-
-    def pop(self) -> tuple[Message, float]:
+    def take(self) -> tuple[Message, float]:
         """The message that leaves at `next_s`, and when it began to leave."""
-        self._advance(self.next_s())
-        end, begin_s, queue = heapq.heappop(self._heads)
-        waiting = self._queues[queue]
-        message = waiting.popleft()
-        if waiting:
-            heapq.heappush(self._heads, (end + waiting[0].nbytes, self._now, queue))
-        if queue[1] == OWN:
-            self.own_end_s = self._now
+        message, queue, begin_s = self.pop()
+        if queue[1] == OWN:  # type: ignore[index]
+            self._own_end_s = self.now_s
         return message, begin_s
 
     def free_s(self, before_s: float) -> float:
         """From when on the next layer's messages are served: gaps before pieces that come late are theirs."""
-        return max(before_s, self.own_end_s, self.begin_s + self.work_s if self.work_s else -np.inf)
-
-    def _advance(self, now: float) -> None:
-        if self._heads and np.isfinite(self._bytes_per_s):
-            self._virtual += (now - self._now) * self._bytes_per_s / len(self._heads)
-        self._now = now
+        return max(before_s, self._own_end_s, self._begin_s + self._work_s if self._work_s else -np.inf)
 
 
 class Relayed:
@@ -152,7 +126,7 @@ class Relayed:
         place = rank, None if np.isfinite(self._rates.up_R[rank]) else message.receiver
         if place not in self._servers:
             self._servers[place] = self._server(*place)
-        self._servers[place].add((message.receiver, kind), message, now)
+        self._servers[place].put(kind, message, now)
         self._at(self._servers[place].next_s(), partial(self._leave, place))
 
     def _server(self, rank: int, other: int | None) -> _Server:
@@ -164,7 +138,7 @@ class Relayed:
         server = self._servers[place]
         if server.next_s() > now:
             return  # it shares the line with one that came later, and leaves later
-        message, begin_s = server.pop()
+        message, begin_s = server.take()
         self._at(server.next_s(), partial(self._leave, place))
         link = message.sender, message.receiver
         alone_s, latency_s = 8 * message.nbytes / self._rates.links_RR[link], self._rates.latency_RR[link]

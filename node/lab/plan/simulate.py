@@ -19,7 +19,7 @@ Shapes: R ranks, C chunks, L layers.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -31,7 +31,7 @@ from node.lab.plan.work import Array, LayerWork, Work, reading
 
 
 class Layer(NamedTuple):
-    """The work and the messages of one layer in one pass."""
+    """The work of one layer in one pass on a device, and its messages, those of all shards of a node together."""
 
     work: LayerWork
     payload_bytes: float
@@ -39,6 +39,8 @@ class Layer(NamedTuple):
     grad_bytes: float
     """The gradient that the reader returns."""
     theta_bytes: float = 0.0
+    gathered_bytes: float = 0.0
+    """Weights that a device gets from others of its node, which hold them in shards."""
 
 
 class StepWork(NamedTuple):
@@ -71,6 +73,10 @@ class Outcome(NamedTuple):
     """[2, L, R] time that each node waits for messages, forward and backward, by layer; all passes."""
     sent_bytes: Array
     """[R, R] payload bytes by link."""
+    devices_busy_s: Array
+    """[S, R] compute time of each device, by stage and node; `busy_s` is that of the busiest."""
+    bubbles_s: Array
+    """[S, R] time that each device waits for other stages within the step."""
 
     @property
     def waited_s(self) -> Array:
@@ -79,7 +85,9 @@ class Outcome(NamedTuple):
         return waited_R
 
 
-class _Times(NamedTuple):
+class Times(NamedTuple):
+    """Seconds of a layer's stages one way, as `work.Stages`."""
+
     before: Array
     own: Array
     block: Array
@@ -89,23 +97,48 @@ class _Times(NamedTuple):
 SHARING_ROUNDS, SHARING_PRECISION = 30, 1e-3
 FORWARD, BACKWARD = 0, 1
 
+Attempt = Callable[[Array], tuple[Outcome, list[Array]]]
+
 
 def simulate(step: StepWork, costs: Costs, lines: Lines) -> Outcome:
-    """One step. Where nodes share cores, each is slowed by others that compute at the same time. By how much depends on
-    when they compute, and that on how much they are slowed, so both are found by iteration."""
-    slower_R = np.ones(step.assignment.n_ranks)
-    run = _simulate(step, costs, lines, slower_R)
-    if 0 < costs.cores < len(slower_R):
+    """One step."""
+
+    def attempt(slower_R: Array) -> tuple[Outcome, list[Array]]:
+        run = _simulate(step, costs, lines, slower_R)
+        waited_1R = np.zeros((1, len(run.now)))
+        return (
+            Outcome(
+                step_s=float(run.now.max()),
+                ends_s=run.now,
+                busy_s=run.busy_s,
+                waits_s=run.waits_s,
+                sent_bytes=run.traffic.sent_bytes,
+                devices_busy_s=run.busy_s[None],
+                bubbles_s=waited_1R,
+            ),
+            run.computes() if costs.cores else [],
+        )
+
+    return with_shared_cores(step.assignment.n_ranks, costs, attempt)
+
+
+def with_shared_cores(count: int, costs: Costs, attempt: Attempt) -> Outcome:
+    """The outcome for `count` processes. Where they share cores, each is slowed by others that compute at the same
+    time. By how much depends on when they compute, and that on how much they are slowed, so both are found by
+    iteration. `attempt` simulates processes that take so many times as long, and says when each computes."""
+    slower = np.ones(count)
+    outcome, computes = attempt(slower)
+    if 0 < costs.cores < count:
         for _ in range(SHARING_ROUNDS):
-            wanted_R = crowding(run.computes(), costs.cores)
-            if np.abs(wanted_R - slower_R).max() < SHARING_PRECISION * slower_R.max():
+            wanted = crowding(computes, costs.cores)
+            if np.abs(wanted - slower).max() < SHARING_PRECISION * slower.max():
                 break
-            slower_R = 0.5 * (slower_R + wanted_R)
-            run = _simulate(step, costs, lines, slower_R)
-    return Outcome(float(run.now.max()), run.now, run.busy_s, run.waits_s, run.traffic.sent_bytes)
+            slower = 0.5 * (slower + wanted)
+            outcome, computes = attempt(slower)
+    return outcome
 
 
-def crowding(computes: Sequence[Array], cores: int) -> Array:
+def crowding(computes: Sequence[Array], cores: float) -> Array:
     """By what factor each node is slowed, [R]. A node computes from [:, 0] to [:, 1] of its spans; nodes that compute
     at the same time share the cores evenly."""
     times = np.unique(np.concatenate([spans.ravel() for spans in computes]))
@@ -161,7 +194,7 @@ class _Run:
         for rank in range(assignment.n_ranks):
             self._owned[np.array(assignment.chunks(rank)), rank] = True
         self._layers = step.layers
-        self._times = _all_times(step.layers, costs, slower_R)
+        self._times = all_times(step.layers, costs, slower_R)
         self._arrivals: dict[int, Array] = {}  # of each pass: when payloads arrive, or gradients in the backward
         self._orders: dict[tuple[int, int], Indices] = {}
         self._begins: list[Array] = []
@@ -247,11 +280,18 @@ class _Run:
         self._ends.append(end_R)
 
 
-def _all_times(layers: Sequence[Layer], costs: Costs, slower_R: Array) -> list[tuple[_Times, _Times]]:
-    """(forward, backward) of every layer."""
-    kinds: dict[int, tuple[_Times, _Times]] = {}
+def all_times(layers: Sequence[Layer], costs: Costs, slower_R: Array) -> list[tuple[Times, Times]]:
+    """(forward, backward) of every layer. What a layer gathers from the other devices of its node comes while the one
+    before it computes, which takes about as long; only what is longer than that holds it up."""
+    kinds: dict[int, tuple[Times, Times]] = {}
     for layer in layers:
         if id(layer) not in kinds:
-            forward, backward = (_Times(*(costs.seconds(work) * slower_R for work in way)) for way in layer.work)
-            kinds[id(layer)] = forward, backward
+            forward, backward = (Times(*(costs.seconds(work) * slower_R for work in way)) for way in layer.work)
+            inside_s = costs.inside_s(layer.gathered_bytes)
+            kinds[id(layer)] = _held_up(forward, inside_s), _held_up(backward, 2 * inside_s)  # and gradients scattered
     return [kinds[id(layer)] for layer in layers]
+
+
+def _held_up(times: Times, inside_s: float) -> Times:
+    computes_R = times.before + times.own + times.block.sum(0) + times.after
+    return times._replace(before=times.before + np.maximum(0.0, inside_s - computes_R)) if inside_s else times

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 
 from netem.tables import markdown_table
 from netem.units import format_rate, format_size
+from node.config import Config
 from node.lab.plan.assignments import Choice
 from node.lab.plan.compare import Curve
 from node.lab.plan.costs import Costs
 from node.lab.plan.memory import Room
-from node.lab.plan.predict import Prediction
+from node.lab.plan.predict import MOST_MESSAGES, Prediction
 
 MOST_NODES = 16
 """Most nodes in the table; of more nodes it has the first, the last, and some between."""
@@ -43,6 +44,7 @@ def describe(plan: Prediction) -> str:
         f"model:       {plan.parameters / 1e6:,.4g} M parameters, {plan.context:,} tokens of context in {plan.chunks} "
         f"chunks on {plan.nodes} {'node' if plan.nodes == 1 else 'nodes'}; {plan.flops:.3g} FLOPs a step",
         f"network:     {plan.network}",
+        *([_site(plan)] if plan.stages * plan.shards > 1 else []),
         f"step:        {seconds(plan.step_s)}, {plan.tokens_per_s:,.0f} tokens/s; "
         f"{plan.utilisation:.1%} of the speed of these devices on a network without limits",
         f"compute:     {seconds(fullest)} on the fullest node, {seconds(emptiest)} on the emptiest (evenness of the "
@@ -51,22 +53,26 @@ def describe(plan: Prediction) -> str:
         f"{seconds(plan.exchange_step_s)}",
         f"waits:       at most {seconds(max(plan.forward_waits_s))} in the forward of a layer and "
         f"{seconds(max(plan.backward_waits_s))} in its backward, on the node that waits longest"
-        + (f"; {plan.passes} passes take turns" if plan.passes > 1 else ""),
+        + (f"; {plan.passes} passes take turns" if plan.passes > 1 and plan.stages == 1 else ""),
         f"averaging:   {seconds(plan.averaging_s)} a round, {size(plan.averaging_bytes)} sent by each node; "
         f"one round in {plan.sync_every} steps adds {seconds(plan.averaging_s / plan.sync_every)} a step",
+        *_across(plan),
         f"exposed:     {seconds(plan.exposed_s)} a step of communication not hidden by compute, averaging included",
         f"bottleneck:  {plan.bottleneck}",
         *(
             f"    {remedy.what + ':':24} {seconds(remedy.step_s)} a step ({remedy.step_s / plan.step_s - 1:+.1%})"
             for remedy in plan.remedies
         ),
-        f"memory:      {size(memory.device)} on the fullest device (node-{plan.memory_node}) of "
+        f"memory:      {size(memory.device)} on the fullest device ({_device(plan)}) of "
         f"{size(plan.memory_limit_bytes)}: weights, "
         f"gradients and Adam {size(memory.weights + memory.gradients + memory.adam)}, activations "
-        f"{size(memory.activations)}, others' keys and values {size(memory.remote)}, logits {size(memory.logits)}; "
-        f"payloads {size(memory.payloads)} in host memory",
+        f"{size(memory.activations)}, others' keys and values {size(memory.remote)}, logits {size(memory.logits)}"
+        + (f", gathered weights {size(memory.gathered)}" if memory.gathered else "")
+        + (f", buffers between stages {size(memory.boundaries)}" if memory.boundaries else "")
+        + f"; payloads {size(memory.payloads)} in host memory",
         *([] if plan.fits else [_too_large(plan)]),
         *([f"bandwidth:   for {_needs(plan)} ({_of_what(plan)})"] if plan.bandwidths else []),
+        *([_not_searched(plan)] if plan.messages > MOST_MESSAGES else []),
         "",
         _table(plan),
     ]
@@ -98,20 +104,21 @@ def terms(costs: Costs) -> str:
     )
 
 
-def assumptions(costs: Costs, device: str, source: str, dilation: float) -> list[str]:
+def assumptions(config: Config, costs: Costs, device: str, source: str, dilation: float) -> list[str]:
     """The assumptions behind the figures."""
     if costs.speeds:
         source = f"{source}; relative speeds {', '.join(f'{speed:.3g}' for speed in costs.speeds)}"
     shared = f"; all nodes share {costs.cores} cores" if costs.cores else ""
     if costs.element_s or costs.call_s:
         compute = [
-            f"compute: {costs.flops_per_s / 1e9:.4g} GFLOP/s a node ({source}); only the memory of {device} is used",
+            f"compute: {costs.flops_per_s / 1e9:.4g} GFLOP/s a {_unit(config)} ({source}); only the memory of {device} "
+            "is used",
             f"{terms(costs)}{shared}",
         ]
     else:
         compute = [
-            f"compute: {costs.flops_per_s / 1e12:.4g} TFLOP/s a node ({source}; device {device}); the MFU includes "
-            "the time of all that is not a matrix product"
+            f"compute: {costs.flops_per_s / 1e12:.4g} TFLOP/s a {_unit(config)} ({source}; device {device}); the MFU "
+            "includes the time of all that is not a matrix product"
         ]
     return [
         *compute,
@@ -120,8 +127,20 @@ def assumptions(costs: Costs, device: str, source: str, dilation: float) -> list
             if dilation != 1
             else []
         ),
-        "no activation is recomputed; a node computes one thing at a time, and sends and receives meanwhile; the "
-        "passes of a step take turns, layer by layer",
+        f"{_recomputed(config)}; a device computes one thing at a time, and sends and receives meanwhile; "
+        + (
+            "a pipeline stage computes one pass at a time"
+            if config.coordinator.stages > 1
+            else "the passes of a step take turns, layer by layer"
+        ),
+        *(
+            [
+                f"devices of a node send to each other at {format_rate(costs.inside_bps)}, each way; together they "
+                "share the node's lines (in a run, each process has an emulated line of its own)"
+            ]
+            if config.coordinator.layout.columns > 1 and costs.inside_bps
+            else []
+        ),
         "the step has the full context and comes after the warm start; it includes no evaluation, no checkpoint and no "
         "round trip of the barrier",
         "lines have no headers or acknowledgements (under 1 % of large messages), no jitter, no loss, no window and no "
@@ -129,6 +148,15 @@ def assumptions(costs: Costs, device: str, source: str, dilation: float) -> list
         "averaging is a ring in float32 at the speed of its slowest hop, and does not overlap with steps",
         "memory counts tensors, not the allocator's slack or kernels' workspace",
     ]
+
+
+def _unit(config: Config) -> str:
+    return "node" if config.coordinator.layout.columns == 1 else "device"
+
+
+def _recomputed(config: Config) -> str:
+    again = "the backward of a layer computes its activations again, but not its attention"
+    return again if config.run.recompute else "no activation is recomputed"
 
 
 def curves_table(curves: Sequence[Curve], rates_bps: Sequence[float], every: int = 2) -> str:
@@ -164,9 +192,51 @@ def contexts_table(plans: Sequence[Prediction]) -> str:
 def _too_large(plan: Prediction) -> str:
     needed, limit = size(plan.memory.device), size(plan.memory_limit_bytes)
     return (
-        f"too large:   the fullest device (node-{plan.memory_node}) needs {needed} and has {limit}; "
+        f"too large:   the fullest device ({_device(plan)}) needs {needed} and has {limit}; "
         "take more nodes, another --device, or a smaller model.context or train.batch"
     )
+
+
+def _site(plan: Prediction) -> str:
+    """What a node of several devices is."""
+    parts = [f"site:        each node has {plan.stages * plan.shards} devices, which share its lines"]
+    if plan.stages > 1:
+        parts.append(
+            f"{plan.stages} pipeline stages, which wait for each other {plan.bubbles:.0%} of a step without limits; "
+            f"{size(plan.boundary_bytes)} of activations pass from one to the next in a step"
+        )
+    if plan.shards > 1:
+        parts.append(f"{plan.shards} shards of the weights, each with its part of the contexts")
+    return "; ".join(parts)
+
+
+def _across(plan: Prediction) -> list[str]:
+    """Whether it would pay to have stages in different nodes too."""
+    if not plan.across:
+        return []
+    best = min(plan.across, key=lambda way: (not way.fits, way.step_s))
+    pays = "pay" if best.fits and best.step_s < plan.step_s else "do not pay"
+    lines = [
+        f"across:      stages in different nodes {pays}; in {plan.across[0].parts} groups of nodes, one hands "
+        f"{size(plan.across[0].boundary_bytes)} of activations to the next for each pass, each way"
+    ]
+    for way in plan.across:
+        name = f"{way.parts} groups of {plan.nodes // way.parts}:"
+        too_much = "" if way.fits else "; does not fit its device"
+        lines.append(f"    {name:24} {seconds(way.step_s)} a step ({way.step_s / plan.step_s - 1:+.1%}){too_much}")
+    return lines
+
+
+def _not_searched(plan: Prediction) -> str:
+    return (
+        "not said:    which bandwidth is needed, and whether stages in different nodes would pay: with "
+        f"{plan.messages:,} messages a step, a search would take too long"
+    )
+
+
+def _device(plan: Prediction) -> str:
+    stage = f", stage {plan.memory_stage}" if plan.stages > 1 else ""
+    return f"node-{plan.memory_node}{stage}"
 
 
 def _needs(plan: Prediction) -> str:

@@ -10,7 +10,8 @@ Stages are those of `node.model.exchanged`, cut where messages are sent or await
     after    merge, output projection, feed-forward
 
 The backward mirrors this: after, the blocks (a gradient leaves after each), own, then waiting for the gradients of the
-readers, then before. No activation is computed twice, except the scores inside the fused attention kernel.
+readers, then before. No activation is computed twice, except the scores inside the fused attention kernel; with
+`run.recompute`, a layer's backward begins with its forward once more, without attention (`node.model.recompute`).
 
 The model's FLOPs are counted by `node.measure.flops`, those of compression here. Where attention stays within
 documents, `node.lab.plan.documents` says what is expected to be left of attention and of payloads.
@@ -25,8 +26,9 @@ import numpy.typing as npt
 
 from coordinator.assignment import Assignment
 from netem.config import user_path
-from node.config import Config
+from node.config import Config, ModelConfig
 from node.config.pretrained import llama_file
+from node.config.stages import stage_layers
 from node.data.tokenizers import make_tokenizer
 from node.exchange.passes import PassSpec
 from node.exchange.routes import routes_for
@@ -166,7 +168,19 @@ def layer_work(config: Config, layer: int, spec: PassSpec, payload_bytes: float,
     forward = stages(1.0, 1.0, payload_bytes)
     if config.coordinator.relays and payload_bytes:
         forward = _relayed(forward, assignment, round(payload_bytes))
-    return LayerWork(forward, stages(MATRIX_BACKWARD, ATTENTION_BACKWARD, grad_bytes))
+    backward = stages(MATRIX_BACKWARD, ATTENTION_BACKWARD, grad_bytes)
+    if config.run.recompute:
+        down = 2 * tokens * model.ffn_dim * model.d_model  # whose output no backward needs
+        matrices = chunk.key_value + codec + chunk.query + chunk.after - down
+        again = Work(
+            matrices * own + (codec * attends).sum(0),
+            tokens * (6 * model.d_model + 2 * d_kv + 4 * query_width + 3 * model.ffn_dim) * own,
+            np.ones_like(own),
+            0 * own,
+            0 * own,
+        )
+        backward = backward._replace(after=backward.after + again)
+    return LayerWork(forward, backward)
 
 
 def _relayed(forward: Stages, assignment: Assignment, nbytes: int) -> Stages:
@@ -199,27 +213,70 @@ def head_work(config: Config, spec: PassSpec) -> tuple[Work, Work]:
     return forward + early, late
 
 
-def optimizer_work(config: Config) -> Work:
-    """Clipping and AdamW on every rank: each parameter, its gradient and both moments pass several operations. The
-    gradients of several passes are added before."""
+def optimizer_work(config: Config, held: int) -> Work:
+    """Clipping and AdamW of `held` parameters on every rank: each parameter, its gradient and both moments pass several
+    operations. The gradients of several passes are added before."""
     one = np.ones(config.assignment().n_ranks)
     operations = 10.0 + (config.train.micro_batches - 1)
-    return Work(0 * one, operations * parameters(config) * one, one, 0 * one, 0 * one)
+    return Work(0 * one, operations * held * one, one, 0 * one, 0 * one)
+
+
+class Held(NamedTuple):
+    """Parameters of one pipeline stage."""
+
+    matrices: tuple[tuple[int, int], ...]
+    """(rows, width) of each matrix and vector of the decoder, whose rows the shards of the stage share out."""
+    copied: int
+    """Parameters of learned subspaces, which each shard has whole."""
+
+    @property
+    def dealt(self) -> int:
+        """Parameters of the decoder."""
+        return sum(rows * width for rows, width in self.matrices)
+
+    def of_shard(self, shards: int) -> int:
+        """What the fullest shard has: FSDP2 gives every one as many rows, and the last ones fewer or none."""
+        return sum(-(-rows // shards) * width for rows, width in self.matrices) + self.copied
 
 
 def parameters(config: Config) -> int:
     """Parameters of the decoder and of learned subspaces, without the heads ψ (d_kv numbers each) and without learned
     subspaces whose ranks a run chooses for a budget."""
-    model = config.model
-    query_width = model.heads * model.head_size
-    attention = 2 * model.d_model * (query_width + model.d_kv)
-    layer = attention + 3 * model.d_model * model.ffn_dim + 2 * model.d_model
-    embeddings = vocabulary_size(config) * model.d_model * (1 if model.tied else 2)
-    learned = 0
-    if config.compress.subspace == "learned":
-        ranks = rank_table(config.model, config.compress)
-        learned = sum(2 * ranks[key].groups * ranks[key].width * ranks[key].rank for key in ranks.keys)
-    return model.layers * layer + embeddings + model.d_model + learned
+    return sum(held.dealt + held.copied for held in stage_parameters(config, 1))
+
+
+def stage_parameters(config: Config, stages: int) -> list[Held]:
+    """The same by stage: the embedding is in the first, the last norm and the head in the last."""
+    model, vocabulary = config.model, vocabulary_size(config)
+    found = []
+    for stage, layers in enumerate(stage_layers(model.layers, stages)):
+        matrices = _layer_matrices(model) * len(layers)
+        if stage == 0:
+            matrices += ((vocabulary, model.d_model),)
+        if stage == stages - 1:
+            matrices += ((model.d_model, 1), *(() if model.tied else ((vocabulary, model.d_model),)))
+        found.append(Held(matrices, sum(_learned(config, index) for index in layers)))
+    return found
+
+
+def layer_parameters(model: ModelConfig) -> int:
+    """Parameters of one layer of the decoder."""
+    return Held(_layer_matrices(model), 0).dealt
+
+
+def _layer_matrices(model: ModelConfig) -> tuple[tuple[int, int], ...]:
+    """(rows, width) of Q, K, V and output projection, gate, up and down of the feed-forward, and both norms."""
+    width, queries, inner = model.d_model, model.heads * model.head_size, model.ffn_dim
+    attention = ((queries, width), (model.d_kv, width), (model.d_kv, width), (width, queries))
+    return (*attention, (inner, width), (inner, width), (width, inner), (width, 1), (width, 1))
+
+
+def _learned(config: Config, layer: int) -> int:
+    """Parameters of a layer's learned subspaces."""
+    if config.compress.subspace != "learned" or layer not in config.compressed:
+        return 0
+    shapes = rank_table(config.model, config.compress).of_layer(layer)
+    return sum(2 * shape.groups * shape.width * shape.rank for shape in shapes)
 
 
 def _codec_width(config: Config, layer: int, spec: PassSpec) -> float:

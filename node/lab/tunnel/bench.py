@@ -25,8 +25,9 @@ from netem.errors import IsthmusError, RunAborted
 from node.config import Config
 from node.lab.plan.averaging import form_of
 from node.lab.plan.costs import Costs
-from node.lab.plan.lines import Lines
-from node.lab.plan.predict import Model, unlimited
+from node.lab.plan.lines import Lines, without_limits
+from node.lab.plan.model import Model
+from node.lab.plan.predict import unlimited
 from node.lab.tunnel.bench_node import StepTimes, mode_of
 from node.lab.tunnel.similitude import Body, kinds_of
 
@@ -107,15 +108,8 @@ def crowded(bench: Bench, config: Config, lines: Lines, cores: int) -> Body:
 
 def body_flops(model: Model) -> list[float]:
     """FLOPs of a step by rank."""
-    instant = model.simulate(Costs(flops_per_s=1.0), unlimited_lines(model))
+    instant = model.simulate(Costs(flops_per_s=1.0), without_limits(model.step.assignment.n_ranks))
     return [float(flops) for flops in instant.busy_s]
-
-
-def unlimited_lines(model: Model) -> Lines:
-    """Unlimited lines between the model's ranks."""
-    ranks = model.step.assignment.n_ranks
-    free = np.full(ranks, np.inf)
-    return Lines(np.full((ranks, ranks), np.inf), np.zeros((ranks, ranks)), free, free)
 
 
 def _repeat(ranks: Sequence[Child], mode: str, deadline: float) -> Repeat:

@@ -8,7 +8,7 @@ from netem.network import Profile
 from node.config import Config
 from node.lab.plan.costs import Costs
 from node.lab.plan.lines import Lines, lines_of
-from node.lab.plan.predict import Model
+from node.lab.plan.model import Model
 from node.lab.tunnel.bench import Bench, crowded
 from node.lab.tunnel.network import scaled, target_profile
 from node.lab.tunnel.similitude import Body, Numbers, Scale, body_of, numbers, similar, similar_sync

@@ -11,8 +11,8 @@ from netem.tables import markdown_table
 from netem.units import format_rate
 from node.config import Config, ModelConfig
 from node.lab.measured import Measured
+from node.lab.plan.model import Model
 from node.lab.plan.paper import CENTRALIZED, COMPRESSED, UNCOMPRESSED
-from node.lab.plan.predict import Model
 from node.lab.plan.text import seconds
 from node.lab.tunnel.bench import Bench, body_flops
 from node.lab.tunnel.check import TOLERANCE, Verdict
@@ -123,6 +123,11 @@ def not_kept(facts: Facts, parts: Sequence[Part]) -> list[str]:
         f"nodes share this host's cores: the fullest takes {dense.bench.crowding:.2f} times as long when all compute "
         "as alone, and its speed between waits is known only from a run; so each mode has a network of its own",
     ]
+    if (devices := facts.target.coordinator.layout.columns) > 1:
+        found.append(
+            f"devices of a node: {devices} in the target, one here, which stands for all that send at the same time; "
+            "what the stages wait for each other is in the target's step, and not in its layers"
+        )
     for part in parts:
         made, wanted = part.design.numbers.compared(), part.goal.numbers.compared()
         off = {name: made[name] / wanted[name] - 1 for name in made if wanted[name] > 0}

@@ -24,8 +24,8 @@ import numpy as np
 from coordinator.assignment import Assignment
 from node.lab.plan.averaging import averaging_s, form_of
 from node.lab.plan.costs import Costs
-from node.lab.plan.lines import Lines
-from node.lab.plan.predict import Model
+from node.lab.plan.lines import Lines, without_limits
+from node.lab.plan.model import Model
 from node.lab.plan.work import Array, Stages
 from node.train.ring_formats import FLOAT32, RingFormat
 
@@ -105,16 +105,17 @@ class Scale(NamedTuple):
 
 
 def body_of(model: Model, costs: Costs) -> Body:
-    """The target's body, from its work."""
-    ways = [[_seconds(costs, stages) for stages in layer.work] for layer in model.step.layers]
+    """The target's body, from its work. A node with pipeline stages computes as many layers at the same time, and its
+    lines carry the payloads of as many: it is taken for one device which is that much faster."""
+    stages = len(model.stage_layers)
+    ways = [[_seconds(costs, parts) / stages for parts in layer.work] for layer in model.step.layers]
     pass_R = np.sum([forward + backward for forward, backward in ways], axis=0)
     pass_R = pass_R + costs.seconds(model.step.head_forward) + costs.seconds(model.step.head_backward)
     step_R = model.step.passes * pass_R + costs.seconds(model.step.optimizer) + costs.step_s
     rank = int(step_R.argmax())
+    step_s = float(step_R[rank]) if stages == 1 else model.simulate(costs, without_limits(model.layout.sites)).step_s
     times = [(float(forward[rank]), float(backward[rank])) for forward, backward in ways]
-    return Body(
-        model.step.assignment, kinds_of(model, times), float(step_R[rank]), model.parameters, form_of(model.config)
-    )
+    return Body(model.step.assignment, kinds_of(model, times), step_s, model.parameters, form_of(model.config))
 
 
 def kinds_of(model: Model, times_s: list[tuple[float, float]]) -> dict[str, Kind]:

@@ -20,7 +20,6 @@ from node.config import Config, ModelConfig, load_config, to_tree
 from node.lab.measured import COLD_STEPS, LEAST_STEPS
 from node.train.from_config import payload_format
 
-CONFIGS = Path("configs")
 WIDTH, HEAD_SIZE = 128, 64
 """The built-in shape: wide enough that ranks of 2 % and 5 % are more than rounding."""
 
@@ -50,15 +49,9 @@ def modes_named(names: Sequence[str]) -> list[Mode]:
 
 
 def load_target(name: str, overrides: Sequence[str], preset: str = "") -> Config:
-    """The config at a path, or of this name in configs/. Raises `ConfigError` where the tunnel cannot take it."""
-    path = Path(name)
-    if path.suffix != ".toml":
-        path = CONFIGS / f"{name}.toml"
-        if not path.is_file():
-            known = ", ".join(sorted(found.stem for found in CONFIGS.glob("*.toml"))) or "none here"
-            raise ConfigError(f"--target {name}: no such config; there are {known}, or give the path of a TOML file")
+    """The config that a command line calls `name`. Raises `ConfigError` where the tunnel cannot take it."""
     # A target listens nowhere, so it needs no token.
-    config = load_config(path, ["--coordinator.address=tcp://127.0.0.1:0", *overrides], preset)
+    config = load_config(Path(name), ["--coordinator.address=tcp://127.0.0.1:0", *overrides], preset)
     if config.coordinator.nodes < 2:
         raise ConfigError(f"--nodes {config.coordinator.nodes}: expected 2 or more; one node sends nothing")
     if config.compress.budget_bytes_per_token:
@@ -97,7 +90,7 @@ def small_config(target: Config, shape: Config | None, steps: int, folder: Path)
         "compress": compress | {"mode": "subspace"},
         "train": {
             "steps": steps,
-            "batch": target.train.batch,
+            "batch": target.train.batch // target.coordinator.shards,  # of one shard
             "micro_batches": target.train.micro_batches,
             "lr_warmup_steps": steps,
             "sync_format": target.train.sync_format,

@@ -24,6 +24,28 @@ from node.config import Config, load_config
 from node.config.presets import load_preset, preset_names
 
 
+@pytest.mark.parametrize(
+    "command", ["run", "coordinator", "node", "launch", "chaos", "data prepare", "plan", "tunnel --target"]
+)
+def test_every_command_takes_a_config_by_its_name(
+    command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The name of one in configs/, unless there is a file called that; a path is a path."""
+    monkeypatch.chdir(ROOT)
+
+    def name_of(config: str) -> str:
+        assert main([*command.split(), config, "--print-config"]) == 0
+        return str(tomllib.loads(capsys.readouterr().out)["run"]["name"])
+
+    assert name_of("tiny") == name_of("configs/tiny.toml") == "tiny"
+    expected = "huge: no such config; configs/ has demo, figure, paper-3b, paper-800m, tiny; give one of them, or the"
+    assert expected in mistake([*command.split(), "huge", "--print-config"], capsys)
+    assert "configs/huge: no such file" in mistake([*command.split(), "configs/huge", "--print-config"], capsys)
+    (tmp_path / "tiny").write_text("run.name = 'own'\ncoordinator.nodes = 2\nnet.rate = '1 Mbit/s'\n")
+    monkeypatch.chdir(tmp_path)
+    assert name_of("tiny") == "own"
+
+
 @pytest.mark.parametrize("command", ["run", "coordinator", "node"])
 @pytest.mark.parametrize(
     ("arguments", "expected"),
@@ -49,6 +71,10 @@ from node.config.presets import load_preset, preset_names
         ([TINY, "--run.device", "tpu"], "run.device = 'tpu': expected cpu, cuda or cuda:N"),
         ([TINY, "--coordinator.address", "tcp://0.0.0.0:7070"], "name one interface"),
         ([TINY, "--coordinator.address", "tcp://eth0:7070"], "give a secret token"),
+        (
+            [TINY, "--coordinator.stages", "2", "--model.tied=false", "--train.pipeline=gpipe"],
+            "coordinator.stages = 2: expected 1; isthmus plan and isthmus tunnel know pipelines, and no run has them",
+        ),
     ],
     ids=lambda value: " ".join(Path(word).name for word in value) if isinstance(value, list) else "",
 )

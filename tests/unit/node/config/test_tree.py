@@ -31,6 +31,8 @@ def test_the_paper_models_are_those_of_the_paper() -> None:
         assert (model.layers, model.d_model, model.heads, model.context) == (layers, 2048, 8, 131072)
         assert (compress.k_share, compress.v_share, compress.warmup_steps) == (0.98, 0.95, 500)
         assert (compress.mode, compress.dense_last_layers, config.train.sync_every) == ("subspace", 1, 200)
+    layout = config.coordinator.layout
+    assert (layout.sites, layout.stages, layout.processes) == (8, 4, 32)
 
 
 SUBSPACE = {
@@ -41,6 +43,8 @@ SUBSPACE = {
     "dense_last_layers": 1,
 }
 """Stated where a test depends on them, so that the defaults may change."""
+
+TWO = {"batch": 2, "micro_batches": 2}
 
 MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"run": {"device": "gpu"}}, "run.device = 'gpu': expected cpu, cuda or cuda:N"),
@@ -137,6 +141,19 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     (
         {"coordinator": {"nodes": 2, "chunks_per_node": [3, 2]}},
         "coordinator.chunks_per_node = [3, 2]: expected 2 counts of at least 1 that sum to the 4 chunks",
+    ),
+    ({"train": {"pipeline": "zb"}}, "train.pipeline = \"zb\": expected one of '1f1b', 'gpipe'"),
+    (
+        {"coordinator": {"stages": 5}, "model": {"tied": False}},
+        "coordinator.stages = 5: expected at most model.layers = 4",
+    ),
+    (
+        {"coordinator": {"stages": 2}, "train": TWO},
+        "coordinator.stages = 2: expected 1, or model.tied = false, since the embedding",
+    ),
+    (
+        {"coordinator": {"stages": 3}, "train": TWO, "model": {"tied": False}},
+        "train.micro_batches = 2: expected at least coordinator.stages = 3, so that every stage has a pass to compute;",
     ),
     ({"data": {"corpus": "novel"}}, "data.corpus = 'novel': expected novels"),
     ({"trian": {"steps": 5}}, "trian: unknown key; did you mean train?"),
@@ -275,7 +292,7 @@ def other_value(key: str, current: Any) -> Any:
     choices |= {"compress.rotation": "random", "compress.generator_norm": "spectral"}
     choices |= {"compress.format": "int8", "compress.dense_format": "int4", "compress.grad_format": "int8"}
     choices |= {"compress.theta": "first", "compress.own": "projected", "train.nonfinite": "skip"}
-    choices |= {"train.sync_format": "fp8", "coordinator.encryption": "always"}
+    choices |= {"train.sync_format": "fp8", "coordinator.encryption": "always", "train.pipeline": "gpipe"}
     if key in choices:
         return choices[key]
     if isinstance(current, bool):
@@ -290,7 +307,7 @@ def keys() -> list[str]:
     every = [key.path for key in describe(Config)]
     not_alone = (
         *("coordinator.chunks_per_node", "compress.subspace", "compress.centred", "compress.whitened"),
-        "data.document_tokens",
+        *("data.document_tokens", "coordinator.stages"),
     )
     return [key for key in every if key not in not_alone and (key[:4] != "net." or key == "net.profile")]
 

@@ -77,6 +77,35 @@ def test_a_trainer_waits_for_room_to_send_and_the_wait_is_exposed() -> None:
     assert spans.end().accounts_s["averaging"] == 0.0, "as on a thread of its own: it is not the trainer's to wait"
 
 
+class Keeps:
+    """An endpoint that keeps what it is given to send."""
+
+    def __init__(self) -> None:
+        self.given: list[tuple[str, list[memoryview]]] = []
+
+    def send(
+        self, peer: str, tag: bytes, buffers: Sequence[memoryview] = (), *, flow: int = 0, timeout_s: float = 0.0
+    ) -> None:
+        self.given.append((peer, list(buffers)))
+
+    def pass_on(self, peer: str, tag: bytes, buffer: memoryview, generation: int, *, flow: int = 0) -> None:
+        raise AssertionError("nothing is passed on here")
+
+
+def test_a_payload_is_brought_into_host_memory_once_for_all_its_readers() -> None:
+    """Here it has to be copied because its rows lie apart; from a GPU, always."""
+    sender = Keeps()
+    wire = Wire(sender, Inbox(FORMAT, RING_CAP_BYTES), Members(1, WORLD, ME, ("ann~1", "bob~2", "cyd~3")), FORMAT, 1.0)
+    parts = tuple(torch.rand(*spec.shape, 2).to(spec.dtype)[..., 0] for spec in FORMAT.tensors(0, SPEC))
+    assert any(not part.is_contiguous() for part in parts)
+    wire.publish((0, 2), 0, 1, KEY, parts)
+    (one, first), (other, second) = sender.given
+    assert (one, other) == ("ann~1", "cyd~3")
+    assert [torch.frombuffer(view, dtype=torch.uint8).data_ptr() for view in first] == [
+        torch.frombuffer(view, dtype=torch.uint8).data_ptr() for view in second
+    ]
+
+
 def test_a_wait_for_room_has_a_deadline_and_ends_with_the_run() -> None:
     inbox, sender = Inbox(FORMAT, RING_CAP_BYTES), Full(1 << 30)
     world = Members(1, WORLD, ME, ("ann~1", "bob~2", "cyd~3"))

@@ -31,7 +31,7 @@ from node.lab.experiment.stage import (
     with_payloads,
 )
 from node.lab.measured import read_measured
-from node.lab.plan.predict import Model
+from node.lab.plan.model import Model
 from node.lab.tunnel.bench import Bench
 from node.lab.tunnel.bench_node import mode_of
 from node.lab.tunnel.similitude import body_of

@@ -23,7 +23,7 @@ from node.config import Config, load_config, to_tree
 from node.lab.plan.assignments import balanced_runs, choose, settle, share_out
 from node.lab.plan.costs import Costs
 from node.lab.plan.lines import lines_of
-from node.lab.plan.predict import Model
+from node.lab.plan.model import Model
 from node.lab.plan.text import choice_lines
 from node.measure.devices import Device, device, devices
 

@@ -11,10 +11,10 @@ from helpers.small import schedule_of
 from netem.profile import resolve
 from node.config import Config, load_config
 from node.lab.measured import COLD_STEPS, LEAST_STEPS
-from node.lab.plan import paper, trials
+from node.lab.plan import layouts, paper, trials
 from node.lab.plan.costs import stated
-from node.lab.plan.lines import lines_of
-from node.lab.plan.predict import Model
+from node.lab.plan.lines import lines_of, without_limits
+from node.lab.plan.model import Model
 from node.measure.devices import device
 from node.train.from_config import payload_format
 from node.train.schedule import WEIGHTS
@@ -91,3 +91,39 @@ def test_the_uncompressed_run_takes_at_least_its_bytes() -> None:
         assert times * transfers_s < line.step_s < line.apart_s
         assert line.needs_bps is not None
         assert line.needs_bps > 3e8
+
+
+LAYOUTS = (ROOT / layouts.DOCUMENT).read_text(encoding="utf-8")
+ROWS = {tuple(cell.strip() for cell in line.strip("|").split("|")) for line in LAYOUTS.splitlines() if line[:1] == "|"}
+
+
+@pytest.mark.parametrize("stages", [4, 8])
+def test_the_page_of_layouts_is_current(stages: int) -> None:
+    """`python -m node.lab.plan.layouts` writes it; the layouts with the fewest nodes are planned here again."""
+    assert tuple(layouts.speed_row(stages)) in ROWS
+    assert tuple(layouts.layout_row(stages)) in ROWS
+
+
+@pytest.mark.parametrize("mode", layouts.MILLION_MODES, ids=lambda mode: f"{mode.name} {mode.scope}")
+def test_its_million_tokens_are_current(mode: layouts.Mode) -> None:
+    single, pipelines = layouts.MILLIONS
+    assert tuple(layouts.million_row(single, mode)) in ROWS
+    sent = layouts.sent_bytes(pipelines.model(mode))
+    assert any(f"{sum(map(sum, sent)):,}" in row and f"{max(map(sum, sent)):,}" in row for row in ROWS)
+
+
+@pytest.mark.parametrize("mode", layouts.MILLION_MODES, ids=lambda mode: f"{mode.name} {mode.scope}")
+def test_its_stages_in_different_nodes_are_current(mode: layouts.Mode) -> None:
+    assert tuple(layouts.across_row(8, mode)) in ROWS
+
+
+def test_its_bytes_are_those_of_the_simulated_network() -> None:
+    """A million tokens on 16 nodes of four stages, to the byte; as fast as can be, since only bytes are asked for."""
+    model = layouts.MILLIONS[1].model(layouts.MODES[1])
+    outcome = model.simulate(stated(device("a100"), 0.4), without_limits(16))
+    assert outcome.sent_bytes.tolist() == layouts.sent_bytes(model)
+
+
+@pytest.mark.slow
+def test_the_whole_page_of_layouts_is_current() -> None:
+    assert layouts.document() == LAYOUTS

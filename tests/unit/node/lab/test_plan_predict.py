@@ -30,7 +30,8 @@ from node.lab.plan.compare import over_bandwidth, with_nodes
 from node.lab.plan.costs import Costs, stated
 from node.lab.plan.lines import in_order, lines_of, shared_service
 from node.lab.plan.memory import shortfall, tightest
-from node.lab.plan.predict import Model, needed_bps, predict, unlimited
+from node.lab.plan.model import Model
+from node.lab.plan.predict import needed_bps, predict, unlimited
 from node.lab.plan.text import describe
 from node.lab.plan.work import VOCABULARY, head_work, layer_work, parameters
 from node.measure.devices import DEVICES, device, devices
@@ -161,7 +162,7 @@ def test_memory_of_the_papers_setting_is_near_what_it_reports() -> None:
     """38.4 GB a GPU there; here whole logits in float32 and unfused norms and products are counted, so it is more."""
     config = load_config(PAPER, [LOCAL])
     model = Model(config)
-    needed = tightest(config, model.spec, model.payload, devices("a100", 8)).needed
+    needed = tightest(model, devices("a100", 8)).needed
     assert needed.weights + needed.gradients + needed.adam == 16 * parameters(config)
     assert 30e9 < needed.device < 60e9
 
@@ -170,9 +171,7 @@ def test_the_fullest_node_reads_the_most() -> None:
     config = nodes_of(small_config(), 4)
     model = Model(config)
     sizes = config.train.batch * config.model.chunk_tokens * 2 * config.model.d_kv * 4
-    assert (
-        tightest(config, model.spec, model.payload, devices("cpu", 4)).needed.remote == 3 * config.model.layers * sizes
-    )
+    assert tightest(model, devices("cpu", 4)).needed.remote == 3 * config.model.layers * sizes
 
 
 def test_memory_holds_all_passes() -> None:
@@ -180,8 +179,7 @@ def test_memory_holds_all_passes() -> None:
     tree = to_tree(nodes_of(small_config("dense"), 4))
     one, two = (convert(Config, tree | {"train": {"batch": 4, "micro_batches": count}}) for count in (1, 2))
     whole, halves = (
-        tightest(config, model.spec, model.payload, devices("cpu", 4)).needed
-        for config, model in ((one, Model(one)), (two, Model(two)))
+        tightest(model, devices("cpu", 4)).needed for config, model in ((one, Model(one)), (two, Model(two)))
     )
     assert halves == whole
 
@@ -189,7 +187,7 @@ def test_memory_holds_all_passes() -> None:
 def test_logits_are_those_of_one_run_where_gradients_are_computed_in_the_forward() -> None:
     tree = to_tree(small_config("dense", model={"context": 8192}))
     model = Model(convert(Config, tree))
-    logits = tightest(model.config, model.spec, model.payload, devices("cpu", 1)).needed.logits
+    logits = tightest(model, devices("cpu", 1)).needed.logits
     vocabulary, width = VOCABULARY["gpt2"], model.config.model.d_model
     assert logits == RUN_TOKENS * vocabulary * 12 + (2 * 8192 + vocabulary) * width * 4
     assert model.step.head_backward.flops.sum() == 0
@@ -211,10 +209,7 @@ def test_with_recompute_a_layer_keeps_its_input_and_its_attention_s_output() -> 
     """The same figures as in test_recompute, which counts what a forward holds; one layer has everything at a time."""
     plain = small_config()
     recomputed = msgspec.structs.replace(plain, run=RunConfig(recompute=True))
-    needed, less = (
-        tightest(config, Model(config).spec, Model(config).payload, devices("cpu", 1)).needed
-        for config in (plain, recomputed)
-    )
+    needed, less = (tightest(Model(config), devices("cpu", 1)).needed for config in (plain, recomputed))
     model, tokens = plain.model, plain.train.batch * plain.model.context
     kept = 4 * tokens * (model.d_model + model.heads * model.head_size + model.heads)
     assert less.activations == model.layers * kept + needed.activations / model.layers

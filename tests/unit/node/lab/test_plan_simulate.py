@@ -20,7 +20,8 @@ from node.exchange.routes import routes_for
 from node.lab.plan.costs import Costs
 from node.lab.plan.documents import assumed, expected
 from node.lab.plan.lines import Lines, lines_of
-from node.lab.plan.predict import Model, unlimited
+from node.lab.plan.model import Model
+from node.lab.plan.predict import unlimited
 from node.lab.plan.simulate import crowding
 
 PAPER = ROOT / "configs" / "paper-800m.toml"

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -194,3 +195,10 @@ def test_weights_that_are_not_finite_have_no_stable_rank(tmp_path: Path) -> None
     shard(tmp_path, "model.safetensors", [0], model__layers__0__self_attn__q_proj__weight=torch.full((4, 4), math.nan))
     with pytest.raises(ConfigError, match=r"q_proj\.weight holds numbers that are not finite"):
         checkpoint_ranks(tmp_path)
+
+
+def test_a_study_has_no_nodes_of_several_processes() -> None:
+    config = tiny_config()
+    owners = msgspec.structs.replace(config.coordinator, shards=2)
+    with pytest.raises(ConfigError, match=r"coordinator\.shards = 2, coordinator\.stages = 1: expected 1, since all"):
+        run_trial(msgspec.structs.replace(config, coordinator=owners))

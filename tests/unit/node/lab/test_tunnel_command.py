@@ -185,7 +185,7 @@ def test_the_fullest_node_speaks_for_the_bench_in_medians() -> None:
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["--target", "paper-9t"], "--target paper-9t: no such config; there are none here, or give the path"),
+        (["--target", "paper-9t"], "paper-9t: no such config; configs/ has none here; give one of them, or the path"),
         (["--target", "none.toml"], "none.toml: no such file"),
         (["--target", TINY, "--nodes", "1"], "--nodes 1: expected 2 or more"),
         (["--target", TINY, "--nodes", "5"], "coordinator.nodes = 5: more nodes than chunks (4)"),

@@ -15,7 +15,7 @@ from netem.profile import NetConfig, builtin_names, resolve
 from node.lab.plan.averaging import averaging_s
 from node.lab.plan.costs import Costs
 from node.lab.plan.lines import Lines, lines_of
-from node.lab.plan.predict import Model
+from node.lab.plan.model import Model
 from node.lab.tunnel.bench_node import mode_of
 from node.lab.tunnel.design import design, first_design, goal
 from node.lab.tunnel.network import profile_toml, scaled, target_profile
@@ -154,3 +154,32 @@ def test_costs_of_the_target_are_those_of_its_flops() -> None:
     busy_s = MODEL.simulate(peak, LINES.scaled(np.inf)).busy_s
     assert body.step_s == pytest.approx(busy_s.max())
     assert sum(kind.layers for kind in body.kinds.values()) == 8
+
+
+TWO_PASSES = ("--train.batch=4", "--train.micro_batches=2")
+
+
+@pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode.name)
+def test_a_node_with_stages_is_taken_for_one_device_that_is_as_much_faster(mode: Mode) -> None:
+    """Its stages compute at the same time, and their payloads share the node's lines; bubbles are in the step."""
+    plain, staged = (goal(target(*TWO_PASSES, *more), mode, A100) for more in ((), ("--coordinator.stages=2",)))
+    for name, kind in plain.body.kinds.items():
+        found = staged.body.kinds[name]
+        assert (found.layers, found.payload_bytes, found.grad_bytes) == (
+            kind.layers,
+            kind.payload_bytes,
+            kind.grad_bytes,
+        )
+        assert (2 * found.forward_s, 2 * found.backward_s) == pytest.approx((kind.forward_s, kind.backward_s))
+    assert plain.body.step_s / 2 < staged.body.step_s < plain.body.step_s
+    assert staged.numbers.latency == pytest.approx(2 * plain.numbers.latency)
+
+
+def test_a_node_with_shards_sends_for_all_of_them() -> None:
+    plain, sharded = (goal(target(*TWO_PASSES, *more), COMPRESSING, A100) for more in ((), ("--coordinator.shards=2",)))
+    for name, kind in plain.body.kinds.items():
+        found = sharded.body.kinds[name]
+        assert found.payload_bytes == pytest.approx(kind.payload_bytes, rel=1e-3)
+        assert 2 * found.forward_s == pytest.approx(kind.forward_s, rel=1e-3)
+    small = small_config(target(*TWO_PASSES, "--coordinator.shards=2"), None, 12, Path("out"))
+    assert (small.train.batch, small.coordinator.layout.columns) == (2, 1)

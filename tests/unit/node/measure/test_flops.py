@@ -8,7 +8,7 @@ import pytest
 from helpers.worlds import WORLDS, full_spec, tiny_config
 
 from node.config import Config
-from node.lab.plan.predict import Model
+from node.lab.plan.model import Model
 from node.lab.plan.work import VOCABULARY
 from node.measure.devices import DEVICES, peak_of
 from node.measure.flops import step_flops
