@@ -33,6 +33,7 @@ def fill(path: Path) -> None:
             pass
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_training_goes_on_and_the_records_follow(tmp_path: Path, cache: Path, small_disk: Path) -> None:
     run = small_disk / "tiny"

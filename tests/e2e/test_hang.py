@@ -14,6 +14,7 @@ from node.lab.chaos.hang import GO_ON, HANG, VARIABLE
 STEP_TIMEOUT_S, HEARTBEAT_TIMEOUT_S = 5.0, 4.0  # QUICK sets the latter
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_trainer_that_hangs_is_found_though_its_heartbeats_go_on(
     tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch

@@ -14,6 +14,7 @@ ASLEEP_S = 12.0
 """Three times the heartbeat timeout that QUICK sets, and longer than a step may take."""
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_all_processes_stop_and_go_on(tmp_path: Path, cache: Path) -> None:
     run = tmp_path / "tiny"

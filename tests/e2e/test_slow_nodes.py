@@ -37,6 +37,7 @@ def slowed(process: psutil.Process) -> Iterator[None]:
         thread.join()
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_a_slow_node_is_named_and_gets_fewer_chunks(tmp_path: Path, cache: Path) -> None:
     run = tmp_path / "tiny"

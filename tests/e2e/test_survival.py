@@ -38,7 +38,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> list[dict[st
 
 
 @pytest.mark.timeout(400)
-@pytest.mark.parametrize("relay", ["never", "always"])
+@pytest.mark.parametrize("relay", ["never", pytest.param("always", marks=pytest.mark.slow)])
 def test_kill_of_one_node_of_three_costs_time_and_nothing_else(
     tmp_path: Path, cache: Path, whole: list[dict[str, Any]], relay: str
 ) -> None:
