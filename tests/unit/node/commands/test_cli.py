@@ -254,7 +254,7 @@ def test_the_resolved_config_is_printed_without_secrets(
     out = capsys.readouterr().out
     assert "s3cret" not in out
     config = convert(Config, tomllib.loads(out))
-    assert (config.train.steps, config.compress.format, config.model.layers) == (77, "bfloat16", 3)
+    assert (config.train.steps, config.compress.format, config.model.layers) == (77, "int8", 3)
     same = ["--train.steps", "77", "--coordinator.address", config.coordinator.address]
     if command[0] == "tunnel":
         same += ["--coordinator.relay", "never"]  # the tunnel scales none, and the preset leaves the choice open
