@@ -218,16 +218,17 @@ def _take_part(
     inbox.follow(session)
     courier = Courier(endpoint, Depot(config.run.folder), inbox.raise_if_over) if config.train.collect else None
     inbox.files = courier
+    connect = partial(endpoint.connect, COORDINATOR, place.join, answers_only=True, key=lead)
     made: _Made | None = None
     try:
-        endpoint.connect(COORDINATOR, place.join, answers_only=True, key=lead)
-        task = opening.take(session)
+        task = opening.take(session, connect)
         model = shard(first_model(config, task.vocab_size, payload.ranks), site, device)
         inbox.ring_cap_bytes = _ring_cap_bytes(model)
         builder = _builder(config, task, endpoint, inbox, payload, session, courier, site)
         handover, cap_bytes = Handover(endpoint, inbox), _state_cap_bytes(model)
         arrival = Arrival(handover, network.profile, place.name, cap_bytes, shortfall)
         made = _Made(Trainer(config, task, model, site), builder, arrival)
+        connect()  # and ask to join at once: before that, a refusal would mean nothing to the session
         with site.guarded():
             _train(made, session, place, site, config.coordinator.step_timeout_s)
     except Exception as error:  # also a fault of our own: the others say then what it was

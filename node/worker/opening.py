@@ -42,13 +42,14 @@ class Opening:
             raise self._error
         return there
 
-    def take(self, session: Entering) -> Task:
-        """The corpus. Where it is still being prepared, this node joins now, and the others wait for it.
+    def take(self, session: Entering, connect: Callable[[], None]) -> Task:
+        """The corpus. Where it is still being prepared, this node connects and joins now, and the others wait for it.
 
         Raises as `wait` and `Session.enter` do.
         """
         if not self.wait(0.0):
             log.info("the corpus is still being prepared; joining meanwhile")
+            connect()
             session.enter(lambda: self.wait(POLL_S))
         assert self._task is not None
         return self._task

@@ -31,7 +31,7 @@ def test_a_corpus_that_is_there_is_taken_without_joining_first() -> None:
     opening = Opening(lambda: TASK)  # type: ignore[arg-type, return-value]
     assert opening.wait(10.0)
     session = Session()
-    assert opening.take(session) is TASK
+    assert opening.take(session, lambda: None) is TASK
     assert session.asked == 0
 
 
@@ -46,7 +46,7 @@ def test_a_node_joins_while_its_corpus_is_made(monkeypatch: pytest.MonkeyPatch) 
     opening = Opening(make)  # type: ignore[arg-type]
     assert not opening.wait(0.0)
     session = Session(made.set)
-    assert opening.take(session) is TASK
+    assert opening.take(session, lambda: None) is TASK
     assert session.asked >= 1
 
 
@@ -58,7 +58,7 @@ def test_a_mistake_is_raised_where_the_corpus_is_waited_for() -> None:
     with pytest.raises(ConfigError, match="no such file"):
         opening.wait(10.0)
     with pytest.raises(ConfigError, match="no such file"):
-        opening.take(Session())
+        opening.take(Session(), lambda: None)
 
 
 def test_a_run_that_ends_meanwhile_is_not_waited_out(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,5 +69,5 @@ def test_a_run_that_ends_meanwhile_is_not_waited_out(monkeypatch: pytest.MonkeyP
         raise RunAborted("the run is over")
 
     with pytest.raises(RunAborted, match="the run is over"):
-        Opening(never.wait).take(Session(end))  # type: ignore[arg-type]
+        Opening(never.wait).take(Session(end), lambda: None)  # type: ignore[arg-type]
     never.set()
