@@ -76,7 +76,10 @@ async def serve(port: int) -> None:
         except OSError:  # the node is not there at this time; the caller tries again
             writer.close()
             return
-        await asyncio.gather(_pump(reader, to_node, harm, inward=True), _pump(from_node, writer, harm, inward=False))
+        with suppress(asyncio.CancelledError):  # the door is closed; asyncio would print that
+            await asyncio.gather(
+                _pump(reader, to_node, harm, inward=True), _pump(from_node, writer, harm, inward=False)
+            )
 
     server = await asyncio.start_server(meet, "127.0.0.1", 0)
     print(json.dumps({"port": server.sockets[0].getsockname()[1]}), flush=True)
