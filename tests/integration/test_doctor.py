@@ -96,6 +96,7 @@ def test_three_machines_get_the_same_result_with_profile_and_plan(tmp_path: Path
     convert(ProfileConfig, tomllib.loads(out.read_text()), "profile")
 
 
+@pytest.mark.slow
 def test_a_wrong_token_is_refused_at_once_and_the_right_one_still_gets_in(tmp_path: Path) -> None:
     with doctors(tmp_path) as made:
         words = ("--listen", "tcp://127.0.0.1:0", "--nodes", "2", "--name", "anna")
@@ -113,6 +114,7 @@ def test_a_wrong_token_is_refused_at_once_and_the_right_one_still_gets_in(tmp_pa
         assert made[0].end()[0] in (0, 1)
 
 
+@pytest.mark.slow
 def test_invitations_take_the_place_of_a_token(tmp_path: Path) -> None:
     keys = tmp_path / "keys"
     made_keys = subprocess.run(command("keys", keys, "--name", "ben"), cwd=ROOT, capture_output=True, timeout=WAIT_S)
@@ -129,6 +131,7 @@ def test_invitations_take_the_place_of_a_token(tmp_path: Path) -> None:
             assert "cannot reach" not in text
 
 
+@pytest.mark.slow
 def test_where_nobody_listens_it_says_so_within_its_limit(tmp_path: Path) -> None:
     with doctors(tmp_path) as made:
         made.append(Doctor(tmp_path / "ben", "--join", "tcp://127.0.0.1:9"))
