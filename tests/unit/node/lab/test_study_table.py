@@ -20,7 +20,7 @@ from node.lab.study.version import statements
 from node.train.from_config import payload_format
 
 PRETRAINED = "smollm2"
-BUDGETED = ("far", "frontier", "learned", "ranks", "sync")
+BUDGETED = ("far", "frontier", "last-layer", "learned", "ranks", "sync")
 """Studies whose arms have budgets in bytes that are for a few layers."""
 
 
