@@ -13,7 +13,6 @@ ARGS ?=
 BIN := $(VENV)/bin
 PIP_INSTALL = $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt \
 	$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
-WAITING = $$($(BIN)/python -c "import os; print(1 + (os.cpu_count() or 1))")
 FIGURE_RUN = $(BIN)/isthmus run configs/figure.toml --run.outputs outputs/figure --train.micro_batches 2 $(ARGS)
 
 .DEFAULT_GOAL := help
@@ -34,12 +33,12 @@ figure: $(VENV)/.installed-run  ## make README's figure: a model compressed, unc
 	$(BIN)/isthmus report $(addprefix outputs/figure/,compressed-300mbps uncompressed-300mbps centralized-100gbps) \
 		--out docs/figure.png
 
-# Unit tests run in as many processes as there are cores. Integration and end-to-end tests, which often wait, have one
-# more; those of one file stay together, since some share a run. Those that measure time run alone.
+# Tests run in as many processes as there are cores, but those that measure time run alone. Tests of one file of the
+# integration and end-to-end tests stay together: some share a run.
 test: $(VENV)/.installed-dev  ## run the default test suite
 ifeq ($(ARGS),)
 	$(BIN)/pytest -q -n auto tests/unit
-	$(BIN)/pytest -q -n $(WAITING) --dist loadfile -m "not slow and not alone" tests/integration tests/e2e
+	$(BIN)/pytest -q -n auto --dist loadfile -m "not slow and not alone" tests/integration tests/e2e
 	$(BIN)/pytest -q -m "alone and not slow" tests/integration tests/e2e
 else
 	$(BIN)/pytest $(ARGS)
