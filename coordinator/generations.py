@@ -12,6 +12,7 @@ import msgspec
 
 from coordinator.assignment import Assignment, share_out
 from coordinator.config import CoordinatorConfig
+from coordinator.layout import check_stages
 from coordinator.membership import Membership
 from coordinator.messages import Evicted, Ready, Roster, RosterEntry, Saved, Suspect, Vote, shorten
 from coordinator.pace import Paces
@@ -35,10 +36,7 @@ class Generations:
     def __init__(
         self, config: CoordinatorConfig, plan: RunPlan, membership: Membership, steps: Steps, whole: Assignment
     ) -> None:
-        if config.stages > 1:
-            raise ConfigError(
-                f"coordinator.stages = {config.stages}: expected 1; isthmus plan knows pipelines, no run has them yet"
-            )
+        check_stages(config.layout)
         self.roster: Roster | None = None
         self.paces = Paces(config.slow_factor, config.slow_steps)
         self.members: list[str] = []

@@ -96,6 +96,15 @@ class Layout:
         return f"{self.sites} sites × {self.stages} stages × {self.shards} shards"
 
 
+def check_stages(layout: Layout) -> None:
+    """Raise `ConfigError` for a layout with pipeline stages, which can be planned and not yet trained."""
+    if layout.stages > 1:
+        raise ConfigError(
+            f"coordinator.stages = {layout.stages}: expected 1; isthmus plan and isthmus tunnel know pipelines, and no "
+            "run has them yet"
+        )
+
+
 def _require(name: str, number: int, count: int) -> int:
     if not 0 <= number < count:
         raise IndexError(f"{name} {number} of {count}")

@@ -7,12 +7,12 @@ import signal
 from dataclasses import dataclass
 from pathlib import Path
 
+from coordinator.layout import check_stages
 from netem.errors import ConfigError, RunAborted
 from node.commands.node import interrupt
 from node.commands.run import check_corpus, check_network, prepared
 from node.commands.written import write_text
 from node.config import Config
-from node.config.stages import check_stages
 
 log = logging.getLogger("isthmus.chaos")
 

@@ -15,6 +15,7 @@ from coordinator.assignment import Assignment
 from coordinator.events import Record
 from coordinator.files.collector import Collector
 from coordinator.files.depot import Depot
+from coordinator.layout import check_stages
 from coordinator.messages import Watched
 from coordinator.plan import RunPlan, Worker
 from coordinator.records.folder import (
@@ -42,7 +43,6 @@ from netem.errors import ConfigError, RunAborted
 from netem.profile import resolve_schedule
 from node.commands.dashboard import PageWish, start_page
 from node.config import OPERATOR_VARIABLE, TOKEN_VARIABLE, Config, public_toml, public_tree, save_config
-from node.config.stages import check_stages
 from node.train.resume import check_can_start, log_changes, set_refused_aside, start_step
 from node.train.schedule import StepSchedule
 from node.watch.view import View

@@ -12,11 +12,11 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from coordinator.keyring import invitation
+from coordinator.layout import check_stages
 from coordinator.messages import COORDINATOR, NODE_NAME
 from netem.errors import ConfigError, RunAborted
 from netem.sockets import check_host, parse_address
 from node.config import Config
-from node.config.stages import check_stages
 from node.lab.chaos.hang import listen
 
 if TYPE_CHECKING:

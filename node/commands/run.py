@@ -20,6 +20,7 @@ from typing import Any
 
 import msgspec
 
+from coordinator.layout import check_stages
 from coordinator.messages import COORDINATOR
 from coordinator.records.folder import (
     ADDRESS,
@@ -42,7 +43,6 @@ from node.commands.coordinator import settle_assignment
 from node.commands.dashboard import PageWish, start_page
 from node.commands.node import interrupt
 from node.config import OPERATOR_VARIABLE, TOKEN_VARIABLE, Config, save_config
-from node.config.stages import check_stages
 from node.data import open_data
 from node.data.task import check_room
 from node.train.resume import check_can_start, log_changes

@@ -7,7 +7,17 @@ import time
 from pathlib import Path
 
 import pytest
-from helpers.isthmus_runs import QUICK, await_end, await_fault, await_records, children, faults, records, started
+from helpers.isthmus_runs import (
+    QUICK,
+    assert_each_step_counts_once,
+    await_end,
+    await_fault,
+    await_records,
+    children,
+    faults,
+    records,
+    started,
+)
 
 from node.lab.chaos.hang import GO_ON, HANG, VARIABLE
 
@@ -44,7 +54,4 @@ def test_a_trainer_that_hangs_is_found_though_its_heartbeats_go_on(
         assert "the others go on without this node: node-1" in (run / "logs" / "node-1.log").read_text()
         process.send_signal(signal.SIGINT)
         await_end(process, 30.0)
-    steps = [record["step"] for record in records(run)]
-    assert steps == list(range(1, len(steps) + 1)), "each step counts once"
-    for log in (run / "logs").iterdir():
-        assert "Traceback" not in log.read_text(), log.read_text()
+    assert_each_step_counts_once(run)

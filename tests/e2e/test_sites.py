@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
@@ -11,7 +10,6 @@ import sys
 import time
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
@@ -20,9 +18,11 @@ from helpers import ROOT
 from helpers.isthmus_runs import (
     QUICK,
     await_end,
+    await_fault,
     await_records,
     command,
     environment,
+    faults,
     free_port,
     isthmus,
     records,
@@ -145,10 +145,6 @@ def logits_differ(folder: Path, exported: Path) -> float:
     return float((logits - theirs).abs().max() / logits.abs().max())
 
 
-def faults(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "faults.jsonl").read_text().splitlines()]
-
-
 def process_of(parent: int, rank: int, local_rank: int) -> psutil.Process:
     for child in psutil.Process(parent).children():
         line = child.cmdline()
@@ -240,17 +236,6 @@ def test_a_site_that_is_started_again_gets_its_shards_from_the_others(tmp_path: 
         told = (tmp_path / f"again.{rank}").read_text()
         assert "bytes of state after step" in told
         assert f"from node-0.{rank}" in told
-
-
-def await_fault(folder: Path, kind: str, timeout_s: float) -> dict[str, Any]:
-    """Wait until a fault of this kind has been told."""
-    deadline = time.monotonic() + timeout_s
-    while True:
-        found = [one for one in faults(folder) if one["kind"] == kind] if (folder / "faults.jsonl").exists() else []
-        if found:
-            return found[0]
-        assert time.monotonic() < deadline, f"no node {kind} within {timeout_s} s"
-        time.sleep(0.05)
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from helpers.isthmus_runs import (
     QUICK,
+    assert_each_step_counts_once,
     await_end,
     await_fault,
     await_records,
@@ -100,7 +101,4 @@ def test_who_stops_is_fenced_and_comes_back_and_so_does_who_is_started_again(tmp
             assert set(records(run)[-1]["nodes"]) == {"node-0", "node-1", "node-2"}
             process.send_signal(signal.SIGINT)
             await_end(process, 30.0)
-    steps = [record["step"] for record in records(run)]
-    assert steps == list(range(1, len(steps) + 1)), "each step counts once"
-    for log in (run / "logs").iterdir():
-        assert "Traceback" not in log.read_text(), log.read_text()
+    assert_each_step_counts_once(run)

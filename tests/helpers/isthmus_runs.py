@@ -121,6 +121,14 @@ def await_fault(run: Path, kind: str, timeout_s: float) -> dict[str, Any]:
         time.sleep(0.05)
 
 
+def assert_each_step_counts_once(run: Path) -> None:
+    """No step is missing from a run's records or there twice, and no log has a traceback."""
+    steps = [record["step"] for record in records(run)]
+    assert steps == list(range(1, len(steps) + 1)), "each step counts once"
+    for log in (run / "logs").iterdir():
+        assert "Traceback" not in log.read_text(), log.read_text()
+
+
 def await_end(process: subprocess.Popen[bytes], timeout_s: float) -> int:
     """The exit code of a process that must end by itself in time."""
     return process.wait(timeout_s)
